@@ -1,0 +1,287 @@
+"""Every exception meshnode raises on purpose, as one tree.
+
+MeshnodeError
+├── ConfigError              a setting is missing, unknown or out of range
+├── StoreError               the database cannot be opened, read or written
+├── WireError                bytes from another process or peer break the protocol
+│   ├── FrameTooLarge
+│   ├── UnknownMessage
+│   └── VersionMismatch
+├── PeerError                another node did not do what we asked
+│   ├── PeerUnreachable
+│   ├── PeerRefused
+│   └── PeerMisbehaved
+├── FileError                a model file
+│   ├── ShardCorrupt         bytes that do not match their hash
+│   ├── SourceUnavailable    the place it should come from does not answer
+│   ├── UnsupportedModel     well-formed, but nothing here can run it
+│   └── InvalidModelFile     not well-formed: truncated, wrong magic, wrong shape
+├── EngineError              the machinery below a stage
+│   ├── OutOfMemory
+│   ├── DeviceLost
+│   └── WorkerLost           the worker process ended while it owed us an answer
+├── InferenceError           a generation that could not be completed
+│   ├── NoRoute
+│   ├── SessionLost
+│   ├── Overloaded
+│   └── DeadlineExceeded
+├── RequestError             the caller's input is wrong
+│   ├── UnknownModel
+│   └── ContextOverflow
+├── EconomyError
+├── PoolError
+├── UpdateError
+├── Unavailable              a subsystem is down or draining; try again
+└── Fatal                    ends the process with its exit code
+
+`code` is stable and crosses process and network boundaries; prose does not. The mapping to HTTP
+statuses exists once, in `meshnode.api.failures`.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "ConfigError",
+    "ContextOverflow",
+    "DeadlineExceeded",
+    "DeviceLost",
+    "EconomyError",
+    "EngineError",
+    "Fatal",
+    "FileError",
+    "FrameTooLarge",
+    "InferenceError",
+    "InvalidModelFile",
+    "MeshnodeError",
+    "NoRoute",
+    "OutOfMemory",
+    "Overloaded",
+    "PeerError",
+    "PeerMisbehaved",
+    "PeerRefused",
+    "PeerUnreachable",
+    "PoolError",
+    "RequestError",
+    "SessionLost",
+    "ShardCorrupt",
+    "SourceUnavailable",
+    "StoreError",
+    "Unavailable",
+    "UnknownMessage",
+    "UnknownModel",
+    "UnsupportedModel",
+    "UpdateError",
+    "VersionMismatch",
+    "WireError",
+    "WorkerLost",
+]
+
+
+class MeshnodeError(Exception):
+    """Base of everything meshnode raises on purpose; `str()` says what was wrong and what to do."""
+
+    code: ClassVar[str] = "internal"
+
+
+class ConfigError(MeshnodeError):
+    """A setting is missing, unknown or out of range; the message names it and where it came from."""
+
+    code = "config"
+
+
+class StoreError(MeshnodeError):
+    """The database cannot be opened, read or written."""
+
+    code = "store"
+
+
+class WireError(MeshnodeError):
+    """Bytes from another process or peer break the protocol."""
+
+    code = "wire"
+
+
+class FrameTooLarge(WireError):
+    """A frame announces more bytes than its kind may have; nothing of it was read."""
+
+    code = "frame_too_large"
+
+
+class UnknownMessage(WireError):
+    """A well-framed message of a kind this version does not know."""
+
+    code = "unknown_message"
+
+
+class VersionMismatch(WireError):
+    """The other side speaks no version that we speak."""
+
+    code = "version_mismatch"
+
+
+class PeerError(MeshnodeError):
+    """Another node did not do what we asked."""
+
+    code = "peer"
+
+
+class PeerUnreachable(PeerError):
+    """No connection to the peer exists and none could be made."""
+
+    code = "peer_unreachable"
+
+
+class PeerRefused(PeerError):
+    """The peer answered, and the answer was no."""
+
+    code = "peer_refused"
+
+
+class PeerMisbehaved(PeerError):
+    """The peer sent something no honest peer sends."""
+
+    code = "peer_misbehaved"
+
+
+class FileError(MeshnodeError):
+    """A model file cannot be used."""
+
+    code = "file"
+
+
+class ShardCorrupt(FileError):
+    """The bytes of a shard do not match its hash; the file has been quarantined."""
+
+    code = "shard_corrupt"
+
+
+class SourceUnavailable(FileError):
+    """The place a model should come from does not answer or does not have it."""
+
+    code = "source_unavailable"
+
+
+class UnsupportedModel(FileError):
+    """A well-formed model that nothing here can run; the message names the feature."""
+
+    code = "unsupported_model"
+
+
+class InvalidModelFile(FileError):
+    """A model file that is truncated, has the wrong magic, or contradicts itself."""
+
+    code = "invalid_model_file"
+
+
+class EngineError(MeshnodeError):
+    """The machinery below a stage failed."""
+
+    code = "engine"
+
+
+class OutOfMemory(EngineError):
+    """Weights or KV cache do not fit the memory budget."""
+
+    code = "out_of_memory"
+
+
+class DeviceLost(EngineError):
+    """The accelerator reported an error from which its context does not recover."""
+
+    code = "device_lost"
+
+
+class WorkerLost(EngineError):
+    """The worker process ended while it owed us an answer."""
+
+    code = "worker_lost"
+
+
+class InferenceError(MeshnodeError):
+    """A generation that could not be completed."""
+
+    code = "inference"
+
+
+class NoRoute(InferenceError):
+    """No set of reachable holders covers all blocks of the model."""
+
+    code = "no_route"
+
+
+class SessionLost(InferenceError):
+    """A session's state is gone and could not be rebuilt."""
+
+    code = "session_lost"
+
+
+class Overloaded(InferenceError):
+    """The queue is full; `retry_after` says when to come back."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds
+
+
+class DeadlineExceeded(InferenceError):
+    """The request's deadline passed before it was done."""
+
+    code = "deadline_exceeded"
+
+
+class RequestError(MeshnodeError):
+    """The caller's input is wrong; `param` names the field where one is to blame."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModel(RequestError):
+    """No model of that name is here; the message lists what there is."""
+
+    code = "model_not_found"
+
+
+class ContextOverflow(RequestError):
+    """The prompt alone is longer than the model's context; the message names both numbers."""
+
+    code = "context_length_exceeded"
+
+
+class EconomyError(MeshnodeError):
+    """A receipt or balance breaks the ledger's rules."""
+
+    code = "economy"
+
+
+class PoolError(MeshnodeError):
+    """An invitation or membership is not valid."""
+
+    code = "pool"
+
+
+class UpdateError(MeshnodeError):
+    """A release could not be verified or applied."""
+
+    code = "update"
+
+
+class Unavailable(MeshnodeError):
+    """The subsystem that should answer is down or draining; the same request may succeed later."""
+
+    code = "unavailable"
+
+
+class Fatal(MeshnodeError):
+    """An error that ends the process, with the exit code the service manager should see."""
+
+    code = "fatal"
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,126 @@
+"""A generation: what is asked for and what comes back.
+
+These values are shared by the API, the router and the engine; none of them knows how the others work.
+"""
+
+import enum
+from typing import Literal
+
+import attrs
+
+from meshnode.types.ids import RequestId
+
+__all__ = [
+    "ChatMessage",
+    "FinishReason",
+    "Finished",
+    "GenerationEvent",
+    "GenerationRequest",
+    "SamplingParameters",
+    "Started",
+    "TextDelta",
+    "TokenEvent",
+    "TokenLogprob",
+    "Usage",
+]
+
+
+@attrs.frozen
+class SamplingParameters:
+    """How the next token is chosen. Validated at the API; every field is honoured by the sampler."""
+
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # (0, 1]
+    top_k: int = 0  # 0 is off
+    min_p: float = 0.0  # [0, 1]; keep tokens with p >= min_p * p_max
+    seed: int = 0  # with the position it fixes the choice, on any node and in any batch
+    presence_penalty: float = 0.0  # [-2, 2], subtracted once from the logit of every generated token
+    frequency_penalty: float = 0.0  # [-2, 2], subtracted once per occurrence among generated tokens
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, addend in [-100, 100])
+    top_logprobs: int | None = None  # None: no log-probabilities; k: the chosen token's and the k best
+
+
+@attrs.frozen
+class TokenEvent:
+    """One sampled token. Log-probabilities are natural, of the unmodified distribution (OpenAI's meaning)."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
+
+
+class FinishReason(enum.Enum):
+    """Why a generation ended."""
+
+    STOP = "stop"  # the model's end token, or a stop sequence
+    LENGTH = "length"  # max_tokens or the end of the context
+
+
+@attrs.frozen
+class Usage:
+    """Token counts of one generation."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@attrs.frozen
+class ChatMessage:
+    """One turn of a conversation, already flattened to text."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    name: str | None = None
+
+
+@attrs.frozen
+class GenerationRequest:
+    """One generation to run: either `messages` (through the model's chat template) or a raw `prompt`."""
+
+    id: RequestId
+    model: str  # as the caller wrote it
+    messages: tuple[ChatMessage, ...] = ()
+    prompt: str | None = None
+    sampling: SamplingParameters = SamplingParameters()
+    max_tokens: int | None = None  # None: until the model stops or the context is full
+    stop: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Started:
+    """First event: the request has been admitted, the prompt counted, and a route chosen."""
+
+    model: str
+    prompt_tokens: int
+    route: str  # human-readable, for the x-meshnode-route header
+
+
+@attrs.frozen
+class TokenLogprob:
+    """A token of the answer as log-probabilities report it."""
+
+    token: str
+    logprob: float
+    raw: bytes
+    top: tuple["TokenLogprob", ...] = ()
+
+
+@attrs.frozen
+class TextDelta:
+    """Text that can no longer change, with the log-probabilities of the tokens it came from (if asked)."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@attrs.frozen
+class Finished:
+    """Last event of a generation that ended well. A failure is an exception instead."""
+
+    reason: FinishReason
+    usage: Usage
+    stop_sequence: str | None = None
+
+
+GenerationEvent = Started | TextDelta | Finished

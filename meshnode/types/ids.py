@@ -1,0 +1,31 @@
+"""Identifiers, each its own type so that they cannot be mixed up.
+
+A `ModelId` is the BLAKE3 (64 hex digits) of a manifest's canonical bytes, a `ShardId` the BLAKE3 of a
+shard file: names never identify weights. Session and request ids are random and live as long as what they name.
+"""
+
+import secrets
+from typing import NewType
+
+__all__ = ["ModelId", "PeerId", "RequestId", "SessionId", "ShardId", "new_request_id", "new_session_id", "short"]
+
+PeerId = NewType("PeerId", str)
+ModelId = NewType("ModelId", str)
+ShardId = NewType("ShardId", str)
+SessionId = NewType("SessionId", str)
+RequestId = NewType("RequestId", str)
+
+
+def new_request_id() -> RequestId:
+    """Return a fresh request id, 24 hex digits (96 random bits)."""
+    return RequestId(secrets.token_hex(12))
+
+
+def new_session_id() -> SessionId:
+    """Return a fresh session id, 24 hex digits (96 random bits)."""
+    return SessionId(secrets.token_hex(12))
+
+
+def short(identifier: str) -> str:
+    """Return the first 12 characters, the form used in logs and tables."""
+    return identifier[:12]
