@@ -1,0 +1,138 @@
+"""A stage: blocks [a, b) of one model, with the embedding and the head where they belong to it.
+
+The forward pass takes rows of several sessions at once and gives each row the same bits whatever else is in the batch.
+Between blocks the activations are bfloat16, so a model that is cut at a block border and one that is not compute the same.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import attrs
+import torch
+
+from meshnode.engine.architectures.llama import LlamaBlock
+from meshnode.engine.architectures.registry import block_class
+from meshnode.engine.executor import StageSpec
+from meshnode.engine.kv_cache import PagePool, SessionCache
+from meshnode.engine.layers.embedding import Embedding
+from meshnode.engine.layers.linear import Linear, build_linear
+from meshnode.engine.layers.norm import RMSNorm
+from meshnode.engine.layers.rotary import Rotary
+from meshnode.engine.weights import StageWeights
+
+__all__ = ["Head", "Rows", "StageModel"]
+
+
+@attrs.frozen(eq=False)
+class Rows:
+    """Consecutive positions of one session in one step; the forward appends them to its cache."""
+
+    cache: SessionCache
+    inputs: torch.Tensor  # int64 [n] token ids if the stage has the embedding, else bfloat16 [n, hidden]
+    logits: Literal["none", "last", "all"] = "last"  # of which rows; ignored by a stage without the head
+
+
+@attrs.frozen(eq=False)
+class Head:
+    """The final norm and the output projection."""
+
+    norm: RMSNorm
+    output: Linear
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights held."""
+        return self.norm.nbytes + self.output.nbytes
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Map bfloat16 [n, hidden] to float32 logits [n, vocabulary]."""
+        return self.output.logits(self.norm(rows))
+
+
+@attrs.frozen(eq=False)
+class StageModel:
+    """The weights of a stage and the pool its sessions' caches come from."""
+
+    spec: StageSpec
+    embedding: Embedding | None
+    blocks: tuple[LlamaBlock, ...]
+    head: Head | None
+    rotary: Rotary
+    pool: PagePool
+
+    @classmethod
+    def load(cls, spec: StageSpec, progress: Callable[[int, int], None] | None = None) -> Self:
+        """Map the shards and pack their weights; `progress` hears (blocks done, blocks in all).
+
+        Raises InvalidModelFile and UnsupportedModel; nothing is kept then.
+        """
+        device = torch.device(spec.device)
+        paths = [Path(path) for path in spec.paths]
+        weights = StageWeights.open(zip(spec.shards, paths, strict=True))
+        kind = block_class(spec.config.architecture)
+        embedding = Embedding(weights.matrix("token_embd.weight"), device) if spec.embedding else None
+        blocks: list[LlamaBlock] = []
+        for block in spec.blocks:
+            blocks.append(kind.load(weights, spec.config, block, device))
+            if progress is not None:
+                progress(len(blocks), len(spec.blocks))
+        head = _load_head(weights, spec, device) if spec.head else None
+        weights.check_all_taken()
+        pool = PagePool(len(spec.blocks), spec.config.kv_head_count, spec.config.head_size, spec.cache_bytes, device)
+        rotary = Rotary.from_config(spec.config, spec.context_length, device)
+        return cls(spec, embedding, tuple(blocks), head, rotary, pool)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights in memory; the memory-mapped embedding is not among them."""
+        return sum(block.nbytes for block in self.blocks) + (self.head.nbytes if self.head else 0)
+
+    def open_cache(self, tokens: int) -> SessionCache:
+        """Reserve a session's cache for `tokens` positions. Raises OutOfMemory."""
+        return SessionCache.open(self.pool, tokens)
+
+    def forward(self, rows: Sequence[Rows]) -> list[torch.Tensor]:
+        """Run one step for all `rows` together.
+
+        Returns, per entry, bfloat16 activations [n, hidden] from a stage without the head, else float32 logits [0, 1 or n,
+        vocabulary]. Each cache grows by its n rows. Raises OutOfMemory, before anything is computed, when one cannot.
+        """
+        with torch.inference_mode():
+            return self._forward(rows)
+
+    def _forward(self, rows: Sequence[Rows]) -> list[torch.Tensor]:
+        counts = [len(entry.inputs) for entry in rows]
+        for entry, count in zip(rows, counts, strict=True):
+            entry.cache.extend(count)
+        positions = torch.cat(
+            [torch.arange(e.cache.length, e.cache.length + n) for e, n in zip(rows, counts, strict=True)]
+        )
+        inputs = rows[0].inputs.clone() if len(rows) == 1 else torch.cat([entry.inputs for entry in rows])
+        activations = self.embedding(inputs) if self.embedding is not None else inputs.to(self.pool.device)
+        rotations = self.rotary.rotations(positions)
+        caches = [(entry.cache, count) for entry, count in zip(rows, counts, strict=True)]
+        for layer, block in enumerate(self.blocks):
+            activations = block.forward(activations, rotations, caches, layer)
+        for cache, count in caches:
+            cache.length += count
+        pieces = list(activations.split(counts))
+        return pieces if self.head is None else self._logits(self.head, rows, pieces)
+
+    def _logits(self, head: Head, rows: Sequence[Rows], pieces: list[torch.Tensor]) -> list[torch.Tensor]:
+        wanted = [_wanted(piece, entry.logits) for entry, piece in zip(rows, pieces, strict=True)]
+        sizes = [len(piece) for piece in wanted]
+        if not any(sizes):
+            return [piece.new_empty(0, self.spec.config.vocabulary_size, dtype=torch.float32) for piece in wanted]
+        return list(head(torch.cat(wanted)).split(sizes))
+
+
+def _wanted(piece: torch.Tensor, logits: Literal["none", "last", "all"]) -> torch.Tensor:
+    if logits == "all":
+        return piece
+    return piece[-1:] if logits == "last" else piece[:0]
+
+
+def _load_head(weights: StageWeights, spec: StageSpec, device: torch.device) -> Head:
+    norm = RMSNorm.from_weight(weights.vector("output_norm.weight"), spec.config.norm_epsilon).to(device)
+    return Head(norm, build_linear([weights.matrix("output.weight")], device=device))
