@@ -1,34 +1,34 @@
-"""The paged KV cache: fixed pages, a table per session, a budget for all.
+"""The KV cache: per session one reservation of pages that come to life when they are first written.
 
-A page holds the keys and values of PAGE positions of one session for all blocks of the stage. Pages are reserved (counted
-against the budget) when a session opens, so that a request that was admitted never runs out half-way, and come to life
-when they are first written. Closing a cache returns its pages at once; the next session reuses them.
+A session's cache is one span of virtual memory, reserved for all the tokens the request may have and counted against the
+budget when it opens, so that a request that was admitted never runs out half-way. On the CPU the system hands out the
+physical pages as they are touched (the idea of vAttention, arXiv:2405.04437), so attention reads one contiguous tensor and
+no page table of ours is walked per layer and token. Closing a cache returns its memory at once.
 """
 
+from typing import Self
+
 import attrs
+import numpy as np
 import torch
 
 from meshnode.errors import OutOfMemory
 
-__all__ = ["PAGE", "LayerPages", "PagePool", "SessionCache"]
+__all__ = ["PAGE", "LayerCache", "PagePool", "SessionCache"]
 
 PAGE = 256
 """Positions per page. Attention reduces over whole pages, so this number is part of the drift class."""
 
-LayerPages = list[torch.Tensor]
-"""One block's pages of one session: bfloat16 [2 * kv_heads, PAGE, head_size] each, keys first."""
-
 
 @attrs.define(eq=False)
 class PagePool:
-    """All pages of one stage; the only place that allocates KV memory."""
+    """The budget that all sessions of one stage share; the only place that allocates KV memory."""
 
     blocks: int
     kv_heads: int
     head_size: int
     budget_bytes: int
     device: torch.device
-    _free: list[torch.Tensor] = attrs.field(factory=list, init=False)
     _reserved: int = attrs.field(default=0, init=False)  # pages promised to open sessions
 
     @property
@@ -41,8 +41,11 @@ class PagePool:
         """Bytes reserved by open sessions."""
         return self._reserved * self.page_bytes
 
-    def reserve(self, pages: int) -> None:
-        """Promise `pages` pages. Raises OutOfMemory, and takes nothing, when the budget does not allow it."""
+    def reserve(self, pages: int) -> torch.Tensor:
+        """Return zeros, bfloat16 [blocks, 2, pages, kv_heads, PAGE, head_size]: masked positions must be finite.
+
+        Raises OutOfMemory, and takes nothing, when the budget does not allow it.
+        """
         if (self._reserved + pages) * self.page_bytes > self.budget_bytes:
             raise OutOfMemory(
                 f"the KV cache needs {pages * self.page_bytes >> 20} MiB for this request, and "
@@ -50,21 +53,34 @@ class PagePool:
                 "ask for fewer tokens, wait for other requests, or raise engine.cache_bytes"
             )
         self._reserved += pages
-
-    def take(self) -> torch.Tensor:
-        """Return a zeroed page, bfloat16 [blocks, 2 * kv_heads, PAGE, head_size]: masked positions must be finite."""
-        if self._free:
-            return self._free.pop().zero_()
-        shape = (self.blocks, 2 * self.kv_heads, PAGE, self.head_size)
+        shape = (self.blocks, 2, pages, self.kv_heads, PAGE, self.head_size)
+        if self.device.type == "cpu":  # calloc: untouched pages cost nothing, where torch.zeros would write them
+            return torch.from_numpy(np.zeros(shape, dtype=np.uint16)).view(torch.bfloat16)
         return torch.zeros(shape, dtype=torch.bfloat16, device=self.device)
 
-    def give_back(self, pages: list[torch.Tensor], reserved: int) -> None:
-        """Return a session's pages and its reservation; memory of an idle pool goes back to the system."""
-        self._reserved -= reserved
-        if self._reserved:
-            self._free.extend(pages)
-        else:
-            self._free.clear()
+    def give_back(self, pages: int) -> None:
+        """Return a reservation; its memory goes with the last reference to the tensor."""
+        self._reserved -= pages
+
+
+@attrs.frozen(eq=False)
+class LayerCache:
+    """One block's keys and values of one session."""
+
+    keys: torch.Tensor  # bfloat16 [pages, kv_heads, PAGE, head_size]
+    values: torch.Tensor  # the same
+
+    def write(self, keys_values: torch.Tensor, position: int) -> None:
+        """Copy float32 [n, 2 * kv_heads, head_size], keys first, to `position` and on."""
+        kv_heads, done, n = self.keys.shape[1], 0, keys_values.shape[0]
+        source = keys_values.transpose(0, 1)
+        while done < n:
+            page, offset = divmod(position + done, PAGE)
+            count = min(PAGE - offset, n - done)
+            piece = source[:, done : done + count]
+            self.keys[page, :, offset : offset + count].copy_(piece[:kv_heads])
+            self.values[page, :, offset : offset + count].copy_(piece[kv_heads:])
+            done += count
 
 
 @attrs.define(eq=False)
@@ -72,38 +88,32 @@ class SessionCache:
     """The KV cache of one session at this stage: `length` positions are filled."""
 
     pool: PagePool
-    capacity: int  # tokens reserved
+    pages: int  # reserved
+    layers: tuple[LayerCache, ...]  # one per block of the stage
     length: int = attrs.field(default=0, init=False)
-    _pages: list[torch.Tensor] = attrs.field(factory=list, init=False)
-    _tables: list[LayerPages] = attrs.field(factory=list, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     @classmethod
-    def open(cls, pool: PagePool, tokens: int) -> "SessionCache":
+    def open(cls, pool: PagePool, tokens: int) -> Self:
         """Reserve room for `tokens` positions. Raises OutOfMemory."""
-        cache = cls(pool, -(-tokens // PAGE) * PAGE)
-        pool.reserve(cache.capacity // PAGE)
-        cache._tables = [[] for _ in range(pool.blocks)]
-        return cache
+        pages = -(-tokens // PAGE)
+        memory = pool.reserve(pages)
+        return cls(pool, pages, tuple(LayerCache(layer[0], layer[1]) for layer in memory))
+
+    @property
+    def capacity(self) -> int:
+        """Positions reserved."""
+        return self.pages * PAGE
 
     @property
     def reserved_bytes(self) -> int:
         """Bytes this session counts for."""
-        return 0 if self._closed else self.capacity // PAGE * self.pool.page_bytes
+        return 0 if self._closed else self.pages * self.pool.page_bytes
 
-    def extend(self, tokens: int) -> None:
-        """Bring pages to life for `tokens` more positions. Raises OutOfMemory beyond the reservation."""
-        if self.length + tokens > self.capacity:
+    def require(self, tokens: int) -> None:
+        """Raise OutOfMemory unless `tokens` more positions fit the reservation."""
+        if self._closed or self.length + tokens > self.capacity:
             raise OutOfMemory(f"this session reserved {self.capacity} positions and needs {self.length + tokens}")
-        while len(self._pages) * PAGE < self.length + tokens:
-            page = self.pool.take()
-            self._pages.append(page)
-            for table, layer in zip(self._tables, page.unbind(), strict=True):
-                table.append(layer)
-
-    def layer(self, index: int) -> LayerPages:
-        """Return the pages of the stage's block `index`."""
-        return self._tables[index]
 
     def truncate(self, length: int) -> None:
         """Forget positions from `length` on; they are overwritten by the next forward."""
@@ -115,5 +125,5 @@ class SessionCache:
         """Give everything back; closing twice is fine."""
         if not self._closed:
             self._closed = True
-            self.pool.give_back(self._pages, self.capacity // PAGE)
-            self._pages, self._tables = [], []
+            self.layers = ()
+            self.pool.give_back(self.pages)

@@ -104,7 +104,7 @@ class StageModel:
     def _forward(self, rows: Sequence[Rows]) -> list[torch.Tensor]:
         counts = [len(entry.inputs) for entry in rows]
         for entry, count in zip(rows, counts, strict=True):
-            entry.cache.extend(count)
+            entry.cache.require(count)
         positions = torch.cat(
             [torch.arange(e.cache.length, e.cache.length + n) for e, n in zip(rows, counts, strict=True)]
         )

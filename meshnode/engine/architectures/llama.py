@@ -73,12 +73,12 @@ class LlamaBlock:
         turned = Rotary.apply(self.qkv(self.attention_norm(rows)), rotations)
         if len(caches) == 1:
             cache, _ = caches[0]
-            attended = attend(turned, cache.layer(layer), cache.length, self.query_heads)
+            attended = attend(turned, cache.layers[layer], cache.length, self.query_heads)
         else:
             pieces = turned.split([count for _, count in caches])
             attended = torch.cat(
                 [
-                    attend(piece, cache.layer(layer), cache.length, self.query_heads)
+                    attend(piece, cache.layers[layer], cache.length, self.query_heads)
                     for piece, (cache, _) in zip(pieces, caches, strict=True)
                 ]
             )

@@ -71,7 +71,7 @@ class Int8Linear:
         largest = torch.linalg.vector_norm(scaled, torch.inf, 1, keepdim=True).clamp_min_(1e-30)
         rounded = scaled.mul_(_STEPS / largest).add_(32768.5).int()  # positive, so truncation rounds
         rows = rounded.view(torch.uint8).view(n, columns, 4)[..., :2].permute(2, 0, 1).reshape(2 * n, columns)
-        sums = torch.ops.onednn.qlinear_pointwise.default(
+        sums: torch.Tensor = torch.ops.onednn.qlinear_pointwise.default(
             rows, 1.0, 128, self.packed, self.scale, self.no_zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
         return sums[n:].mul_(256).add_(sums[:n]).add_(self.shift).mul_(largest / _STEPS)

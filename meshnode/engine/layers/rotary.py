@@ -64,5 +64,5 @@ class Rotary:
     def apply(fused: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
         """Turn a fused projection, bfloat16 [n, heads * head_size], into float32 [n, heads, head_size]."""
         n, heads, pairs = rotations.shape
-        turned = torch.view_as_complex(fused.float().view(n, heads, pairs, 2)) * rotations
-        return torch.view_as_real(turned).view(n, heads, 2 * pairs)
+        turned = fused.float().view(torch.complex64).view(n, heads, pairs).mul_(rotations)
+        return turned.view(torch.float32)

@@ -20,7 +20,8 @@ def _crumbs(packed: torch.Tensor) -> torch.Tensor:
     """Split uint8 [..., 64] into 256 two-bit codes: bytes 0-31 hold values 0-127, two bits per 32 values."""
     halves = packed.unflatten(-1, (2, 1, 32))
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed.device).view(4, 1)
-    return (halves >> shifts & 3).flatten(-3)
+    codes: torch.Tensor = halves >> shifts & 3
+    return codes.flatten(-3)
 
 
 def _six_bit_scales(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
