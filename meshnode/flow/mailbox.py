@@ -1,0 +1,136 @@
+"""A bounded request channel that outlives its server.
+
+The composition root builds a mailbox and hands it to senders; each incarnation of the subsystem that serves it calls
+`serve()`. Letters still in the buffer when an incarnation ends are served by the next one; letters in hand are refused
+with `Unavailable` at once, so that nobody waits for an answer that cannot come, and no letter is ever handled twice.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Generic, Self, TypeVar
+
+import attrs
+import trio
+
+from meshnode.errors import MeshnodeError, Unavailable
+
+__all__ = ["Letter", "Letters", "Mailbox"]
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+@attrs.define(eq=False)
+class Letter(Generic[Q, R]):
+    """One question. Whoever takes it answers or refuses exactly once; doing it again, or too late, does nothing."""
+
+    question: Q
+    abandoned: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _settled: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _answer: R | None = attrs.field(default=None, init=False)
+    _error: MeshnodeError | None = attrs.field(default=None, init=False)
+
+    def answer(self, value: R) -> None:
+        """Give the asker its answer."""
+        if not self._settled.is_set():
+            self._answer = value
+            self._settled.set()
+
+    def refuse(self, error: MeshnodeError) -> None:
+        """Make the asker's `ask` raise `error`."""
+        if not self._settled.is_set():
+            self._error = error
+            self._settled.set()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it was answered or refused."""
+        return self._settled.is_set()
+
+    async def outcome(self) -> R:
+        """Wait for the answer. Cancellation marks the letter abandoned; its server may notice and stop."""
+        try:
+            await self._settled.wait()
+        except trio.Cancelled:
+            self.abandoned.set()
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._answer  # type: ignore[return-value]  # settled without an error means answered
+
+
+@attrs.define(eq=False)
+class Mailbox(Generic[Q, R]):
+    """Built once, served by one incarnation at a time."""
+
+    name: str
+    size: int = 0  # letters that may wait unread; 0 is a rendezvous
+    _send: trio.MemorySendChannel[Letter[Q, R]] = attrs.field(init=False)
+    _receive: trio.MemoryReceiveChannel[Letter[Q, R]] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[Letter[Q, R]](self.size)
+
+    async def ask(self, question: Q) -> R:
+        """Send and wait for the answer.
+
+        Raises what the server refuses with, or Unavailable when it ends with the letter in hand. Cancellation withdraws the
+        wait: an unread letter is handed over as abandoned, one in hand has its `abandoned` event set.
+        """
+        letter: Letter[Q, R] = Letter(question)
+        await self._send.send(letter)
+        return await letter.outcome()
+
+    async def tell(self, message: Q) -> None:
+        """Wait for room and leave the message; nobody answers. Cancellation before there is room leaves nothing."""
+        await self._send.send(_note(message))
+
+    def tell_nowait(self, message: Q) -> None:
+        """Leave the message if there is room. Raises trio.WouldBlock."""
+        self._send.send_nowait(_note(message))
+
+    def waiting(self) -> int:
+        """Return how many letters lie unread."""
+        return self._receive.statistics().current_buffer_used
+
+    @contextmanager
+    def serve(self) -> Iterator["Letters[Q, R]"]:
+        """Serve one incarnation: iterate to take letters. Leaving refuses the letters that were taken and not settled."""
+        with self._receive.clone() as inbox:
+            letters = Letters(inbox)
+            try:
+                yield letters
+            finally:
+                letters.refuse_taken(Unavailable(f"{self.name} stopped while it had this request; try again"))
+
+
+@attrs.define(eq=False)
+class Letters(Generic[Q, R]):
+    """One incarnation's view of its mailbox: an async iterator that remembers what it has handed out."""
+
+    _inbox: trio.MemoryReceiveChannel[Letter[Q, R]]
+    _taken: set[Letter[Q, R]] = attrs.field(factory=set, init=False)
+
+    def __aiter__(self) -> Self:
+        """Iterate the letters as they come."""
+        return self
+
+    async def __anext__(self) -> Letter[Q, R]:
+        """Return the next letter whose asker still waits. Cancellation loses nothing."""
+        while True:
+            letter = await self._inbox.receive()
+            if not letter.abandoned.is_set():
+                self._taken = {old for old in self._taken if not old.is_settled} | {letter}
+                return letter
+
+    def refuse_taken(self, error: MeshnodeError) -> None:
+        """Refuse every letter that was handed out and not settled."""
+        for letter in self._taken:
+            letter.refuse(error)
+
+
+def _note(message: Q) -> Letter[Q, R]:
+    """Make a letter that expects no answer."""
+    letter: Letter[Q, R] = Letter(message)
+    letter.answer(None)  # type: ignore[arg-type]  # nobody reads it
+    return letter

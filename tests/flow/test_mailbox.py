@@ -1,0 +1,113 @@
+"""A mailbox outlives its servers and never leaves an asker waiting."""
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from meshnode.errors import RequestError, Unavailable
+from meshnode.flow.mailbox import Mailbox
+
+
+async def _double(box: Mailbox[int, int], task_status=trio.TASK_STATUS_IGNORED) -> None:
+    with box.serve() as letters:
+        task_status.started()
+        async for letter in letters:
+            if letter.question < 0:
+                letter.refuse(RequestError("negative"))
+            else:
+                letter.answer(2 * letter.question)
+
+
+async def test_an_answer_reaches_its_asker(nursery):
+    box = Mailbox("doubler")
+    await nursery.start(_double, box)
+    assert await box.ask(21) == 42
+
+
+async def test_a_refusal_is_raised_where_it_was_asked(nursery):
+    box = Mailbox("doubler")
+    await nursery.start(_double, box)
+    with pytest.raises(RequestError, match="negative"):
+        await box.ask(-1)
+    assert await box.ask(1) == 2
+
+
+async def test_a_letter_in_hand_is_refused_when_its_server_ends(autojump_clock):
+    box = Mailbox("crasher", size=4)
+    outcomes = []
+
+    async def ask(number):
+        try:
+            outcomes.append(await box.ask(number))
+        except Unavailable as error:
+            outcomes.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, 1)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(ask, 2)
+        await wait_all_tasks_blocked()
+        with box.serve() as letters:
+            async for _ in letters:
+                break
+        await wait_all_tasks_blocked()
+        assert outcomes == ["crasher stopped while it had this request; try again"]
+        with box.serve() as letters:  # the unread letter waits for the next incarnation
+            async for letter in letters:
+                letter.answer(letter.question * 10)
+                break
+    assert outcomes[1:] == [20]
+
+
+async def test_cancelling_the_asker_marks_the_letter(autojump_clock):
+    box = Mailbox("slow")
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(_ask_in, scope, box)
+            with box.serve() as letters:
+                async for letter in letters:
+                    assert not letter.abandoned.is_set()
+                    scope_done = letter.abandoned
+                    break
+                nursery.cancel_scope.cancel()
+                await trio.lowlevel.checkpoint()
+    assert scope_done.is_set()
+
+
+async def _ask_in(scope, box):
+    await box.ask(1)
+
+
+async def test_an_abandoned_unread_letter_is_skipped(autojump_clock):
+    box = Mailbox("skips", size=2)
+    with trio.move_on_after(1):
+        await box.ask(1)
+    await box.tell(2)
+    with box.serve() as letters:
+        async for letter in letters:
+            assert letter.question == 2
+            assert letter.is_settled
+            break
+
+
+async def test_telling_without_room_says_so():
+    box = Mailbox("full", size=1)
+    box.tell_nowait(1)
+    assert box.waiting() == 1
+    with pytest.raises(trio.WouldBlock):
+        box.tell_nowait(2)
+
+
+async def test_settling_twice_keeps_the_first(nursery):
+    box = Mailbox("twice", size=1)
+
+    async def serve():
+        with box.serve() as letters:
+            async for letter in letters:
+                letter.answer("first")
+                letter.answer("second")
+                letter.refuse(RequestError("third"))
+                break
+
+    nursery.start_soon(serve)
+    assert await box.ask("?") == "first"
