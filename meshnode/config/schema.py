@@ -1,0 +1,117 @@
+"""Every setting, with its default, unit and range.
+
+A setting's key is `section.field`, in `config.toml` and in error messages; its environment variable is
+`MESHNODE_SECTION_FIELD`. Settings with a command-line flag also answer to `MESHNODE_` plus the flag's name.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from meshnode.config.paths import default_data_dir
+from meshnode.types.blocks import BlockRange
+
+__all__ = ["ApiConfig", "EngineConfig", "InferenceConfig", "LogConfig", "ModelsConfig", "NodeConfig", "NodeSection"]
+
+_Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _between(low: float, high: float) -> _Validator:
+    def check(_instance: object, _attribute: "attrs.Attribute[Any]", value: float) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low} to {high}, not {value}")
+
+    return check
+
+
+def _one_of(*choices: str) -> _Validator:
+    def check(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}, not {value!r}")
+
+    return check
+
+
+def _not_empty(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    if not value:
+        raise ValueError("must not be empty")
+
+
+def _block_range(_instance: object, _attribute: "attrs.Attribute[Any]", value: str | None) -> None:
+    if value is not None:
+        BlockRange.parse(value)
+
+
+@attrs.frozen
+class NodeSection:
+    """The node as a whole."""
+
+    data_dir: Path = attrs.field(factory=default_data_dir)  # folder for everything the node keeps
+    offline: bool = False  # true: never open a connection beyond this machine
+
+
+@attrs.frozen
+class ApiConfig:
+    """The HTTP API."""
+
+    host: str = attrs.field(default="127.0.0.1", validator=_not_empty)  # address to listen on
+    port: int = attrs.field(default=8800, validator=_between(0, 65535))  # 0: any free port
+    body_limit_bytes: int = attrs.field(default=8 << 20, validator=_between(1024, 1 << 30))  # bytes, 1 KiB to 1 GiB
+    requests_per_minute: int = attrs.field(default=600, validator=_between(1, 1_000_000))  # per key and address
+    write_timeout: float = attrs.field(default=30.0, validator=_between(0.1, 3600))  # seconds a client may not read
+    keep_alive_timeout: float = attrs.field(default=30.0, validator=_between(0.1, 3600))  # seconds of idle connection
+    drain_timeout: float = attrs.field(default=10.0, validator=_between(0, 25))  # seconds to finish streams at stop
+    max_connections: int = attrs.field(default=256, validator=_between(1, 65535))  # open at once
+    open_browser: bool = True  # show the dashboard at start, where there is a desktop
+
+
+@attrs.frozen
+class EngineConfig:
+    """The computation."""
+
+    device: str = attrs.field(default="auto", validator=_one_of("auto", "cpu", "cuda"))
+    threads: int = attrs.field(default=0, validator=_between(0, 1024))  # 0: all physical cores
+    cache_bytes: int = attrs.field(default=0, validator=_between(0, 1 << 50))  # bytes of KV cache; 0: from free memory
+    context_length: int = attrs.field(default=0, validator=_between(0, 1 << 24))  # tokens; 0: the model's, up to 8192
+    max_batch: int = attrs.field(default=8, validator=_between(1, 1024))  # sessions in one decode step
+    prefill_chunk: int = attrs.field(default=512, validator=_between(1, 65536))  # prompt tokens in one step
+
+
+@attrs.frozen
+class ModelsConfig:
+    """Which models to serve."""
+
+    names: tuple[str, ...] = ()  # references to load at start; empty: what the data folder holds
+    blocks: str | None = attrs.field(default=None, validator=_block_range)  # START:END, half-open; unset: all
+    aliases: dict[str, str] = attrs.field(factory=dict)  # alias -> model name
+
+
+@attrs.frozen
+class InferenceConfig:
+    """Admission of generations."""
+
+    queue_length: int = attrs.field(default=512, validator=_between(1, 100_000))  # waiting requests before a refusal
+    max_concurrent: int = attrs.field(default=8, validator=_between(1, 1024))  # generations at once
+    request_timeout: float = attrs.field(default=600.0, validator=_between(1, 86400))  # seconds, from admission to end
+
+
+@attrs.frozen
+class LogConfig:
+    """The log on standard error."""
+
+    level: str = attrs.field(default="info", validator=_one_of("debug", "info", "warning", "error"))
+    format: str = attrs.field(default="auto", validator=_one_of("auto", "text", "json"))  # auto: text on a terminal
+
+
+@attrs.frozen
+class NodeConfig:
+    """All settings of a node."""
+
+    node: NodeSection = attrs.field(factory=NodeSection)
+    api: ApiConfig = attrs.field(factory=ApiConfig)
+    engine: EngineConfig = attrs.field(factory=EngineConfig)
+    models: ModelsConfig = attrs.field(factory=ModelsConfig)
+    inference: InferenceConfig = attrs.field(factory=InferenceConfig)
+    log: LogConfig = attrs.field(factory=LogConfig)
