@@ -96,7 +96,7 @@ class ShardDescriptor:
 class ModelManifest:
     """A model's identity and its ordered shards."""
 
-    id: ModelId  # BLAKE3 of the canonical bytes of everything below
+    id: ModelId  # BLAKE3 of the canonical bytes of config and shards
     name: str  # what users type; unique within one catalog, not in the world
     config: ModelConfig
     shards: tuple[ShardDescriptor, ...]
