@@ -1,0 +1,201 @@
+"""The tokenizer of a model, built from its vocabulary.
+
+Control tokens (`<|im_start|>` and their like) come out of text only where the caller says so; user text never becomes one.
+"""
+
+import re
+from collections.abc import Callable
+
+import attrs
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from meshnode.errors import InvalidModelFile, UnsupportedModel
+from meshnode.text.pretokenizers import pre_tokenizer
+from meshnode.text.spm import SpmEncoder
+from meshnode.types.tokenizer import TokenizerData
+
+__all__ = ["Tokenizer", "build_tokenizer"]
+
+_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
+_SPACE = "\u2581"
+_END_NAMES = frozenset(
+    {
+        "<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<end_of_turn>", "<|eom_id|>",
+        "<EOT>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|endofturn|>", "_<EOT>",
+    }
+)  # fmt: skip
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: printable Latin-1 as it is, the rest from U+0100 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+@attrs.frozen(eq=False)
+class Tokenizer:
+    """Encodes text and gives tokens their bytes."""
+
+    data: TokenizerData
+    end_tokens: frozenset[int]
+    longest: int  # bytes of the longest token: a text of n bytes has at least n / longest tokens
+    _encode_plain: Callable[[str], list[int]]
+    _control: re.Pattern[str] | None  # control and user-defined tokens, longest first
+    _user_defined: re.Pattern[str] | None
+    _ids: dict[str, int]
+    _bytes: tuple[bytes, ...]
+
+    @property
+    def bos_token(self) -> int | None:
+        """The token that begins a text, if the vocabulary has one."""
+        return self.data.bos_token
+
+    @property
+    def eos_token(self) -> int | None:
+        """The token that ends a text, if the vocabulary has one."""
+        return self.data.eos_token
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return len(self.data.tokens)
+
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts of all control tokens."""
+        kinds = self.data.token_types
+        return tuple(text for text, kind in zip(self.data.tokens, kinds, strict=True) if kind == _CONTROL and text)
+
+    def encode(self, text: str, *, parse_special: bool = False, add_bos: bool = False) -> list[int]:
+        """Encode text; control tokens in it are recognised only with `parse_special`."""
+        result = [self.bos_token] if add_bos and self.data.add_bos and self.bos_token is not None else []
+        return result + self.encode_fragment(text, parse_special=parse_special, after_special=True)
+
+    def encode_fragment(self, text: str, *, parse_special: bool, after_special: bool) -> list[int]:
+        """Encode a part of a text; `after_special` says that a control token, or nothing, stands before it."""
+        pattern = self._control if parse_special else self._user_defined
+        if pattern is None:
+            return self._encode_text(text, after_special)
+        result: list[int] = []
+        at = 0
+        for match in pattern.finditer(text):
+            if match.start() > at:
+                result += self._encode_text(text[at : match.start()], after_special)
+            result.append(self._ids[match.group()])
+            at, after_special = match.end(), True
+        if at < len(text):
+            result += self._encode_text(text[at:], after_special)
+        return result
+
+    def split_control(self, text: str) -> list[tuple[str, int | None]]:
+        """Cut text into (plain text, None) and (control text, token id) pieces."""
+        if self._control is None:
+            return [(text, None)]
+        pieces: list[tuple[str, int | None]] = []
+        at = 0
+        for match in self._control.finditer(text):
+            pieces += [(text[at : match.start()], None), (match.group(), self._ids[match.group()])]
+            at = match.end()
+        return [*pieces, (text[at:], None)]
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return what a token adds to a text: nothing for control tokens."""
+        return self._bytes[token]
+
+    def token_text(self, token: int) -> str:
+        """Return a token's text for people: control tokens by name, broken UTF-8 replaced."""
+        return self._bytes[token].decode(errors="replace") or self.data.tokens[token]
+
+    def _encode_text(self, text: str, after_special: bool) -> list[int]:
+        if self.data.model == "gpt2":
+            return self._encode_plain(text)
+        prefix = " " if self.data.add_space_prefix and after_special else ""
+        return self._encode_plain((prefix + text).replace(" ", _SPACE))
+
+
+def build_tokenizer(data: TokenizerData) -> Tokenizer:
+    """Build the tokenizer. Raises UnsupportedModel naming the kind or pre-tokenizer that is unknown."""
+    ids: dict[str, int] = {}
+    for token, text in enumerate(data.tokens):
+        ids.setdefault(text, token)
+    if data.model == "gpt2":
+        encode = _byte_level(data, ids)
+    elif data.model == "llama":
+        encode = _spm(data, ids)
+    elif data.model == "t5":
+        encode = _unigram(data)
+    else:
+        raise UnsupportedModel(
+            f"tokenizers of kind {data.model!r} cannot be run; known: gpt2 (byte-level BPE), llama (SPM), t5 (unigram)"
+        )
+    texts = list(zip(data.tokens, data.token_types, strict=True))
+    token_bytes = tuple(_bytes_of(data.model, text, kind) for text, kind in texts)
+    return Tokenizer(
+        data=data,
+        end_tokens=frozenset(
+            {token for token in (data.eos_token, data.eot_token) if token is not None}
+            | {token for token, (text, kind) in enumerate(texts) if kind == _CONTROL and text in _END_NAMES}
+        ),
+        longest=max(map(len, token_bytes), default=1) or 1,
+        encode_plain=encode,
+        control=_pattern([text for text, kind in texts if kind in (_CONTROL, _USER_DEFINED)]),
+        user_defined=_pattern([text for text, kind in texts if kind == _USER_DEFINED]),
+        ids=ids,
+        bytes=token_bytes,
+    )
+
+
+def _pattern(texts: list[str]) -> re.Pattern[str] | None:
+    ordered = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _bytes_of(model: str, text: str, kind: int) -> bytes:
+    if kind == _CONTROL:
+        return b""
+    if kind == _BYTE and re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
+        return bytes([int(text[3:5], 16)])
+    if model == "gpt2" and kind != _USER_DEFINED and all(letter in _ALPHABET for letter in text):
+        return bytes(_ALPHABET[letter] for letter in text)
+    return (text if model == "gpt2" else text.replace(_SPACE, " ")).encode()
+
+
+def _byte_level(data: TokenizerData, ids: dict[str, int]) -> Callable[[str], list[int]]:
+    rules = pre_tokenizer(data.pre)
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in data.merges)]
+    if any(not left or not right or left + right not in ids for left, right in merges):
+        raise InvalidModelFile("the vocabulary's merges do not fit its tokens")
+    core = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=rules.whole_words))
+    cuts = [pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated") for pattern in rules.patterns]
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    return lambda text: core.encode(text, add_special_tokens=False).ids
+
+
+def _spm(data: TokenizerData, ids: dict[str, int]) -> Callable[[str], list[int]]:
+    if len(data.scores) != len(data.tokens):
+        raise InvalidModelFile("an SPM vocabulary needs a score for every token")
+    values = {
+        int(text[3:5], 16): token
+        for token, (text, kind) in enumerate(zip(data.tokens, data.token_types, strict=True))
+        if kind == _BYTE
+    }
+    plain = {text: token for text, token in ids.items() if data.token_types[token] not in (_CONTROL, _BYTE)}
+    return SpmEncoder(plain, data.scores, values, data.unknown_token or 0).encode
+
+
+def _unigram(data: TokenizerData) -> Callable[[str], list[int]]:
+    if len(data.scores) != len(data.tokens):
+        raise InvalidModelFile("a unigram vocabulary needs a score for every token")
+    vocabulary = list(zip(data.tokens, data.scores, strict=True))
+    core = tokenizers.Tokenizer(
+        models.Unigram(vocabulary, unk_id=data.unknown_token or 0, byte_fallback=_BYTE in data.token_types)
+    )
+    return lambda text: core.encode(text, add_special_tokens=False).ids
