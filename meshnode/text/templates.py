@@ -31,9 +31,24 @@ _MAX_VALUE = 1 << 25  # characters of any one string or items of any one list a 
 _SECONDS = 2.0
 _TOO_LARGE = "the model's chat template builds a value that is too large"
 _FILTERS = (  # what chat templates use; each does work in proportion to its input
-    "abs capitalize count d default dictsort e escape first float int items last length list lower map max min reject "
-    "rejectattr reverse round safe select selectattr sort string title trim unique upper"
-).split()  # noqa: SIM905  # a list of words reads better as words
+    *(
+        "abs",
+        "capitalize",
+        "count",
+        "d",
+        "default",
+        "dictsort",
+        "e",
+        "escape",
+        "first",
+        "float",
+        "int",
+        "items",
+        "last",
+    ),
+    *("length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round", "safe", "select"),
+    *("selectattr", "sort", "string", "title", "trim", "unique", "upper"),
+)
 _CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

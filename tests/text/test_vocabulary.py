@@ -29,7 +29,7 @@ def test_ids_are_those_of_llama_cpp(tokenizer):
 
 
 def test_text_comes_back_through_the_detokenizer(tokenizer):
-    @given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"])))
+    @given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"], max_codepoint=0x2FFFF)))
     def check(text):  # this vocabulary has no tokens for some control characters
         detokenizer = Detokenizer(tokenizer)
         assert "".join(map(detokenizer.push, tokenizer.encode(text))) + detokenizer.flush() == text
