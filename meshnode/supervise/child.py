@@ -1,4 +1,4 @@
-"""One supervised child: runs incarnation after incarnation under its restart policy until told to stop."""
+"""One supervised child: runs incarnation after incarnation under its restart policy until it is told to stop."""
 
 import random
 from collections import deque
@@ -10,10 +10,21 @@ import trio
 
 from meshnode.errors import Fatal, MeshnodeError
 from meshnode.flow.deadlines import Budget
+from meshnode.supervise.causes import describe, leaves
 from meshnode.supervise.health import HealthBoard
-from meshnode.supervise.subsystem import ChildSpec, ChildState, Criticality, Status, Subsystem, SubsystemFailed
+from meshnode.supervise.subsystem import (
+    ChildSpec,
+    ChildState,
+    Criticality,
+    Pulse,
+    Status,
+    Subsystem,
+    SubsystemFailed,
+)
 
-__all__ = ["Child", "PulseLost", "UnexpectedExit"]
+__all__ = ["Child", "PulseLost", "StartTimedOut", "UnexpectedExit"]
+
+_OBEDIENT = 0.1  # seconds: even with the stop budget spent, a child that ends when it is told to is not called stuck
 
 _log = structlog.get_logger(__name__)
 
@@ -22,6 +33,12 @@ class UnexpectedExit(MeshnodeError):
     """A subsystem's `run` returned although nobody had asked it to stop."""
 
     code = "unexpected_exit"
+
+
+class StartTimedOut(MeshnodeError):
+    """A subsystem did not say that it was ready within its start timeout."""
+
+    code = "start_timed_out"
 
 
 class PulseLost(MeshnodeError):
@@ -40,110 +57,128 @@ class Child:
     on_crash: Callable[[str], None]
     status: Status = attrs.field(default=Status.WAITING, init=False)
     restarts: int = attrs.field(default=0, init=False)
-    last_error: BaseException | None = attrs.field(default=None, init=False)
+    last_error: str | None = attrs.field(default=None, init=False)
+    settled: trio.Event = attrs.field(factory=trio.Event, init=False)  # the first start succeeded or failed
     finished: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _stop: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _scope: trio.CancelScope | None = attrs.field(default=None, init=False)
+    _stopping: bool = attrs.field(default=False, init=False)
+    _scope: trio.CancelScope = attrs.field(factory=lambda: trio.CancelScope(shield=True), init=False)
+    _draining: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _subsystem: Subsystem | None = attrs.field(default=None, init=False)
     _failures: deque[float] = attrs.field(factory=deque, init=False)
 
     def state(self) -> ChildState:
         """Return a snapshot."""
-        error = None if self.last_error is None else _describe(self.last_error)
-        return ChildState(self.spec.name, self.spec.criticality, self.status, self.restarts, error)
+        return ChildState(self.spec.name, self.spec.criticality, self.status, self.restarts, self.last_error)
 
-    async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run the child until `stop`; shielded, so that only `stop` ends it.
+    def is_beating(self) -> bool:
+        """Whether its main loop goes round, as far as its pulse tells. Between incarnations the supervisor vouches for it."""
+        pulse = self.spec.pulse
+        return pulse is None or self.status is not Status.RUNNING or pulse.age() <= self.spec.pulse_limit
 
-        Says started when the first incarnation is ready or, for a non-critical child, has failed. Raises SubsystemFailed or
-        Fatal when a critical child cannot go on.
+    async def keep(self) -> None:
+        """Run the child until `stop`. Shielded: cancellation from outside does not reach it.
+
+        Raises SubsystemFailed or Fatal when it cannot go on and that matters to the tree.
         """
-        reported = False
-
-        def report() -> None:
-            nonlocal reported
-            if not reported:
-                reported = True
-                task_status.started()
-
+        failure: SubsystemFailed | Fatal | None = None
         try:
-            with trio.CancelScope(shield=True):
-                while not self._stop.is_set():
-                    error = await self._incarnation(report)
-                    if error is None:
-                        return
-                    pause = self._judge(error, first_start=not reported)
-                    report()
-                    with trio.move_on_after(pause):
-                        await self._stop.wait()
+            with self._scope:
+                failure = await self._keep_running()
+        except Exception as error:  # noqa: BLE001  # the supervisor's rim; only the scope has told our Cancelled from the rest
+            self._log_error("error while stopping", error)
         finally:
-            self.status = Status.STOPPED
+            self._draining.cancel()  # nobody is left to drain
+            self.status = Status.STOPPED if failure is None else Status.FAILED
+            self.settled.set()
             self.finished.set()
+        if failure is not None:
+            raise failure
 
-    async def stop(self, budget: Budget, urgent: trio.Event) -> None:
-        """Drain, cancel and wait, each within its deadline and the budget; a child that will not end is left behind.
-
-        `urgent` cuts the draining short.
-        """
-        running, self.status = self.status is Status.RUNNING, Status.STOPPING
-        if running and self._subsystem is not None and self.spec.drain_timeout > 0 and not urgent.is_set():
-            await self._drain(self._subsystem, budget, urgent)
-        self._stop.set()
-        if self._scope is not None:
+    def begin_stop(self) -> None:
+        """Start no further incarnation. The present one goes on until `stop`."""
+        self._stopping = True
+        if self.status in (Status.BACKING_OFF, Status.RESTING):
             self._scope.cancel()
-        with trio.move_on_after(budget.share(self.spec.stop_timeout)) as waited:
+
+    def hurry(self) -> None:
+        """End the draining now, or skip it."""
+        self._draining.cancel()
+
+    async def stop(self, budget: Budget) -> None:
+        """Drain, cancel and wait, each within its deadline and the budget; a child that will not end is left behind."""
+        if self.finished.is_set():
+            return
+        running, self.status = self.status is Status.RUNNING, Status.STOPPING
+        if running and self._subsystem is not None and not self._draining.cancel_called:
+            await self._drain(self._subsystem, budget.share(self.spec.drain_timeout))
+        self._scope.cancel()
+        with trio.move_on_after(max(_OBEDIENT, budget.share(self.spec.stop_timeout))):
             await self.finished.wait()
-        if waited.cancelled_caught and not self.finished.is_set():
+        if not self.finished.is_set():
+            self.status = Status.STUCK
             _log.error("subsystem stuck", subsystem=self.spec.name, stop_timeout=self.spec.stop_timeout)
 
-    async def _drain(self, subsystem: Subsystem, budget: Budget, urgent: trio.Event) -> None:
+    async def _drain(self, subsystem: Subsystem, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        self._draining.deadline = trio.current_time() + seconds
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.cancel_scope.deadline = trio.current_time() + budget.share(self.spec.drain_timeout)
-
-                async def hurry() -> None:
-                    await urgent.wait()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(hurry)
+            with self._draining:
                 await subsystem.drain()
-                nursery.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001  # the supervisor's rim: a failing drain must not stop the stop
-            _log.error("drain failed", subsystem=self.spec.name, error=_describe(error), exc_info=error)
+            self._log_error("drain failed", error)
+        if self._draining.cancelled_caught:
+            _log.warning("drain cut short", subsystem=self.spec.name, drain_timeout=self.spec.drain_timeout)
 
-    async def _incarnation(self, report: Callable[[], None]) -> Exception | None:
-        """Run one incarnation; return how it crashed, or None if it was told to stop."""
+    async def _keep_running(self) -> SubsystemFailed | Fatal | None:
+        """Run incarnations; return why the tree must stop, or None if a crash came while it was stopping."""
+        while True:
+            try:
+                await self._incarnation()
+            except Exception as error:  # noqa: BLE001  # the supervisor's rim: any crash of a subsystem ends here
+                if self._stopping:
+                    self._log_error("error while stopping", error)
+                    return None
+                self._log_error("subsystem crashed", error)
+                failure = self._judge(error)
+                if failure is not None:
+                    return failure
+            self.settled.set()
+            await trio.sleep(self._pause())
+            self.restarts += 1
+
+    async def _incarnation(self) -> None:
+        """Run one incarnation until it crashes. Cancellation is how it is told to stop."""
         self.status = Status.STARTING
         try:
-            with trio.CancelScope(shield=True) as self._scope:
-                self._subsystem = self.spec.build()
-                async with trio.open_nursery() as nursery:
-                    with trio.fail_after(self.spec.start_timeout):
-                        await nursery.start(self._serve, self._subsystem)
-                    self.status = Status.RUNNING
-                    self.health.clear_condition("subsystem_failed", self.spec.name)
-                    report()
-                    if self.spec.pulse is not None:
-                        nursery.start_soon(self._watch_pulse)
-        except Exception as error:  # noqa: BLE001  # the supervisor's rim: any crash of a subsystem ends here
-            if not self._stop.is_set():
-                return error
-            _log.error("error while stopping", subsystem=self.spec.name, error=_describe(error), exc_info=error)
+            self._subsystem = self.spec.build()
+            async with trio.open_nursery() as nursery:
+                await self._start(self._subsystem, nursery)
+                self.status = Status.RUNNING
+                self.health.clear_condition("subsystem_failed", self.spec.name)
+                self.settled.set()
+                if self.spec.pulse is not None:
+                    nursery.start_soon(self._watch_pulse, self.spec.pulse, self.spec.pulse_limit)
         finally:
             self._subsystem = None
             self.health.clear_condition("pulse_silent", self.spec.name)
-        return None
+
+    async def _start(self, subsystem: Subsystem, nursery: trio.Nursery) -> None:
+        with trio.move_on_after(self.spec.start_timeout) as starting:
+            await nursery.start(self._serve, subsystem)
+        if starting.cancelled_caught:
+            raise StartTimedOut(f"{self.spec.name} was not ready within {self.spec.start_timeout:g} s")
 
     async def _serve(self, subsystem: Subsystem, *, task_status: trio.TaskStatus[None]) -> None:
         await subsystem.run(task_status=task_status)
+        if self._stopping:  # it has drained and gone home early; `stop` cancels us next
+            await trio.sleep_forever()
         raise UnexpectedExit(f"{self.spec.name} ended although nobody had asked it to")
 
-    async def _watch_pulse(self) -> None:
-        pulse, limit = self.spec.pulse, self.spec.pulse_limit
-        assert pulse is not None
+    async def _watch_pulse(self, pulse: Pulse, limit: float) -> None:
         pulse.touch()
         while True:
-            await trio.sleep(limit / 2)
+            await trio.sleep(limit / 4)
             age = pulse.age()
             if age > 3 * limit:
                 raise PulseLost(f"{self.spec.name} has not gone round its main loop for {age:.0f} s")
@@ -153,48 +188,41 @@ class Child:
             else:
                 self.health.clear_condition("pulse_silent", self.spec.name)
 
-    def _judge(self, error: Exception, *, first_start: bool) -> float:
-        """Count a crash and return the pause before the next incarnation; raise when there is none."""
-        self.last_error = error
+    def _judge(self, error: Exception) -> SubsystemFailed | Fatal | None:
+        """Count a crash; return why the tree must stop, or None if the child may try again."""
+        name, policy, text = self.spec.name, self.spec.restart, describe(error)
         critical = self.spec.criticality is Criticality.CRITICAL
-        fatal = _fatal_in(error)
+        self.last_error = text
+        self.on_crash(name)
+        fatal = next((leaf for leaf in leaves(error) if isinstance(leaf, Fatal)), None)
         if fatal is not None:
-            raise fatal
-        if critical and first_start:
-            raise SubsystemFailed(f"{self.spec.name} could not start: {_describe(error)}") from error
-        self.restarts += 1
-        self.on_crash(self.spec.name)
-        now, policy = trio.current_time(), self.spec.restart
-        self._failures.append(now)
-        while self._failures[0] <= now - policy.period:
-            self._failures.popleft()
-        _log.error("subsystem crashed", subsystem=self.spec.name, error=_describe(error), exc_info=error)
-        if len(self._failures) <= policy.max_restarts:
-            self.status = Status.BACKING_OFF
-            pause = min(policy.backoff_max, policy.backoff_initial * 2.0 ** (len(self._failures) - 1))
-            return pause * self.rng.uniform(0.8, 1.2)
-        if critical:
-            raise SubsystemFailed(
-                f"{self.spec.name} crashed {len(self._failures)} times within {policy.period:.0f} s: {_describe(error)}"
-            ) from error
-        self.status = Status.RESTING
-        self._failures.clear()
-        text = f"{self.spec.name} keeps crashing ({_describe(error)}); it tries again in {self.spec.cooldown:.0f} s"
-        self.health.raise_condition("subsystem_failed", self.spec.name, text)
-        return self.spec.cooldown
+            return fatal
+        failure: SubsystemFailed | None = None
+        if critical and not self.settled.is_set():
+            failure = SubsystemFailed(f"{name} could not start: {text}")
+        else:
+            now = trio.current_time()
+            self._failures.append(now)
+            while self._failures[0] <= now - policy.period:
+                self._failures.popleft()
+            crashes = len(self._failures)
+            if critical and crashes > policy.max_restarts:
+                failure = SubsystemFailed(f"{name} crashed {crashes} times within {policy.period:g} s: {text}")
+        if failure is not None:
+            failure.__cause__ = error
+        return failure
 
+    def _pause(self) -> float:
+        """Return the seconds until the next incarnation: a growing pause, or a rest once the budget is spent."""
+        policy, crashes = self.spec.restart, len(self._failures)
+        if crashes > policy.max_restarts:
+            self.status = Status.RESTING
+            self._failures.clear()
+            text = f"{self.spec.name} keeps crashing ({self.last_error}); it tries again in {self.spec.cooldown:g} s"
+            self.health.raise_condition("subsystem_failed", self.spec.name, text)
+            return self.spec.cooldown
+        self.status = Status.BACKING_OFF
+        return min(policy.backoff_max, policy.backoff_initial * 2.0 ** (crashes - 1)) * self.rng.uniform(0.8, 1.2)
 
-def _fatal_in(error: BaseException) -> Fatal | None:
-    if isinstance(error, Fatal):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        return next((found for inner in error.exceptions if (found := _fatal_in(inner)) is not None), None)
-    return None
-
-
-def _describe(error: BaseException) -> str:
-    """Name the first leaf of a group: the group itself says nothing."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    def _log_error(self, event: str, error: Exception) -> None:
+        _log.error(event, subsystem=self.spec.name, error=describe(error), exc_info=error)

@@ -82,6 +82,8 @@ class Status(enum.Enum):
     RESTING = "resting"
     STOPPING = "stopping"
     STOPPED = "stopped"
+    FAILED = "failed"  # for good: the tree stops because of it
+    STUCK = "stuck"  # would not end within its stop timeout
 
 
 @attrs.frozen
@@ -93,6 +95,11 @@ class ChildState:
     status: Status
     restarts: int
     last_error: str | None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the child can be used now."""
+        return self.status is Status.RUNNING
 
 
 class SubsystemFailed(MeshnodeError):

@@ -7,14 +7,20 @@ else cancellation would reach all of them at once, and the API could not finish 
 import random
 from collections.abc import Callable, Sequence
 
+import structlog
 import trio
 
+from meshnode.errors import Fatal
 from meshnode.flow.deadlines import Budget
+from meshnode.supervise.causes import describe
 from meshnode.supervise.child import Child
 from meshnode.supervise.health import HealthBoard
-from meshnode.supervise.subsystem import ChildSpec, ChildState
+from meshnode.supervise.subsystem import ChildSpec, ChildState, Criticality, SubsystemFailed
+from meshnode.supervise.watchdog import ShutdownWatchdog
 
 __all__ = ["Supervisor"]
+
+_log = structlog.get_logger(__name__)
 
 
 def _ignore(_name: str) -> None:
@@ -22,7 +28,7 @@ def _ignore(_name: str) -> None:
 
 
 class Supervisor:
-    """Supervises the children of one level."""
+    """Supervises the children of one level. It runs once; build another one to run again."""
 
     def __init__(
         self,
@@ -32,50 +38,72 @@ class Supervisor:
         rng: random.Random | None = None,
         total_stop_budget: float = 25.0,  # seconds for all drains and stops together
         on_crash: Callable[[str], None] = _ignore,  # hears the name of every child that crashed
+        watchdog: ShutdownWatchdog | None = None,  # armed when the stop begins, however it came about
     ) -> None:
         source = rng or random.Random()  # noqa: S311  # jitter, not secrets
         self._children = [Child(spec, health, source, on_crash) for spec in specs]
         self._total_stop_budget = total_stop_budget
-        self._stop_requested = trio.Event()
-        self._urgent = trio.Event()
+        self._watchdog = watchdog
+        self._serving = trio.CancelScope()
+        self._stop_requested = False
+        self._cause: SubsystemFailed | Fatal | None = None
 
     def states(self) -> tuple[ChildState, ...]:
         """Return a snapshot of every child, in start order."""
         return tuple(child.state() for child in self._children)
 
+    def critical_pulses_beat(self) -> bool:
+        """Whether no critical child has been silent for longer than its limit."""
+        return all(child.is_beating() for child in self._children if child.spec.criticality is Criticality.CRITICAL)
+
     def request_stop(self, *, urgent: bool = False) -> None:
-        """Ask `run` to stop the children and return; `urgent` ends draining at once. May be called again."""
-        self._stop_requested.set()
-        if urgent:
-            self._urgent.set()
+        """Ask `run` to stop the children and return. A second request, or an urgent one, ends all draining at once."""
+        if urgent or self._stop_requested:
+            for child in self._children:
+                child.hurry()
+        self._stop_requested = True
+        self._serving.cancel()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the children, say started, and keep them until a stop is asked for.
 
         Cancellation stops the children in reverse order, with their drain and stop times, before it goes on. Raises
-        SubsystemFailed or Fatal when a critical child fails, after the others have been stopped.
+        SubsystemFailed or Fatal when a child fails for good, after the others have been stopped. A stop that is asked for
+        while the children still start returns without having said started.
         """
-        started: list[Child] = []
-        try:
-            async with trio.open_nursery() as nursery:
-                try:
+        begun: list[Child] = []
+        async with trio.open_nursery() as nursery:
+            try:
+                with self._serving:
                     for child in self._children:
-                        if self._stop_requested.is_set():
-                            break
-                        started.append(child)
-                        await nursery.start(child.keep)
-                    else:
-                        task_status.started()
-                        await self._stop_requested.wait()
-                finally:
-                    await self._stop_all(started)
-        except BaseExceptionGroup as group:
-            # One cause leaves, and an interrupt before any other: the nursery's group would only wrap it.
-            cause = next((error for error in group.exceptions if not isinstance(error, Exception)), group.exceptions[0])
-            raise cause from cause.__cause__
+                        await trio.lowlevel.checkpoint_if_cancelled()
+                        begun.append(child)
+                        nursery.start_soon(self._keep, child, name=child.spec.name)
+                        await child.settled.wait()
+                    task_status.started()
+                    await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._stop_all(begun)
+        if self._cause is not None:
+            raise self._cause
 
-    async def _stop_all(self, started: list[Child]) -> None:
-        with trio.CancelScope(shield=True):
-            budget = Budget.of(self._total_stop_budget)
-            for child in reversed(started):
-                await child.stop(budget, self._urgent)
+    async def _keep(self, child: Child) -> None:
+        try:
+            await child.keep()
+        except (SubsystemFailed, Fatal) as failure:
+            # Recorded, not raised: a nursery would wrap it in a group and mix it with what goes wrong while stopping.
+            if self._cause is None:
+                self._cause = failure
+            self._serving.cancel()
+
+    async def _stop_all(self, begun: Sequence[Child]) -> None:
+        if self._watchdog is not None:
+            self._watchdog.arm()
+        if self._cause is not None:
+            _log.error("stopping: a subsystem failed for good", error=describe(self._cause))
+        budget = Budget.of(self._total_stop_budget)
+        for child in begun:
+            child.begin_stop()
+        for child in reversed(begun):
+            await child.stop(budget)

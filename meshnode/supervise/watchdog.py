@@ -1,17 +1,18 @@
 """The last resort at shutdown: a nursery waits for a task that will not die, so a thread does not.
 
-`arm` starts a daemon thread that, unless disarmed in time, prints the task tree and ends the process with exit code 70.
+`arm` starts a daemon thread that, unless disarmed in time, prints what hangs and ends the process with exit code 70.
 """
 
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable
 
+import attrs
 import trio
 
-__all__ = ["STUCK_EXIT_CODE", "shutdown_watchdog", "task_tree"]
+__all__ = ["STUCK_EXIT_CODE", "ShutdownWatchdog", "task_tree", "thread_stacks"]
 
 STUCK_EXIT_CODE = 70  # EX_SOFTWARE
 
@@ -23,8 +24,8 @@ def task_tree(root: trio.lowlevel.Task | None) -> str:
     def walk(task: trio.lowlevel.Task, depth: int) -> None:
         frames = [f"{frame.f_code.co_filename}:{line}" for frame, line in task.iter_await_frames()]
         lines.append(f"{'  ' * depth}{task.name}  at {frames[-1] if frames else '?'}")
-        for nursery in task.child_nurseries:
-            for child in nursery.child_tasks:
+        for nursery in list(task.child_nurseries):
+            for child in list(nursery.child_tasks):
                 walk(child, depth + 1)
 
     if root is not None:
@@ -32,22 +33,45 @@ def task_tree(root: trio.lowlevel.Task | None) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def shutdown_watchdog(
-    seconds: float, root: trio.lowlevel.Task | None, end: Callable[[int], object] = os._exit
-) -> Iterator[None]:
-    """End the process with STUCK_EXIT_CODE if the context is not left within `seconds` of real time."""
-    disarmed = threading.Event()
+def thread_stacks() -> str:
+    """Return the stack of every thread: a loop that hangs outside any await shows here and not in the task tree."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()  # the documented way to another thread's stack
+    )
 
-    def watch() -> None:
-        if not disarmed.wait(seconds):
-            sys.stderr.write(f"meshnode: still running {seconds:.0f} s after it was told to stop; these tasks hang:\n")
-            sys.stderr.write(task_tree(root) + "\n")
+
+@attrs.define(eq=False)
+class ShutdownWatchdog:
+    """Ends the process with STUCK_EXIT_CODE if `seconds` of real time pass between `arm` and `disarm`."""
+
+    seconds: float = 25.0
+    end: Callable[[int], object] = os._exit
+    _disarmed: threading.Event = attrs.field(factory=threading.Event, init=False)
+    _thread: threading.Thread | None = attrs.field(default=None, init=False)
+
+    def arm(self) -> None:
+        """Start counting; a second call changes nothing. Call it from within trio."""
+        if self._thread is None:
+            root = trio.lowlevel.current_root_task()
+            self._thread = threading.Thread(target=self._watch, args=(root,), name="shutdown-watchdog", daemon=True)
+            self._thread.start()
+
+    def disarm(self) -> None:
+        """Stop counting and wait for the thread to be gone; without `arm` before, nothing happens."""
+        self._disarmed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self, root: trio.lowlevel.Task | None) -> None:
+        if self._disarmed.wait(self.seconds):
+            return
+        try:
+            sys.stderr.write(
+                f"meshnode: still running {self.seconds:g} s after it began to stop; these tasks are left:\n"
+            )
+            sys.stderr.write(f"{task_tree(root)}\n{thread_stacks()}\n")
             sys.stderr.flush()
-            end(STUCK_EXIT_CODE)
-
-    threading.Thread(target=watch, name="shutdown-watchdog", daemon=True).start()
-    try:
-        yield
-    finally:
-        disarmed.set()
+        finally:  # the tree changes under our feet; whatever happens while printing it, the process ends
+            self.end(STUCK_EXIT_CODE)

@@ -1,19 +1,29 @@
 """The shutdown watchdog ends a process that does not end by itself."""
 
+import sys
 import threading
 
+import pytest
 import trio
 
-from meshnode.supervise.watchdog import STUCK_EXIT_CODE, shutdown_watchdog, task_tree
+from meshnode.supervise.watchdog import STUCK_EXIT_CODE, ShutdownWatchdog, task_tree
 
 
-async def test_it_dumps_the_tasks_and_ends_the_process(capsys):
-    ended = threading.Event()
-    codes = []
+class _End:
+    """Stands in for os._exit."""
 
-    def end(code):
-        codes.append(code)
-        ended.set()
+    def __init__(self):
+        self.codes = []
+        self.called = threading.Event()
+
+    def __call__(self, code):
+        self.codes.append(code)
+        self.called.set()
+
+
+async def test_it_prints_what_hangs_and_ends_the_process(capsys):
+    end = _End()
+    watchdog = ShutdownWatchdog(seconds=0.0, end=end)
 
     async def culprit():
         await trio.sleep_forever()
@@ -21,21 +31,43 @@ async def test_it_dumps_the_tasks_and_ends_the_process(capsys):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(culprit)
         await trio.testing.wait_all_tasks_blocked()
-        with shutdown_watchdog(0.01, trio.lowlevel.current_root_task(), end):
-            await trio.to_thread.run_sync(ended.wait, 10)
+        watchdog.arm()
+        watchdog.arm()
+        await trio.to_thread.run_sync(end.called.wait, 10)
         nursery.cancel_scope.cancel()
-    assert codes == [STUCK_EXIT_CODE]
-    assert "culprit" in capsys.readouterr().err
+    watchdog.disarm()
+    assert end.codes == [STUCK_EXIT_CODE]
+    printed = capsys.readouterr().err
+    assert "culprit" in printed
+    assert "thread MainThread" in printed
 
 
-async def test_it_does_nothing_when_left_in_time():
-    codes = []
-    with shutdown_watchdog(60, None, codes.append):
-        watchers = [thread for thread in threading.enumerate() if thread.name == "shutdown-watchdog"]
-    for thread in watchers:
-        await trio.to_thread.run_sync(thread.join, 10)
-    assert not any(thread.is_alive() for thread in watchers)
-    assert codes == []
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_it_ends_the_process_even_if_it_cannot_print(monkeypatch):
+    class Broken:
+        def write(self, _text):
+            raise OSError("no terminal")
+
+    end = _End()
+    monkeypatch.setattr(sys, "stderr", Broken())
+    watchdog = ShutdownWatchdog(seconds=0.0, end=end)
+    watchdog.arm()
+    await trio.to_thread.run_sync(end.called.wait, 10)
+    watchdog.disarm()
+    assert end.codes == [STUCK_EXIT_CODE]
+
+
+async def test_it_does_nothing_when_disarmed_in_time():
+    end = _End()
+    watchdog = ShutdownWatchdog(seconds=3600.0, end=end)
+    watchdog.arm()
+    watchdog.disarm()
+    assert not [thread for thread in threading.enumerate() if thread.name == "shutdown-watchdog"]
+    assert end.codes == []
+
+
+def test_disarming_what_was_never_armed_is_fine():
+    ShutdownWatchdog().disarm()
 
 
 def test_a_tree_without_a_root_is_empty():
