@@ -64,6 +64,7 @@ class Subscription(Generic[T]):
 
     async def __anext__(self) -> T:
         """Return the next value; raises Lagged after the last buffered one if disconnected. Cancellation loses nothing."""
+        await trio.lowlevel.checkpoint()  # a reader that always finds something must not starve the others
         while not self._values:
             if self._lagged:
                 raise Lagged(f"this subscriber fell more than {self.buffer} values behind; subscribe again")

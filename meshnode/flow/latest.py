@@ -27,6 +27,7 @@ class Latest(Generic[T]):
 
     async def changed(self, seen: int) -> int:
         """Wait until the version is above `seen` and return it. Cancellation changes nothing."""
+        await trio.lowlevel.checkpoint()
         while self.version <= seen:
             await self._changed.wait()
         return self.version

@@ -43,9 +43,9 @@ class Letter(Generic[Q, R]):
             self._settled.set()
 
     @property
-    def is_settled(self) -> bool:
-        """Whether it was answered or refused."""
-        return self._settled.is_set()
+    def is_owed(self) -> bool:
+        """Whether somebody still waits for its answer."""
+        return not (self._settled.is_set() or self.abandoned.is_set())
 
     async def outcome(self) -> R:
         """Wait for the answer. Cancellation marks the letter abandoned; its server may notice and stop."""
@@ -120,7 +120,7 @@ class Letters(Generic[Q, R]):
         while True:
             letter = await self._inbox.receive()
             if not letter.abandoned.is_set():
-                self._taken = {old for old in self._taken if not old.is_settled} | {letter}
+                self._taken = {old for old in self._taken if old.is_owed} | {letter}
                 return letter
 
     def refuse_taken(self, error: MeshnodeError) -> None:

@@ -145,3 +145,26 @@ async def test_jitter_stays_within_its_share(autojump_clock):
         assert 0 <= late <= 5
         if tick == 20:
             break
+
+
+async def test_a_reader_that_always_finds_something_lets_others_run(nursery):
+    board, latest, turns = Broadcast("board"), Latest(0), []
+
+    async def read_board():
+        with board.subscribe(4) as subscription:
+            board.publish("first")
+            async for _ in subscription:
+                board.publish("next")
+                turns.append("board")
+
+    async def read_latest():
+        async for value in latest.values():
+            latest.set(value + 1)
+            turns.append("latest")
+
+    nursery.start_soon(read_board)
+    nursery.start_soon(read_latest)
+    for _ in range(20):
+        await trio.lowlevel.checkpoint()
+    assert {"board", "latest"} <= set(turns)
+    nursery.cancel_scope.cancel()

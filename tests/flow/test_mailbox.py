@@ -86,7 +86,7 @@ async def test_an_abandoned_unread_letter_is_skipped(autojump_clock):
     with box.serve() as letters:
         async for letter in letters:
             assert letter.question == 2
-            assert letter.is_settled
+            assert not letter.is_owed
             break
 
 
@@ -111,3 +111,16 @@ async def test_settling_twice_keeps_the_first(nursery):
 
     nursery.start_soon(serve)
     assert await box.ask("?") == "first"
+
+
+async def test_a_server_does_not_keep_what_nobody_waits_for(autojump_clock):
+    box = Mailbox("long lived", size=1)
+    with box.serve() as letters:
+        for number in range(20):
+            with trio.move_on_after(1):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(box.ask, number)
+                    await anext(letters)
+        await box.tell("last")
+        await anext(letters)
+        assert len(letters._taken) == 1
