@@ -49,7 +49,7 @@ def test_temperature_sharpens_and_flattens():
         (SamplingParameters(top_p=0.5), {0}),
         (SamplingParameters(min_p=0.25), {0, 1, 2}),
         (SamplingParameters(min_p=1.0), {0}),
-        (SamplingParameters(top_k=3, top_p=0.85), {0, 1}),
+        (SamplingParameters(top_k=3, top_p=0.8), {0, 1}),
         (SamplingParameters(temperature=0), {0}),
         (SamplingParameters(temperature=0, logit_bias=((3, 100.0),)), {3}),
         (SamplingParameters(logit_bias=((0, -100.0), (1, -100.0), (2, -100.0))), {3}),

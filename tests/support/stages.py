@@ -1,0 +1,45 @@
+"""Builds stage specs of imported models."""
+
+from pathlib import Path
+
+from meshnode.engine.executor import StageSpec
+from meshnode.files.importing import import_gguf
+from meshnode.files.shard_file import shard_path
+from meshnode.types.blocks import BlockRange
+from meshnode.types.manifest import ModelManifest
+
+__all__ = ["stage_of", "tiny_manifest"]
+
+
+def stage_of(
+    manifest: ModelManifest,
+    folder: Path,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    context: int = 0,
+    cache: int = 1 << 30,
+) -> StageSpec:
+    """Describe blocks [start, end) of a model whose shards lie in `folder`, with the ends of the model where they touch."""
+    config = manifest.config
+    blocks = BlockRange(start, end or config.block_count)
+    embedding, head = blocks.start == 0, blocks.end == config.block_count
+    shards = manifest.shards_for(blocks, embedding=embedding, head=head)
+    return StageSpec(
+        model=manifest.id,
+        config=config,
+        blocks=blocks,
+        embedding=embedding,
+        head=head,
+        shards=shards,
+        paths=tuple(str(shard_path(folder, shard.id)) for shard in shards),
+        device="cpu",
+        threads=1,
+        context_length=context or config.context_length,
+        cache_bytes=cache,
+    )
+
+
+def tiny_manifest(path: Path, folder: Path) -> ModelManifest:
+    """Import a GGUF file."""
+    return import_gguf(path, folder)
