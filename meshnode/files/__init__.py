@@ -1,6 +1,16 @@
-"""Model files: reading sources, cutting shards, keeping them verified on disk.
+"""Model files: reading sources, cutting them into shards, keeping the shards verified on disk.
 
 Knows nothing of torch, text or peers. The catalog of what is held is owned by the AcquisitionManager.
 """
 
-__all__ = ["catalog", "gguf_header", "importing", "layout", "shard_file", "tokenizer_shard"]
+__all__ = [
+    "acquisition",
+    "canonical",
+    "catalog",
+    "gguf_header",
+    "importing",
+    "local_gguf",
+    "shard_file",
+    "sources",
+    "tokenizer_shard",
+]

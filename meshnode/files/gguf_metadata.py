@@ -1,119 +1,163 @@
 """Turns GGUF metadata into a model's configuration and vocabulary."""
 
+import math
+from collections.abc import Mapping
 from typing import TypeVar
 
 import attrs
 
 from meshnode.errors import InvalidModelFile, UnsupportedModel
-from meshnode.files.gguf_header import GGUFHeader, Value
+from meshnode.files.gguf_header import Value
+from meshnode.files.layout import ARCHITECTURES
+from meshnode.files.model_limits import check_config, context_within_window
 from meshnode.types.manifest import ModelConfig, RopeStyle
 from meshnode.types.tokenizer import TokenizerData
 
-__all__ = ["model_config", "tokenizer_data"]
+__all__ = ["GGUFMetadata", "model_config", "tokenizer_data"]
 
-T = TypeVar("T")
+T = TypeVar("T", bool, int, float, str, list[Value])
+
+_CHANGES_RESULTS = (  # keys that other families use; a llama model that has one computes something else
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attention.scale",
+    "attention.temperature_length",
+    "attention.temperature_scale",
+    "attn_logit_softcapping",
+    "embedding_scale",
+    "expert_count",
+    "final_logit_softcapping",
+    "logit_scale",
+    "residual_scale",
+)
 
 
 @attrs.frozen
-class _Metadata:
-    values: dict[str, Value]
+class GGUFMetadata:
+    """The metadata of a file, read with the types its keys should have."""
+
+    values: Mapping[str, Value]
 
     def get(self, key: str, kind: type[T], default: T) -> T:
+        """Return the value of `key`, or `default` without it. Raises InvalidModelFile for another type."""
         value = self.values.get(key, default)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise InvalidModelFile(f"metadata {key!r} is {value!r}, which is not {kind.__name__}")
+            raise InvalidModelFile(f"metadata {key!r} is of type {type(value).__name__}, not {kind.__name__}")
         return value
 
     def need(self, key: str, kind: type[T]) -> T:
+        """Return the value of `key`. Raises InvalidModelFile without it."""
         if key not in self.values:
             raise InvalidModelFile(f"metadata {key!r} is missing")
         return self.get(key, kind, kind())
 
-    def token(self, name: str) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        return self.need(key, int) if key in self.values else None
+    def optional(self, key: str, kind: type[T]) -> T | None:
+        """Return the value of `key` or None."""
+        return self.need(key, kind) if key in self.values else None
 
 
-def model_config(header: GGUFHeader) -> ModelConfig:
-    """Read the hyper-parameters of a llama-family model.
+def model_config(metadata: GGUFMetadata, *, vocabulary_size: int, tied: bool) -> ModelConfig:
+    """Read the hyper-parameters.
 
     Raises UnsupportedModel naming the feature that cannot be run, InvalidModelFile for missing or contradictory values.
     """
-    metadata = _Metadata(header.metadata)
-    architecture = metadata.need("general.architecture", str)
-    if architecture != "llama":
-        raise UnsupportedModel(f"architecture {architecture!r} cannot be run; known: llama")
-    if metadata.get("llama.expert_count", int, 0) > 0:
-        raise UnsupportedModel("mixture-of-experts models of the llama architecture cannot be run")
-    tensors = {tensor.name: tensor for tensor in header.tensors}
-    if "token_embd.weight" not in tensors:
-        raise InvalidModelFile("the model has no tensor 'token_embd.weight'")
-    hidden, heads = metadata.need("llama.embedding_length", int), metadata.need("llama.attention.head_count", int)
-    kv_heads = metadata.get("llama.attention.head_count_kv", int, heads)
-    if min(hidden, heads, kv_heads) < 1 or heads % kv_heads or hidden % heads:
-        raise InvalidModelFile(f"{heads} heads, {kv_heads} KV heads and {hidden} hidden dimensions do not fit together")
-    head_size = metadata.get("llama.attention.key_length", int, hidden // heads)
-    if metadata.get("llama.attention.value_length", int, head_size) != head_size:
-        raise UnsupportedModel("keys and values of different sizes cannot be run")
-    window = metadata.get("llama.attention.sliding_window", int, 0)
-    context = metadata.need("llama.context_length", int)
-    if 0 < window < context:
-        raise UnsupportedModel(f"sliding-window attention (window {window}, context {context}) cannot be run")
-    return ModelConfig(
-        architecture=architecture,
-        block_count=metadata.need("llama.block_count", int),
+    arch = metadata.need("general.architecture", str)
+    if arch not in ARCHITECTURES:
+        raise UnsupportedModel(f"architecture {arch[:80]!r} cannot be run; known: {', '.join(sorted(ARCHITECTURES))}")
+    for key in _CHANGES_RESULTS:
+        if metadata.values.get(f"{arch}.{key}"):
+            raise UnsupportedModel(f"the model sets {arch}.{key}, which cannot be computed here")
+    if not metadata.get(f"{arch}.attention.causal", bool, default=True):
+        raise UnsupportedModel("a model whose attention is not causal, an embedding model perhaps, generates no text")
+    hidden = metadata.need(f"{arch}.embedding_length", int)
+    heads = metadata.need(f"{arch}.attention.head_count", int)
+    head_size = metadata.optional(f"{arch}.attention.key_length", int)
+    if head_size is None:
+        if heads < 1 or hidden % heads:
+            raise InvalidModelFile(f"{hidden} hidden dimensions cannot be shared by {heads} heads")
+        head_size = hidden // heads
+    if metadata.get(f"{arch}.attention.value_length", int, head_size) != head_size:
+        raise UnsupportedModel("keys and values of different sizes cannot be computed here")
+    context = metadata.need(f"{arch}.context_length", int)
+    window = metadata.get(f"{arch}.attention.sliding_window", int, 0)
+    config = ModelConfig(
+        architecture=arch,
+        block_count=metadata.need(f"{arch}.block_count", int),
         hidden_size=hidden,
-        feed_forward_size=metadata.need("llama.feed_forward_length", int),
+        feed_forward_size=metadata.need(f"{arch}.feed_forward_length", int),
         head_count=heads,
-        kv_head_count=kv_heads,
+        kv_head_count=metadata.get(f"{arch}.attention.head_count_kv", int, heads),
         head_size=head_size,
-        vocabulary_size=tensors["token_embd.weight"].shape[0],
-        context_length=context,
-        norm_epsilon=metadata.need("llama.attention.layer_norm_rms_epsilon", float),
-        rope_base=metadata.get("llama.rope.freq_base", float, 10_000.0),
-        rope_size=metadata.get("llama.rope.dimension_count", int, head_size),
+        vocabulary_size=vocabulary_size,
+        context_length=context_within_window(context, window),
+        norm_epsilon=metadata.need(f"{arch}.attention.layer_norm_rms_epsilon", float),
+        rope_base=metadata.get(f"{arch}.rope.freq_base", float, 10_000.0),
+        rope_size=metadata.get(f"{arch}.rope.dimension_count", int, head_size),
         rope_style=RopeStyle.INTERLEAVED,
-        rope_scale=_rope_scale(metadata),
-        tied_embedding="output.weight" not in tensors,
+        rope_scale=_rope_scale(metadata, arch),
+        tied_embedding=tied,
+    )
+    check_config(config)
+    return config
+
+
+def _rope_scale(metadata: GGUFMetadata, arch: str) -> float:
+    kind = metadata.get(f"{arch}.rope.scaling.type", str, "")
+    if kind in ("", "none", "linear"):
+        old = metadata.get(f"{arch}.rope.scale_linear", float, 1.0)  # before August 2023
+        factor = metadata.get(f"{arch}.rope.scaling.factor", float, old)
+        scale = 1.0 if kind == "none" else factor
+        return scale or 1.0  # llama.cpp reads 0 as «not scaled»
+    raise UnsupportedModel(
+        f"rope scaling of type {kind[:80]!r} cannot be computed here; known: none, linear, and Llama 3's rope_freqs"
     )
 
 
-def _rope_scale(metadata: _Metadata) -> float:
-    kind = metadata.get("llama.rope.scaling.type", str, "none")
-    if kind == "none":
-        return metadata.get("llama.rope.scale_linear", float, 1.0)
-    if kind == "linear":
-        return metadata.need("llama.rope.scaling.factor", float)
-    raise UnsupportedModel(f"rope scaling {kind!r} cannot be run; known: none, linear, and Llama 3's rope_freqs")
-
-
-def tokenizer_data(header: GGUFHeader) -> TokenizerData:
-    """Read the vocabulary. Raises InvalidModelFile when it is missing or its lists differ in length."""
-    metadata = _Metadata(header.metadata)
-    tokens = metadata.need("tokenizer.ggml.tokens", list)
-    types = metadata.get("tokenizer.ggml.token_type", list, [1] * len(tokens))
-    scores = metadata.get("tokenizer.ggml.scores", list, [])
-    if len(types) != len(tokens) or (scores and len(scores) != len(tokens)):
-        raise InvalidModelFile(f"{len(tokens)} tokens, {len(types)} token types and {len(scores)} scores do not match")
-    template = header.metadata.get("tokenizer.chat_template")
+def tokenizer_data(metadata: GGUFMetadata) -> TokenizerData:
+    """Read the vocabulary. Raises InvalidModelFile for what is missing or of the wrong type."""
     model = metadata.need("tokenizer.ggml.model", str)
+    tokens = _strings(metadata.need("tokenizer.ggml.tokens", list), "tokens")
+    types = metadata.get("tokenizer.ggml.token_type", list, [])
+    scores = metadata.get("tokenizer.ggml.scores", list, [])
+    is_spm = model == "llama"
     return TokenizerData(
         model=model,
         pre=metadata.get("tokenizer.ggml.pre", str, "default"),
-        tokens=tuple(str(token) for token in tokens),
-        token_types=tuple(int(kind) for kind in types if isinstance(kind, int)),
-        merges=tuple(str(merge) for merge in metadata.get("tokenizer.ggml.merges", list, [])),
-        scores=tuple(float(score) for score in scores if isinstance(score, float)),
-        bos_token=metadata.token("bos"),
-        eos_token=metadata.token("eos"),
-        eot_token=metadata.token("eot"),
-        unknown_token=metadata.token("unknown"),
-        padding_token=metadata.token("padding"),
-        add_bos=metadata.get("tokenizer.ggml.add_bos_token", bool, model == "llama"),
-        add_eos=metadata.get("tokenizer.ggml.add_eos_token", bool, False),
-        add_space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", bool, model == "llama"),
-        remove_extra_whitespaces=metadata.get("tokenizer.ggml.remove_extra_whitespaces", bool, False),
-        chat_template=template if isinstance(template, str) else None,
+        tokens=tokens,
+        token_types=_integers(types, "token_type") or (1,) * len(tokens),
+        merges=_strings(metadata.get("tokenizer.ggml.merges", list, []), "merges"),
+        scores=_floats(scores, "scores"),
+        bos_token=metadata.optional("tokenizer.ggml.bos_token_id", int),
+        eos_token=metadata.optional("tokenizer.ggml.eos_token_id", int),
+        eot_token=metadata.optional("tokenizer.ggml.eot_token_id", int),
+        unknown_token=metadata.optional("tokenizer.ggml.unknown_token_id", int),
+        padding_token=metadata.optional("tokenizer.ggml.padding_token_id", int),
+        add_bos=metadata.get("tokenizer.ggml.add_bos_token", bool, is_spm),
+        add_eos=metadata.get("tokenizer.ggml.add_eos_token", bool, default=False),
+        add_space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", bool, is_spm),
+        remove_extra_whitespaces=metadata.get("tokenizer.ggml.remove_extra_whitespaces", bool, default=False),
+        chat_template=metadata.optional("tokenizer.chat_template", str),
     )
+
+
+def _strings(values: list[Value], what: str) -> tuple[str, ...]:
+    strings = tuple(value for value in values if isinstance(value, str))
+    if len(strings) != len(values):
+        raise InvalidModelFile(f"metadata 'tokenizer.ggml.{what}' holds something that is not a string")
+    return strings
+
+
+def _integers(values: list[Value], what: str) -> tuple[int, ...]:
+    integers = tuple(value for value in values if isinstance(value, int) and not isinstance(value, bool))
+    if len(integers) != len(values):
+        raise InvalidModelFile(f"metadata 'tokenizer.ggml.{what}' holds something that is not an integer")
+    return integers
+
+
+def _floats(values: list[Value], what: str) -> tuple[float, ...]:
+    floats = tuple(value for value in values if isinstance(value, float) and math.isfinite(value))
+    if len(floats) != len(values):
+        raise InvalidModelFile(f"metadata 'tokenizer.ggml.{what}' holds something that is not a finite number")
+    return floats

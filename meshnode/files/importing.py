@@ -1,158 +1,106 @@
-"""Imports a GGUF file: header, checks, shards, manifest. Everything that can refuse does so before a byte is written."""
+"""Turns an opened source into shards and a manifest. Everything that can refuse has done so before a byte is written."""
 
-import mmap
-import re
-from collections import Counter
-from collections.abc import Callable
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
-import msgspec
-from blake3 import blake3
 
-from meshnode.errors import FileError, InvalidModelFile, SourceUnavailable
-from meshnode.files.gguf_header import GGUFHeader, GGUFTensor, NeedMore, parse_header
-from meshnode.files.gguf_metadata import model_config, tokenizer_data
-from meshnode.files.layout import check_shapes, plan_shards
-from meshnode.files.shard_file import HashedBytes, hash_pieces, safetensors_pieces, write_shard
+from meshnode.errors import FileError
+from meshnode.files.layout import ShardPlan, plan_shards
+from meshnode.files.local_gguf import open_gguf
+from meshnode.files.manifests import build_manifest
+from meshnode.files.shard_file import HashedBytes, SafetensorsLayout, hash_pieces, publish_shard, write_shard
+from meshnode.files.sources import ReportBytes, SourceModel
 from meshnode.files.tokenizer_shard import encode_tokenizer
-from meshnode.types.blocks import BlockRange
-from meshnode.types.ids import ModelId
-from meshnode.types.manifest import ModelConfig, ModelManifest, ShardDescriptor, ShardKind, TensorDescriptor
+from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 
-__all__ = ["build_manifest", "import_gguf", "read_header", "slug"]
+__all__ = ["KeepShard", "import_gguf", "import_model"]
 
+KeepShard = Callable[[ShardKind, int | None], bool]
+"""Says by kind and block whether a shard is to be written, or only hashed for the manifest."""
 
-def slug(text: str) -> str:
-    """Turn a model's title into the name users type: lower case, dashes."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"
+_SPARE_BYTES = 64 << 20  # for shard headers, the tokenizer, the store
 
 
-def read_header(data: memoryview) -> GGUFHeader:
-    """Parse the header of a whole file. Raises InvalidModelFile and UnsupportedModel."""
-    header = parse_header(data, file_size=len(data))
-    assert not isinstance(header, NeedMore)  # with the whole file there, a short header is an error
-    return header
+def import_model(model: SourceModel, staging: Path, keep: KeepShard, report: ReportBytes) -> ModelManifest:
+    """Write the shards to keep into `staging` and return the manifest of all. Blocking; `report` may end it by raising.
+
+    Raises InvalidModelFile when a source file ends too early or changes meanwhile, FileError when a shard cannot be written.
+    """
+    plans = plan_shards(model.config)
+    _require_space(staging, sum(_plan_bytes(model, plan) for plan in plans if keep(plan.kind, plan.block)))
+    progress = _Progress(sum(_plan_bytes(model, plan) for plan in plans), report)
+    hashed = _write([encode_tokenizer(model.tokenizer)], staging, kept=keep(ShardKind.TOKENIZER, None))
+    shards = [ShardDescriptor(hashed.id, ShardKind.TOKENIZER, None, hashed.nbytes, hashed.chunks, ())]
+    for plan in plans:
+        sources = dict(plan.tensors)
+        tensors = tuple(attrs.evolve(model.tensors[sources[name]].descriptor, name=name) for name in sources)
+        pieces = _pieces(model, SafetensorsLayout.of(tensors), sources, progress)
+        hashed = _write(pieces, staging, kept=keep(plan.kind, plan.block))
+        shards.append(ShardDescriptor(hashed.id, plan.kind, plan.block, hashed.nbytes, hashed.chunks, tensors))
+    for file in model.files:
+        file.check_unchanged()
+    return build_manifest(model.name, model.config, tuple(shards), license_name=model.license, source=model.origin)
 
 
-def build_manifest(
-    name: str, config: ModelConfig, shards: tuple[ShardDescriptor, ...], *, license_name: str | None, source: str | None
-) -> ModelManifest:
-    """Make the manifest. Its id is the BLAKE3 of msgpack([1, config, shards]); names and sources are not part of it."""
-    canonical = msgspec.msgpack.encode([1, config, shards])
-    types = Counter(
-        tensor.ggml_type
-        for shard in shards
-        if shard.kind is ShardKind.BLOCK
-        for tensor in shard.tensors
-        if len(tensor.shape) > 1
-    )
-    return ModelManifest(
-        id=ModelId(blake3(canonical).hexdigest()),
-        name=name,
-        config=config,
-        shards=shards,
-        quantization=types.most_common(1)[0][0] if types else "F32",
-        license=license_name,
-        source=source,
-    )
+def import_gguf(path: Path, folder: Path) -> ModelManifest:
+    """Import a GGUF file into a shard folder, without catalog or store. Blocking; for tests and benchmarks.
 
-
-def import_gguf(
-    path: Path,
-    shard_folder: Path,
-    *,
-    name: str | None = None,
-    blocks: BlockRange | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> ModelManifest:
-    """Import a GGUF file into the shard folder and return its manifest.
-
-    With `blocks`, only those blocks' shards are kept (and the embedding and head where they touch its ends); the others are
-    hashed, since they are part of the manifest, but not written. `progress` hears (bytes done, bytes in all). Blocking.
     Raises SourceUnavailable, InvalidModelFile, UnsupportedModel, and FileError when a shard cannot be written.
     """
+    staging = folder / f"import-{secrets.token_hex(6)}"
+    staging.mkdir(parents=True)
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                return _import(view, path, shard_folder, name, blocks, progress or _ignore)
-            finally:
-                view.release()
-    except FileNotFoundError as error:
-        raise SourceUnavailable(f"there is no file {path}") from error
-    except ValueError as error:
-        raise InvalidModelFile(f"{path} is empty") from error
+        with open_gguf(path) as model:
+            manifest = import_model(model, staging, lambda _kind, _block: True, lambda _done, _total: None)
+        for shard in {shard.id for shard in manifest.shards}:
+            publish_shard(staging, folder, shard)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def _plan_bytes(model: SourceModel, plan: ShardPlan) -> int:
+    return sum(model.tensors[source].region.nbytes for _, source in plan.tensors)
+
+
+def _require_space(folder: Path, nbytes: int) -> None:
+    try:
+        free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+        raise FileError(f"cannot tell how much space is free in {folder}: {error.strerror}") from error
+    if free < nbytes + _SPARE_BYTES:
+        raise FileError(
+            f"the model needs {nbytes / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free; free some, or choose "
+            "another data folder"
+        )
 
 
-def _ignore(_done: int, _total: int) -> None:
-    return
+@attrs.define(eq=False)
+class _Progress:
+    total: int
+    report: ReportBytes
+    done: int = 0
+
+    def add(self, nbytes: int) -> None:
+        self.done += nbytes
+        self.report(self.done, self.total)
 
 
-def _import(
-    view: memoryview,
-    path: Path,
-    folder: Path,
-    name: str | None,
-    blocks: BlockRange | None,
-    progress: Callable[[int, int], None],
-) -> ModelManifest:
-    header = read_header(view)
-    tensors = {tensor.name: tensor for tensor in header.tensors}
-    config = model_config(header)
-    check_shapes(config, {tensor.name: tensor.shape for tensor in header.tensors})
-    if "rope_freqs.weight" in tensors:
-        config = attrs.evolve(config, rope_factors=_floats(view, tensors["rope_freqs.weight"]))
-    plans = plan_shards(config)
-    total = sum(tensors[source].nbytes for plan in plans for _, source in plan.tensors)
-    hashed = write_shard(folder, [encode_tokenizer(tokenizer_data(header))])
-    shards = [ShardDescriptor(hashed.id, ShardKind.TOKENIZER, None, hashed.nbytes, hashed.chunks, ())]
-    done = 0
-    for plan in plans:
-        described = [
-            (TensorDescriptor(name, tensors[source].ggml_type, tensors[source].shape, tensors[source].nbytes), source)
-            for name, source in plan.tensors
-        ]
-        pieces = safetensors_pieces([(tensor, _bytes(view, tensors[source])) for tensor, source in described])
-        kept = blocks is None or is_kept(plan.kind, plan.block, blocks, config)
-        hashed = write_shard(folder, pieces) if kept else hash_pieces(pieces)
-        shards.append(_describe(hashed, plan.kind, plan.block, tuple(tensor for tensor, _ in described)))
-        done += sum(tensor.nbytes for tensor, _ in described)
-        progress(done, total)
-    title = header.metadata.get("general.name")
-    licence = header.metadata.get("general.license")
-    return build_manifest(
-        name or slug(title if isinstance(title, str) else path.stem),
-        config,
-        tuple(shards),
-        license_name=licence if isinstance(licence, str) else None,
-        source=path.name,
-    )
+def _write(pieces: Iterator[bytes] | list[bytes], staging: Path, *, kept: bool) -> HashedBytes:
+    return write_shard(staging, pieces) if kept else hash_pieces(pieces)
 
 
-def is_kept(kind: ShardKind, block: int | None, blocks: BlockRange, config: ModelConfig) -> bool:
-    """Say whether a node that holds `blocks` keeps this shard: the ends of the model go with its first and last block."""
-    if kind is ShardKind.BLOCK:
-        assert block is not None
-        return block in blocks
-    if kind is ShardKind.EMBEDDING:
-        return blocks.start == 0
-    return kind is ShardKind.TOKENIZER or blocks.end == config.block_count
-
-
-def _describe(
-    hashed: HashedBytes, kind: ShardKind, block: int | None, tensors: tuple[TensorDescriptor, ...]
-) -> ShardDescriptor:
-    return ShardDescriptor(hashed.id, kind, block, hashed.nbytes, hashed.chunks, tensors)
-
-
-def _bytes(view: memoryview, tensor: GGUFTensor) -> memoryview:
-    return view[tensor.offset : tensor.offset + tensor.nbytes]
-
-
-def _floats(view: memoryview, tensor: GGUFTensor) -> tuple[float, ...]:
-    if tensor.ggml_type != "F32":
-        raise InvalidModelFile(f"tensor {tensor.name!r} has type {tensor.ggml_type}; F32 is expected")
-    return tuple(_bytes(view, tensor).cast("f"))
+def _pieces(
+    model: SourceModel, layout: SafetensorsLayout, sources: dict[str, str], progress: _Progress
+) -> Iterator[bytes]:
+    yield layout.header
+    for tensor in layout.tensors:
+        region = model.tensors[sources[tensor.name]].region
+        if region.nbytes != tensor.nbytes:
+            raise FileError(f"tensor {tensor.name!r} has {region.nbytes} bytes at its source, not {tensor.nbytes}")
+        for piece in region.pieces():
+            yield piece
+            progress.add(len(piece))

@@ -9,9 +9,28 @@ from collections.abc import Mapping
 import attrs
 
 from meshnode.errors import InvalidModelFile, UnsupportedModel
-from meshnode.types.manifest import ModelConfig, ShardKind
+from meshnode.types.blocks import BlockRange
+from meshnode.types.manifest import ModelConfig, ShardKind, TensorDescriptor
 
-__all__ = ["ShardPlan", "check_shapes", "plan_shards"]
+__all__ = ["ARCHITECTURES", "READABLE_TYPES", "Architecture", "ShardPlan", "check_tensors", "is_kept", "plan_shards"]
+
+READABLE_TYPES = frozenset(
+    {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+)
+"""GGML types that the engine computes with; a test keeps this in step with it."""
+
+_VECTOR_TYPES = frozenset({"F32", "F16", "BF16"})
+
+
+@attrs.frozen
+class Architecture:
+    """What varies between families in which tensors a block has."""
+
+    attention_biases: bool = False  # attn_q.bias, attn_k.bias, attn_v.bias; all three, in every block
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {"llama": Architecture()}
+"""Architectures that can be imported, by GGUF name."""
 
 
 @attrs.frozen
@@ -23,10 +42,10 @@ class ShardPlan:
     tensors: tuple[tuple[str, str], ...]
 
 
-def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _block_shapes(config: ModelConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
     queries, keys = config.head_count * config.head_size, config.kv_head_count * config.head_size
     hidden, inner = config.hidden_size, config.feed_forward_size
-    return {
+    shapes: dict[str, tuple[int, ...]] = {
         "attn_norm.weight": (hidden,),
         "attn_q.weight": (queries, hidden),
         "attn_k.weight": (keys, hidden),
@@ -37,43 +56,68 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "ffn_up.weight": (inner, hidden),
         "ffn_down.weight": (hidden, inner),
     }
+    if architecture.attention_biases:
+        shapes |= {"attn_q.bias": (queries,), "attn_k.bias": (keys,), "attn_v.bias": (keys,)}
+    return shapes
 
 
-def check_shapes(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check every tensor against the configuration.
-
-    Raises InvalidModelFile for a missing tensor or a wrong shape, UnsupportedModel for a tensor that has no place.
-    """
-    expected = {
+def _expected(config: ModelConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    expected: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (config.vocabulary_size, config.hidden_size),
         "output_norm.weight": (config.hidden_size,),
     }
     if not config.tied_embedding:
         expected["output.weight"] = (config.vocabulary_size, config.hidden_size)
-    if "rope_freqs.weight" in shapes:
-        expected["rope_freqs.weight"] = (config.rope_size // 2,)
     for block in config.blocks:
-        expected |= {f"blk.{block}.{name}": shape for name, shape in _block_shapes(config).items()}
-    for name, shape in shapes.items():
+        for name, shape in _block_shapes(config, architecture).items():
+            expected[f"blk.{block}.{name}"] = shape
+    return expected
+
+
+def check_tensors(
+    config: ModelConfig,
+    tensors: Mapping[str, TensorDescriptor],
+    architectures: Mapping[str, Architecture] = ARCHITECTURES,
+) -> None:
+    """Check every tensor of a model's blocks, embedding and head against its configuration.
+
+    Raises InvalidModelFile for a missing tensor or a wrong shape, naming what was expected and what was found, and
+    UnsupportedModel for a tensor that has no place or a type that cannot be computed with.
+    """
+    architecture = architectures.get(config.architecture)
+    if architecture is None:
+        raise UnsupportedModel(
+            f"architecture {config.architecture!r} cannot be run; known: {', '.join(sorted(architectures))}"
+        )
+    if config.block_count > len(tensors):  # before a table of that many blocks is made
+        raise InvalidModelFile(
+            f"the model says it has {config.block_count} blocks, but has only {len(tensors)} tensors"
+        )
+    expected = _expected(config, architecture)
+    for name, tensor in tensors.items():
         if name not in expected:
             raise UnsupportedModel(
                 f"tensor {name!r} has no place in the {config.architecture} architecture as it can be run here"
             )
-        if shape != expected[name]:
-            raise InvalidModelFile(f"tensor {name!r} has shape {shape}; the metadata says {expected[name]}")
-    missing = sorted(expected.keys() - shapes.keys())
+        if tensor.shape != expected[name]:
+            raise InvalidModelFile(f"tensor {name!r} should have shape {expected[name]}, but has {tensor.shape}")
+        types = READABLE_TYPES if len(tensor.shape) > 1 else _VECTOR_TYPES
+        if tensor.ggml_type not in types:
+            raise UnsupportedModel(
+                f"tensor {name!r} has GGML type {tensor.ggml_type}; known: {', '.join(sorted(types))}"
+            )
+    missing = [name for name in expected if name not in tensors]
     if missing:
-        raise InvalidModelFile(f"the model lacks {len(missing)} tensors, the first is {missing[0]!r}")
+        raise InvalidModelFile(f"the model lacks {len(missing)} of {len(expected)} tensors, first {missing[0]!r}")
 
 
-def plan_shards(config: ModelConfig) -> tuple[ShardPlan, ...]:
+def plan_shards(
+    config: ModelConfig, architectures: Mapping[str, Architecture] = ARCHITECTURES
+) -> tuple[ShardPlan, ...]:
     """Return the weight shards in order: embedding, blocks, head. A tied head gets its own copy of the embedding."""
+    names = sorted(_block_shapes(config, architectures[config.architecture]))
     blocks = tuple(
-        ShardPlan(
-            ShardKind.BLOCK,
-            block,
-            tuple((f"blk.{block}.{name}", f"blk.{block}.{name}") for name in sorted(_block_shapes(config))),
-        )
+        ShardPlan(ShardKind.BLOCK, block, tuple((f"blk.{block}.{name}", f"blk.{block}.{name}") for name in names))
         for block in config.blocks
     )
     output = "token_embd.weight" if config.tied_embedding else "output.weight"
@@ -82,3 +126,15 @@ def plan_shards(config: ModelConfig) -> tuple[ShardPlan, ...]:
         *blocks,
         ShardPlan(ShardKind.HEAD, None, (("output.weight", output), ("output_norm.weight", "output_norm.weight"))),
     )
+
+
+def is_kept(kind: ShardKind, block: int | None, blocks: BlockRange | None, config: ModelConfig) -> bool:
+    """Say whether a node that holds `blocks` (None: all) keeps a shard.
+
+    The embedding goes with the first block and the head with the last; everybody keeps the tokenizer.
+    """
+    if blocks is None or kind is ShardKind.TOKENIZER:
+        return True
+    if kind is ShardKind.BLOCK:
+        return block is not None and block in blocks
+    return (0 if kind is ShardKind.EMBEDDING else config.block_count - 1) in blocks

@@ -2,27 +2,44 @@
 
 A weight shard is a safetensors file (https://github.com/huggingface/safetensors#format) whose quantised tensors are the
 source's bytes as U8 [rows, row_bytes]. Tensors come in a fixed order, the widest element first so that each is aligned to its
-own size, and the header is padded so that the data begins at a multiple of 64 bytes.
+own size, and the header is padded with spaces so that the data begins at a multiple of 64 bytes.
 """
 
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 from blake3 import blake3
 
 from meshnode.errors import FileError, ShardCorrupt
-from meshnode.types.ids import ShardId
+from meshnode.types.ids import ShardId, short
 from meshnode.types.manifest import CHUNK_BYTES, ShardDescriptor, TensorDescriptor
 
-__all__ = ["HashedBytes", "hash_pieces", "quarantine", "safetensors_pieces", "shard_path", "verify", "write_shard"]
+__all__ = [
+    "HashedBytes",
+    "SafetensorsLayout",
+    "StepBytes",
+    "hash_pieces",
+    "is_shard_id",
+    "publish_shard",
+    "quarantine_shard",
+    "shard_file_name",
+    "shard_path",
+    "verify_shard",
+    "verify_size",
+    "write_shard",
+]
 
 _PLAIN = {"F32": ("F32", 4), "F16": ("F16", 2), "BF16": ("BF16", 2)}
 _ALIGNMENT = 64
-_PARTIAL = ".partial"
+_READ_BYTES = 4 << 20
+
+StepBytes = Callable[[int], None]
+"""Told the size of every piece of work done, in bytes. What it raises ends the work."""
 
 
 @attrs.frozen
@@ -34,47 +51,76 @@ class HashedBytes:
     nbytes: int
 
 
+def is_shard_id(text: str) -> bool:
+    """Say whether `text` is 64 lower-case hex digits; only such text may become part of a path."""
+    return len(text) == 64 and all(digit in "0123456789abcdef" for digit in text)
+
+
+def shard_file_name(shard: ShardId) -> str:
+    """Return the name of a shard's file. Raises FileError for what is not a shard id."""
+    if not is_shard_id(shard):
+        raise FileError(f"{shard[:80]!r} is not a shard id")
+    return f"{shard}.shard"
+
+
 def shard_path(folder: Path, shard: ShardId) -> Path:
-    """Return where a shard lies below the shard folder; `shard` must be 64 hex digits."""
-    if len(shard) != 64 or not all(digit in "0123456789abcdef" for digit in shard):
-        raise FileError(f"{shard!r} is not a shard id")
-    return folder / shard[:2] / f"{shard}.shard"
+    """Return where a shard lies below the shard folder."""
+    return folder / shard[:2] / shard_file_name(shard)
 
 
-def safetensors_pieces(tensors: Sequence[tuple[TensorDescriptor, memoryview]]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a safetensors file with these tensors, header first."""
-    ordered = sorted(tensors, key=lambda item: (-_PLAIN.get(item[0].ggml_type, ("U8", 1))[1], item[0].name))
-    header: dict[str, object] = {
-        "__metadata__": {
-            "format": "meshnode-shard-1",
-            "ggml": json.dumps(
-                {t.name: [t.ggml_type, *t.shape] for t, _ in ordered}, sort_keys=True, separators=(",", ":")
-            ),
+@attrs.frozen
+class SafetensorsLayout:
+    """The header of a weight shard and the order its tensors' bytes follow in."""
+
+    header: bytes
+    tensors: tuple[TensorDescriptor, ...]
+
+    @classmethod
+    def of(cls, tensors: Sequence[TensorDescriptor]) -> "SafetensorsLayout":
+        """Lay out these tensors; the same tensors give the same header in whatever order they are named."""
+        ordered = tuple(sorted(tensors, key=lambda tensor: (-_element(tensor)[1], tensor.name)))
+        types = {tensor.name: [tensor.ggml_type, *tensor.shape] for tensor in ordered}
+        header: dict[str, object] = {
+            "__metadata__": {
+                "format": "meshnode-shard-1",
+                "ggml": json.dumps(types, sort_keys=True, separators=(",", ":")),  # the format allows only strings here
+            }
         }
-    }
-    offset = 0
-    for tensor, _ in ordered:
-        dtype, _size = _PLAIN.get(tensor.ggml_type, ("U8", 1))
-        shape = list(tensor.shape) if dtype != "U8" else [tensor.shape[0], tensor.nbytes // tensor.shape[0]]
-        header[tensor.name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + tensor.nbytes]}
-        offset += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    yield struct.pack("<Q", len(text)) + text
-    for _, data in ordered:
-        yield data
+        offset = 0
+        for tensor in ordered:
+            dtype, _ = _element(tensor)
+            rows = tensor.shape[0]
+            shape = [rows, tensor.nbytes // rows] if dtype == "U8" else list(tensor.shape)
+            header[tensor.name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + tensor.nbytes]}
+            offset += tensor.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+        return cls(struct.pack("<Q", len(text)) + text, ordered)
 
 
-def hash_pieces(pieces: Iterable[bytes | memoryview], sink: "_Sink | None" = None) -> HashedBytes:
-    """Hash consecutive pieces as one file, and write them to `sink` on the way."""
+def _element(tensor: TensorDescriptor) -> tuple[str, int]:
+    return _PLAIN.get(tensor.ggml_type, ("U8", 1))
+
+
+@attrs.frozen(eq=False)
+class _Output:
+    descriptor: int
+
+    def write(self, view: memoryview) -> None:
+        while len(view):
+            view = view[os.write(self.descriptor, view) :]
+
+
+def hash_pieces(pieces: Iterable[bytes], output: _Output | None = None) -> HashedBytes:
+    """Hash consecutive pieces as one file, and write them to `output` on the way."""
     whole, chunk, room = blake3(), blake3(), CHUNK_BYTES
     chunks: list[str] = []
     total = 0
     for piece in pieces:
         view = memoryview(piece)
         whole.update(view)
-        if sink is not None:
-            sink.write(view)
+        if output is not None:
+            output.write(view)
         total += len(view)
         while len(view) >= room:
             chunks.append(chunk.update(view[:room]).hexdigest())
@@ -86,43 +132,97 @@ def hash_pieces(pieces: Iterable[bytes | memoryview], sink: "_Sink | None" = Non
     return HashedBytes(ShardId(whole.hexdigest()), tuple(chunks), total)
 
 
-@attrs.frozen(eq=False)
-class _Sink:
-    descriptor: int
+def write_shard(staging: Path, pieces: Iterable[bytes]) -> HashedBytes:
+    """Write a shard into `staging` under its file name: hash while writing, fsync, read back.
 
-    def write(self, view: memoryview) -> None:
-        while len(view):
-            view = view[os.write(self.descriptor, view) :]
-
-
-def write_shard(folder: Path, pieces: Iterable[bytes | memoryview]) -> HashedBytes:
-    """Write a shard: temporary name, hash while writing, fsync, read back, rename, fsync the folder.
-
-    The same content that is already there is left alone. Raises FileError with the system's reason (disk full, read-only);
-    nothing is left behind then.
+    What `pieces` raises ends the writing. Raises FileError with the system's reason (disk full, read-only). Nothing is left
+    behind then.
     """
-    partial = folder / f"{os.getpid()}-{os.urandom(6).hex()}{_PARTIAL}"
+    temporary = staging / "shard.writing"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            hashed = hash_pieces(pieces, _Sink(descriptor))
+            hashed = hash_pieces(pieces, _Output(descriptor))
             os.fsync(descriptor)
+            if hasattr(os, "posix_fadvise"):  # else the page cache answers, and a bad disk goes unnoticed
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-        if blake3().update_mmap(partial).hexdigest() != hashed.id:
-            raise ShardCorrupt(f"{folder} returned other bytes than were written to it; check the disk")
-        target = shard_path(folder, hashed.id)
-        target.parent.mkdir(exist_ok=True)
-        partial.replace(target)
-        _sync_folder(target.parent)
+        if _hash_file(temporary) != hashed.id:
+            raise ShardCorrupt(f"{staging} returned other bytes than were written to it; check the disk")
+        temporary.replace(staging / shard_file_name(hashed.id))
     except OSError as error:
-        raise FileError(
-            f"cannot write a shard to {folder}: {error.strerror or error}; free some space or check the folder"
-        ) from error
+        raise FileError(f"cannot write a shard to {staging}: {_reason(error)}; free space or choose another") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return hashed
+
+
+def publish_shard(staging: Path, folder: Path, shard: ShardId) -> Path:
+    """Move a staged shard to its place below the shard folder, durably. Raises FileError."""
+    target = shard_path(folder, shard)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (staging / target.name).replace(target)
+        for parent in (target.parent, folder):
+            _sync_folder(parent)
+    except OSError as error:
+        raise FileError(f"cannot move a shard to {target.parent}: {_reason(error)}") from error
+    return target
+
+
+def verify_size(folder: Path, shard: ShardDescriptor) -> None:
+    """Raise ShardCorrupt for a shard that is there with another size, FileError for one that is not there."""
+    try:
+        size = shard_path(folder, shard.id).stat().st_size
+    except OSError as error:
+        raise FileError(f"shard {short(shard.id)} cannot be read: {_reason(error)}") from error
+    if size < shard.nbytes:
+        raise ShardCorrupt(f"shard {short(shard.id)} is truncated: {size} of {shard.nbytes} bytes")
+    if size > shard.nbytes:
+        raise ShardCorrupt(f"shard {short(shard.id)} has {size} bytes instead of {shard.nbytes}")
+
+
+def verify_shard(folder: Path, shard: ShardDescriptor, step: StepBytes | None = None) -> None:
+    """Check the size, then the hash; `step` hears the size of every piece read, and what it raises ends the work.
+
+    Raises ShardCorrupt saying which of the two is wrong, FileError when the file is missing. A file that is there and cannot
+    be read, a bad sector for example, is corrupt.
+    """
+    verify_size(folder, shard)
+    try:
+        found = _hash_file(shard_path(folder, shard.id), step)
+    except OSError as error:
+        raise ShardCorrupt(f"shard {short(shard.id)} cannot be read from disk: {_reason(error)}") from error
+    if found != shard.id:
+        raise ShardCorrupt(f"shard {short(shard.id)} has changed on disk: its bytes do not match its hash")
+
+
+def quarantine_shard(folder: Path, quarantine: Path, shard: ShardId) -> None:
+    """Move a shard that failed verification out of reach. Raises FileError."""
+    try:
+        quarantine.mkdir(parents=True, exist_ok=True)
+        shard_path(folder, shard).replace(quarantine / shard_file_name(shard))
+    except OSError as error:
+        raise FileError(f"cannot move shard {short(shard)} to {quarantine}: {_reason(error)}") from error
+
+
+def _hash_file(path: Path, step: StepBytes | None = None) -> str:
+    hasher = blake3()
+    for piece in _file_pieces(path):
+        hasher.update(piece)
+        if step is not None:
+            step(len(piece))
+    return hasher.hexdigest()
+
+
+def _file_pieces(path: Path) -> Iterator[memoryview]:
+    # Read, not mapped: reading a bad sector of a mapped file ends the process.
+    buffer = memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            yield buffer[:count]
 
 
 def _sync_folder(folder: Path) -> None:
@@ -133,22 +233,5 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def verify(folder: Path, shard: ShardDescriptor) -> None:
-    """Check size, then hash. Raises ShardCorrupt saying which of the two is wrong, FileError when it cannot be read."""
-    path = shard_path(folder, shard.id)
-    try:
-        size = path.stat().st_size
-        if size != shard.nbytes:
-            raise ShardCorrupt(f"shard {shard.id[:12]} is truncated: {size} of {shard.nbytes} bytes")
-        if blake3().update_mmap(path).hexdigest() != shard.id:
-            raise ShardCorrupt(f"shard {shard.id[:12]} has changed on disk: its bytes do not match its hash")
-    except OSError as error:
-        raise FileError(f"shard {shard.id[:12]} cannot be read: {error.strerror or error}") from error
-
-
-def quarantine(folder: Path, quarantine_folder: Path, shard: ShardId) -> Path:
-    """Move a shard that failed verification out of reach and return where it lies now."""
-    target = quarantine_folder / f"{shard}.shard"
-    quarantine_folder.mkdir(parents=True, exist_ok=True)
-    shard_path(folder, shard).replace(target)
-    return target
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

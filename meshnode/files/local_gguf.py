@@ -1,0 +1,112 @@
+"""Local GGUF files as a source."""
+
+import functools
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from meshnode.errors import InvalidModelFile, UnsupportedModel
+from meshnode.files.gguf_header import GGUFHeader, GGUFTensor, NeedMore, parse_header
+from meshnode.files.gguf_metadata import GGUFMetadata, model_config, tokenizer_data
+from meshnode.files.layout import check_tensors
+from meshnode.files.manifests import name_from_title
+from meshnode.files.source_file import FileRegion, SourceFile, open_source_file
+from meshnode.files.sources import ModelOpener, ReportBytes, SourceModel, SourceTensor
+from meshnode.files.tokenizer_shard import check_tokenizer
+from meshnode.types.manifest import TensorDescriptor
+
+__all__ = ["LocalGGUF", "open_gguf", "read_header"]
+
+_FIRST_READ = 4 << 20
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+@attrs.frozen
+class LocalGGUF:
+    """References that are paths of GGUF files."""
+
+    def accepts(self, reference: str) -> bool:
+        """Say whether `reference` ends like a GGUF file."""
+        return reference.lower().endswith(".gguf")
+
+    def canonical(self, reference: str) -> str:
+        """Return the absolute path."""
+        return os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # text only, no symlinks followed
+
+    async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:  # noqa: ARG002
+        """Return what opens the file; there is nothing to download."""
+        return functools.partial(open_gguf, Path(reference))
+
+
+def read_header(file: SourceFile) -> GGUFHeader:
+    """Read as much of a file as its header takes, and parse it. Raises InvalidModelFile and UnsupportedModel."""
+    size = _FIRST_READ
+    while True:
+        header = parse_header(file.prefix(size), file_size=file.nbytes)
+        if not isinstance(header, NeedMore):
+            return header
+        size = max(header.at_least, 2 * size)
+
+
+@contextmanager
+def open_gguf(path: Path, *, name: str | None = None, aliases: tuple[str, ...] = ()) -> Iterator[SourceModel]:
+    """Open a GGUF file and check everything its header says.
+
+    The name is `name`, else the title in the file, else the file's own. Raises SourceUnavailable, InvalidModelFile and
+    UnsupportedModel.
+    """
+    with open_source_file(path) as file:
+        header = read_header(file)
+        metadata = GGUFMetadata(header.metadata)
+        _refuse_parts(metadata)
+        tokenizer = tokenizer_data(metadata)
+        check_tokenizer(tokenizer)
+        tensors = {tensor.name: _source_tensor(file, tensor) for tensor in header.tensors}
+        factors = tensors.pop(_ROPE_FACTORS, None)
+        config = model_config(metadata, vocabulary_size=len(tokenizer.tokens), tied="output.weight" not in tensors)
+        check_tensors(config, {name: tensor.descriptor for name, tensor in tensors.items()})
+        if factors is not None:
+            config = attrs.evolve(config, rope_factors=_read_factors(factors, config.rope_size))
+        yield SourceModel(
+            name=name or name_from_title(metadata.get("general.name", str, path.stem)),
+            config=config,
+            tokenizer=tokenizer,
+            tensors=tensors,
+            files=(file,),
+            license=metadata.get("general.license", str, "") or None,
+            origin=path.name,
+            aliases=aliases,
+        )
+
+
+def _refuse_parts(metadata: GGUFMetadata) -> None:
+    kind = metadata.get("general.type", str, "model")
+    if kind != "model":
+        raise UnsupportedModel(f"a GGUF file of type {kind!r}, not a model")
+    parts = metadata.get("split.count", int, 1)
+    if parts > 1:
+        raise UnsupportedModel(f"a GGUF model in {parts} files; join them with llama-gguf-split --merge")
+
+
+def _source_tensor(file: SourceFile, tensor: GGUFTensor) -> SourceTensor:
+    return SourceTensor(
+        TensorDescriptor(tensor.name, tensor.ggml_type, tensor.shape, tensor.nbytes),
+        FileRegion(file, tensor.offset, tensor.nbytes),
+    )
+
+
+def _read_factors(tensor: SourceTensor, rope_size: int) -> tuple[float, ...]:
+    """Return the divisors of the rotary frequencies that Llama 3 files carry as a tensor."""
+    expected, found = (rope_size // 2,), tensor.descriptor
+    if found.shape != expected:
+        raise InvalidModelFile(f"tensor {found.name!r} should have shape {expected}, but has {found.shape}")
+    if found.ggml_type != "F32":
+        raise UnsupportedModel(f"tensor {found.name!r} has GGML type {found.ggml_type}; known: F32")
+    factors = struct.unpack(f"<{expected[0]}f", tensor.region.read())
+    if not all(0.0 < factor < float("inf") for factor in factors):
+        raise InvalidModelFile(f"tensor {found.name!r} holds values that are not positive numbers")
+    return factors
