@@ -44,6 +44,8 @@ class Supervisor:
         self._children = [Child(spec, health, source, on_crash) for spec in specs]
         self._total_stop_budget = total_stop_budget
         self._watchdog = watchdog
+        self.started = trio.Event()  # set when every child has had its first start
+        self.stopping = trio.Event()  # set when the stop begins, however it came about
         self._serving = trio.CancelScope()
         self._stop_requested = False
         self._cause: SubsystemFailed | Fatal | None = None
@@ -80,6 +82,7 @@ class Supervisor:
                         begun.append(child)
                         nursery.start_soon(self._keep, child, name=child.spec.name)
                         await child.settled.wait()
+                    self.started.set()
                     task_status.started()
                     await trio.sleep_forever()
             finally:
@@ -98,6 +101,7 @@ class Supervisor:
             self._serving.cancel()
 
     async def _stop_all(self, begun: Sequence[Child]) -> None:
+        self.stopping.set()
         if self._watchdog is not None:
             self._watchdog.arm()
         if self._cause is not None:
