@@ -2,45 +2,37 @@
 
 import errno
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import attrs
 import trio
 
 from meshnode.errors import ConfigError
 
-__all__ = ["BoundSockets", "bind"]
-
-
-@attrs.frozen
-class BoundSockets:
-    """Listening sockets that outlive whoever serves them."""
-
-    sockets: Sequence[trio.socket.SocketType]
-
-    @property
-    def port(self) -> int:
-        """The port of the first socket: the one that was asked for, or the one the system chose for port 0."""
-        return int(self.sockets[0].getsockname()[1])
-
-    def listeners(self) -> list[trio.SocketListener]:
-        """Return listeners for one incarnation of a server; closing them leaves the sockets open."""
-        return [trio.SocketListener(each.dup()) for each in self.sockets]
+__all__ = ["bind", "bound_port"]
 
 
 @asynccontextmanager
-async def bind(host: str, port: int) -> AsyncIterator[BoundSockets]:
-    """Listen on `host` and `port` until the context is left. Raises ConfigError in one line when that is not possible."""
+async def bind(host: str, port: int) -> AsyncIterator[list[trio.SocketListener]]:
+    """Listen on `host` and `port` until the context is left. Raises ConfigError in one line when that is not possible.
+
+    Servers accept from the listeners and leave them open, so that clients who come while a server is restarted wait in the
+    system's queue for the next one.
+    """
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except (OSError, ExceptionGroup) as error:
         raise ConfigError(_refusal(host, port, error)) from error
     try:
-        yield BoundSockets([listener.socket for listener in listeners])
+        yield listeners
     finally:
         for listener in listeners:
             listener.socket.close()
+
+
+def bound_port(listeners: list[trio.SocketListener]) -> int:
+    """Return the port: the one that was asked for, or the one the system chose for port 0."""
+    return int(listeners[0].socket.getsockname()[1])
 
 
 def _refusal(host: str, port: int, error: OSError | ExceptionGroup[Exception]) -> str:
