@@ -85,6 +85,7 @@ class GenerationRequest:
     sampling: SamplingParameters = SamplingParameters()
     max_tokens: int | None = None  # None: until the model stops or the context is full
     stop: tuple[str, ...] = ()
+    client: str = ""  # who asks, for fairness among callers
 
 
 @attrs.frozen

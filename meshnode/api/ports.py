@@ -1,0 +1,75 @@
+"""What the API needs from the rest of the node, as plain values and callables."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import attrs
+
+from meshnode.observe.metrics import Metrics
+from meshnode.types.generation import GenerationEvent, GenerationRequest
+
+__all__ = ["ApiDependencies", "Events", "Generate", "ModelAdmin", "ModelList", "ServedModel"]
+
+
+class Events(Protocol):
+    """The events of one or more generations, each with the index of its request."""
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, GenerationEvent]]:
+        """Iterate until every generation has finished; raises the MeshnodeError that ended one instead."""
+        ...
+
+    def waiting(self) -> list[tuple[int, GenerationEvent]]:
+        """Return what has arrived and not been iterated yet, without waiting."""
+        ...
+
+
+Generate = Callable[[Sequence[GenerationRequest]], AbstractAsyncContextManager[Events]]
+"""Run generations side by side: Started, TextDelta*, Finished for each. Leaving the context cancels what still runs."""
+
+
+@attrs.frozen
+class ServedModel:
+    """One model as the API lists it."""
+
+    name: str
+    id: str  # of its manifest
+    loaded: bool
+    context_length: int  # tokens
+    created: int  # Unix seconds
+    quantization: str
+    aliases: tuple[str, ...] = ()
+    detail: str = ""  # why it is not loaded
+
+
+ModelList = Callable[[], tuple[ServedModel, ...]]
+
+
+class ModelAdmin(Protocol):
+    """Adds and removes models."""
+
+    async def add(self, reference: str, blocks: str | None) -> str:
+        """Acquire a model and return its name. Raises FileError and RequestError leafs; cancellation stops it."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Remove a model and the shards no other model uses. Raises UnknownModel."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class ApiDependencies:
+    """Everything `create_app` is made from."""
+
+    key: str
+    generate: Generate
+    models: ModelList
+    admin: ModelAdmin
+    status: Callable[[], dict[str, object]]  # for /api/admin/status, JSON values
+    unready: Callable[[], tuple[str, ...]]  # names of subsystems and models that are not ready
+    request_shutdown: Callable[[], None]
+    metrics: Metrics
+    requests_per_minute: int = 600
+    body_limit_bytes: int = 8 << 20
+    body_timeout: float = 60.0  # seconds for a request's body to arrive
+    host: str = "127.0.0.1"
