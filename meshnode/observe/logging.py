@@ -16,13 +16,25 @@ __all__ = ["REDACTED", "configure_logging", "redact"]
 
 REDACTED = "[redacted]"
 
-# "Bearer abcdefgh", "Authorization: Bearer abc", "authorization=abc", "x-api-key: abc", "'api_key': 'abc'"
+# "Bearer abcdefgh", "Authorization: Bearer abc", "authorization=abc", "x-api-key: abc", "'api_key': 'abc'",
+# "(b'x-api-key', b'abc')"
 _SECRET_TEXT = re.compile(
-    r"(?i)(\bbearer\s+(?=\S{8})|[\"']?\b(?:x-api-key|api[_-]?key|authorization)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+|basic\s+)?)"
+    r"(?i)(\bbearer\s+(?=\S{8})"
+    r"|\b(?:x-api-key|api[_-]?key|authorization)(?:[\"']?\s*[:=]|[\"']\s*,)\s*(?:b?[\"'])?(?:bearer\s+|basic\s+)?)"
     r"[A-Za-z0-9._~+/=-]+"
 )
 _SECRET_NAMES = frozenset(
-    {"authorization", "api_key", "apikey", "x-api-key", "x_api_key", "password", "secret", "cookie"}
+    {
+        "authorization",
+        "proxy_authorization",
+        "api_key",
+        "apikey",
+        "x_api_key",
+        "password",
+        "secret",
+        "cookie",
+        "set_cookie",
+    }
 )
 _DEEPEST = 6  # nesting beyond this is not looked into, but cut off
 
@@ -33,8 +45,10 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
 
 
 def _clean(name: object, value: object, depth: int) -> object:
-    if isinstance(name, str) and name.lower() in _SECRET_NAMES:
+    if _is_secret(name):
         return REDACTED
+    if value is None or isinstance(value, int | float):
+        return value
     if isinstance(value, str):
         return _SECRET_TEXT.sub(rf"\g<1>{REDACTED}", value)
     if isinstance(value, bytes):
@@ -42,13 +56,16 @@ def _clean(name: object, value: object, depth: int) -> object:
     if depth >= _DEEPEST:
         return "…"
     if isinstance(value, Mapping):
-        return {key: _clean(key, inner, depth + 1) for key, inner in value.items()}
+        return {_clean(None, _text(key), depth): _clean(key, inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        pair = len(value) == 2 and isinstance(value[0], str | bytes)  # a header as (name, value)
-        if pair and _text(value[0]).lower() in _SECRET_NAMES:
+        if len(value) == 2 and _is_secret(value[0]):  # a header as (name, value)
             return [_text(value[0]), REDACTED]
         return [_clean(None, inner, depth + 1) for inner in value]
-    return value
+    return _clean(None, str(value), depth)  # an exception, a set, a value of ours: its text may quote a key
+
+
+def _is_secret(name: object) -> bool:
+    return isinstance(name, str | bytes) and _text(name).lower().replace("-", "_") in _SECRET_NAMES
 
 
 def _text(value: object) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 
+import attrs
 import pytest
 import structlog
 
@@ -120,3 +121,37 @@ def test_a_value_nested_without_end_is_cut_off():
     value: dict[str, object] = {}
     value["self"] = value
     assert "…" in str(redact(None, "info", {"event": "e", "value": value}))
+
+
+@attrs.frozen
+class _Request:
+    header: str
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize(
+    "value",
+    [
+        ValueError("refused 'Bearer sk-abc_DEF-123'"),
+        {"Bearer sk-abc_DEF-123"},
+        _Request("Bearer sk-abc_DEF-123"),
+        {b"x-api-key": b"sk-abc_DEF-123"},
+        {"api-key": "sk-abc_DEF-123"},
+        {"Proxy-Authorization": "sk-abc_DEF-123"},
+        {"Bearer sk-abc_DEF-123": 1},
+        "[(b'x-api-key', b'sk-abc_DEF-123')]",
+        "api_key=sk-abc_DEF-123",
+    ],
+)
+def test_a_key_hides_in_no_kind_of_value(as_json, value, capsys):
+    stream = io.StringIO()
+    configure_logging("info", json=as_json, stream=stream)
+    structlog.get_logger("t").info("request", value=value)
+    assert "sk-abc" not in stream.getvalue()
+    assert REDACTED in stream.getvalue()
+    assert capsys.readouterr().err == ""  # a record that cannot be rendered is printed there, unredacted
+
+
+def test_plain_values_keep_their_types():
+    event = {"event": "e", "n": 1, "share": 0.5, "ok": True, "nothing": None}
+    assert redact(None, "info", dict(event)) == event
