@@ -85,7 +85,11 @@ class Child:
             with self._scope:
                 failure = await self._keep_running()
         except Exception as error:  # noqa: BLE001  # the supervisor's rim; only the scope has told our Cancelled from the rest
-            self._log_error("error while stopping", error)
+            if self._stopping:
+                self._log_error("error while stopping", error)
+            else:  # our own code failed; without this the child would be gone and the tree would think it well
+                failure = SubsystemFailed(f"{self.spec.name} can no longer be supervised: {describe(error)}")
+                failure.__cause__ = error
         finally:
             self._draining.cancel()  # nobody is left to drain
             self.status = Status.STOPPED if failure is None else Status.FAILED

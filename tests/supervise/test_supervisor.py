@@ -329,3 +329,18 @@ async def test_a_child_may_crash_while_it_drains(autojump_clock):
     supervisor = make(spec(Script("a", diary, [2.0], drain=9.0), drain_timeout=5.0, backoff_initial=50.0))
     await run_for(supervisor, 1)
     assert words(diary)[-1] != "a starts"
+
+
+@pytest.mark.parametrize("criticality", Criticality)
+async def test_a_child_that_can_no_longer_be_supervised_stops_the_tree(autojump_clock, criticality):
+    """A crash report that fails once left the child gone, marked as stopped, and the tree running without it."""
+
+    def report(_name):
+        raise ValueError("no such metric")
+
+    diary = []
+    supervisor = make(spec(Script("a", diary)), spec(Script("b", diary, [1.0]), criticality), on_crash=report)
+    with pytest.raises(SubsystemFailed, match="b can no longer be supervised: ValueError: no such metric"):
+        await supervisor.run()
+    assert supervisor.states()[1].status is Status.FAILED
+    assert words(diary)[-1] == "a stops"
