@@ -37,7 +37,7 @@ class Lagged(MeshnodeError):
 class Subscription(Generic[T]):
     """One subscriber's buffer; iterate it."""
 
-    buffer: int
+    buffer: int = attrs.field(validator=attrs.validators.ge(1))  # without room, publish could not keep its promise
     overflow: Overflow
     dropped: int = attrs.field(default=0, init=False)
     _values: deque[T] = attrs.field(factory=deque, init=False)

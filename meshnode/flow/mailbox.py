@@ -101,7 +101,7 @@ class Mailbox(Generic[Q, R]):
             try:
                 yield letters
             finally:
-                letters.refuse_taken(Unavailable(f"{self.name} stopped while it had this request; try again"))
+                letters.refuse_taken(f"{self.name} stopped while it had this request; try again")
 
 
 @attrs.define(eq=False)
@@ -123,10 +123,12 @@ class Letters(Generic[Q, R]):
                 self._taken = {old for old in self._taken if old.is_owed} | {letter}
                 return letter
 
-    def refuse_taken(self, error: MeshnodeError) -> None:
+    def refuse_taken(self, reason: str) -> None:
         """Refuse every letter that was handed out and not settled."""
-        for letter in self._taken:
-            letter.refuse(error)
+        for (
+            letter
+        ) in self._taken:  # each its own error: tasks that raise the same one write into each other's traceback
+            letter.refuse(Unavailable(reason))
 
 
 def _note(message: Q) -> Letter[Q, R]:

@@ -168,3 +168,15 @@ async def test_a_reader_that_always_finds_something_lets_others_run(nursery):
         await trio.lowlevel.checkpoint()
     assert {"board", "latest"} <= set(turns)
     nursery.cancel_scope.cancel()
+
+
+async def test_a_subscriber_without_room_is_refused_and_the_publisher_unharmed():
+    board = Broadcast("board")
+    with pytest.raises(ValueError, match="buffer"), board.subscribe(0):
+        pass
+    board.publish("still works")
+
+
+def test_a_budget_is_not_built_from_seconds_by_mistake():
+    with pytest.raises(TypeError):
+        Budget(25.0)

@@ -124,3 +124,23 @@ async def test_a_server_does_not_keep_what_nobody_waits_for(autojump_clock):
         await box.tell("last")
         await anext(letters)
         assert len(letters._taken) == 1
+
+
+async def test_each_refused_asker_gets_an_error_of_its_own(autojump_clock):
+    box = Mailbox("crasher", size=2)
+    errors = []
+
+    async def ask():
+        with pytest.raises(Unavailable) as caught:
+            await box.ask("?")
+        errors.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        with box.serve() as letters:
+            await anext(letters)
+            await anext(letters)
+    first, second = errors
+    assert first is not second
