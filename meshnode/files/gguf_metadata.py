@@ -1,21 +1,15 @@
 """Turns GGUF metadata into a model's configuration and vocabulary."""
 
 import math
-from collections.abc import Mapping
-from typing import TypeVar
-
-import attrs
 
 from meshnode.errors import InvalidModelFile, UnsupportedModel
-from meshnode.files.gguf_header import Value
 from meshnode.files.layout import ARCHITECTURES
 from meshnode.files.model_limits import check_config, context_within_window
+from meshnode.files.typed_fields import TypedFields
 from meshnode.types.manifest import ModelConfig, RopeStyle
 from meshnode.types.tokenizer import TokenizerData
 
-__all__ = ["GGUFMetadata", "model_config", "tokenizer_data"]
-
-T = TypeVar("T", bool, int, float, str, list[Value])
+__all__ = ["model_config", "tokenizer_data"]
 
 _CHANGES_RESULTS = (  # keys that other families use; a llama model that has one computes something else
     "attention.clamp_kqv",
@@ -32,33 +26,7 @@ _CHANGES_RESULTS = (  # keys that other families use; a llama model that has one
 )
 
 
-@attrs.frozen
-class GGUFMetadata:
-    """The metadata of a file, read with the types its keys should have."""
-
-    values: Mapping[str, Value]
-
-    def get(self, key: str, kind: type[T], default: T) -> T:
-        """Return the value of `key`, or `default` without it. Raises InvalidModelFile for another type."""
-        value = self.values.get(key, default)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise InvalidModelFile(f"metadata {key!r} is of type {type(value).__name__}, not {kind.__name__}")
-        return value
-
-    def need(self, key: str, kind: type[T]) -> T:
-        """Return the value of `key`. Raises InvalidModelFile without it."""
-        if key not in self.values:
-            raise InvalidModelFile(f"metadata {key!r} is missing")
-        return self.get(key, kind, kind())
-
-    def optional(self, key: str, kind: type[T]) -> T | None:
-        """Return the value of `key` or None."""
-        return self.need(key, kind) if key in self.values else None
-
-
-def model_config(metadata: GGUFMetadata, *, vocabulary_size: int, tied: bool) -> ModelConfig:
+def model_config(metadata: TypedFields, *, vocabulary_size: int, tied: bool) -> ModelConfig:
     """Read the hyper-parameters.
 
     Raises UnsupportedModel naming the feature that cannot be run, InvalidModelFile for missing or contradictory values.
@@ -103,7 +71,7 @@ def model_config(metadata: GGUFMetadata, *, vocabulary_size: int, tied: bool) ->
     return config
 
 
-def _rope_scale(metadata: GGUFMetadata, arch: str) -> float:
+def _rope_scale(metadata: TypedFields, arch: str) -> float:
     kind = metadata.get(f"{arch}.rope.scaling.type", str, "")
     if kind in ("", "none", "linear"):
         old = metadata.get(f"{arch}.rope.scale_linear", float, 1.0)  # before August 2023
@@ -115,7 +83,7 @@ def _rope_scale(metadata: GGUFMetadata, arch: str) -> float:
     )
 
 
-def tokenizer_data(metadata: GGUFMetadata) -> TokenizerData:
+def tokenizer_data(metadata: TypedFields) -> TokenizerData:
     """Read the vocabulary. Raises InvalidModelFile for what is missing or of the wrong type."""
     model = metadata.need("tokenizer.ggml.model", str)
     tokens = _strings(metadata.need("tokenizer.ggml.tokens", list), "tokens")
@@ -142,21 +110,21 @@ def tokenizer_data(metadata: GGUFMetadata) -> TokenizerData:
     )
 
 
-def _strings(values: list[Value], what: str) -> tuple[str, ...]:
+def _strings(values: list[object], what: str) -> tuple[str, ...]:
     strings = tuple(value for value in values if isinstance(value, str))
     if len(strings) != len(values):
         raise InvalidModelFile(f"metadata 'tokenizer.ggml.{what}' holds something that is not a string")
     return strings
 
 
-def _integers(values: list[Value], what: str) -> tuple[int, ...]:
+def _integers(values: list[object], what: str) -> tuple[int, ...]:
     integers = tuple(value for value in values if isinstance(value, int) and not isinstance(value, bool))
     if len(integers) != len(values):
         raise InvalidModelFile(f"metadata 'tokenizer.ggml.{what}' holds something that is not an integer")
     return integers
 
 
-def _floats(values: list[Value], what: str) -> tuple[float, ...]:
+def _floats(values: list[object], what: str) -> tuple[float, ...]:
     floats = tuple(value for value in values if isinstance(value, float) and math.isfinite(value))
     if len(floats) != len(values):
         raise InvalidModelFile(f"metadata 'tokenizer.ggml.{what}' holds something that is not a finite number")

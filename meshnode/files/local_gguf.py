@@ -11,12 +11,13 @@ import attrs
 
 from meshnode.errors import InvalidModelFile, UnsupportedModel
 from meshnode.files.gguf_header import GGUFHeader, GGUFTensor, NeedMore, parse_header
-from meshnode.files.gguf_metadata import GGUFMetadata, model_config, tokenizer_data
+from meshnode.files.gguf_metadata import model_config, tokenizer_data
 from meshnode.files.layout import check_tensors
 from meshnode.files.manifests import name_from_title
 from meshnode.files.source_file import FileRegion, SourceFile, open_source_file
 from meshnode.files.sources import ModelOpener, ReportBytes, SourceModel, SourceTensor
 from meshnode.files.tokenizer_shard import check_tokenizer
+from meshnode.files.typed_fields import TypedFields
 from meshnode.types.manifest import TensorDescriptor
 
 __all__ = ["LocalGGUF", "open_gguf", "read_header"]
@@ -53,15 +54,17 @@ def read_header(file: SourceFile) -> GGUFHeader:
 
 
 @contextmanager
-def open_gguf(path: Path, *, name: str | None = None, aliases: tuple[str, ...] = ()) -> Iterator[SourceModel]:
+def open_gguf(
+    path: Path, *, name: str | None = None, origin: str | None = None, aliases: tuple[str, ...] = ()
+) -> Iterator[SourceModel]:
     """Open a GGUF file and check everything its header says.
 
-    The name is `name`, else the title in the file, else the file's own. Raises SourceUnavailable, InvalidModelFile and
-    UnsupportedModel.
+    The name is `name`, else the title in the file, else the file's own; the origin is the file's name if not given. Raises
+    SourceUnavailable, InvalidModelFile and UnsupportedModel.
     """
     with open_source_file(path) as file:
         header = read_header(file)
-        metadata = GGUFMetadata(header.metadata)
+        metadata = TypedFields(header.metadata, "the GGUF metadata")
         _refuse_parts(metadata)
         tokenizer = tokenizer_data(metadata)
         check_tokenizer(tokenizer)
@@ -78,12 +81,12 @@ def open_gguf(path: Path, *, name: str | None = None, aliases: tuple[str, ...] =
             tensors=tensors,
             files=(file,),
             license=metadata.get("general.license", str, "") or None,
-            origin=path.name,
+            origin=origin or path.name,
             aliases=aliases,
         )
 
 
-def _refuse_parts(metadata: GGUFMetadata) -> None:
+def _refuse_parts(metadata: TypedFields) -> None:
     kind = metadata.get("general.type", str, "model")
     if kind != "model":
         raise UnsupportedModel(f"a GGUF file of type {kind!r}, not a model")

@@ -1,0 +1,185 @@
+"""Folders of Hugging Face checkpoints as a source: config.json, tokenizer.json, one or more safetensors files.
+
+Tensors get GGUF's names. Their bytes are untouched; that query and key rows are in another order than in GGUF files is said
+by `RopeStyle.HALVES`.
+"""
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import attrs
+
+from meshnode.errors import InvalidModelFile, SourceUnavailable, UnsupportedModel
+from meshnode.files.checkpoint_config import checkpoint_config
+from meshnode.files.checkpoint_tokenizer import CheckpointTexts, checkpoint_tokenizer
+from meshnode.files.layout import check_tensors
+from meshnode.files.manifests import name_from_title
+from meshnode.files.safetensors_header import SafetensorsEntry, read_safetensors
+from meshnode.files.source_file import SourceFile, open_source_file
+from meshnode.files.sources import ModelOpener, ReportBytes, SourceModel, SourceTensor
+from meshnode.files.tokenizer_shard import check_tokenizer
+from meshnode.files.typed_fields import TypedFields
+from meshnode.types.manifest import ModelConfig, TensorDescriptor
+
+__all__ = ["SafetensorsFolder", "open_folder"]
+
+_MAX_TEXT_BYTES = 128 << 20  # of one JSON file: the largest tokenizers have 35 MB
+_MAX_FILES = 4096
+_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+_HEAD = "lm_head.weight"
+_BLOCK_NAMES = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+}
+_BLOCK = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,4})\.(.+)")
+_DERIVED = "self_attn.rotary_emb.inv_freq"  # old checkpoints store what the configuration determines
+
+
+@attrs.frozen
+class SafetensorsFolder:
+    """References that are paths of folders."""
+
+    def accepts(self, reference: str) -> bool:
+        """Say whether `reference` looks like a path."""
+        return os.sep in reference or reference in (".", "..") or reference.startswith("~")
+
+    def canonical(self, reference: str) -> str:
+        """Return the absolute path."""
+        return os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # text only, no symlinks followed
+
+    async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:  # noqa: ARG002
+        """Return what opens the folder; there is nothing to download."""
+        return functools.partial(open_folder, Path(reference))
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[SourceModel]:
+    """Open a checkpoint and check everything its headers say.
+
+    Raises SourceUnavailable, InvalidModelFile and UnsupportedModel.
+    """
+    if not folder.is_dir():
+        raise SourceUnavailable(f"there is no folder {folder}")
+    texts = CheckpointTexts(
+        config=_json(folder, "config.json", required=True),
+        tokenizer=_json(folder, "tokenizer.json", required=True),
+        tokenizer_config=_json(folder, "tokenizer_config.json"),
+        generation_config=_json(folder, "generation_config.json"),
+        chat_template=_text(folder, "chat_template.jinja"),
+    )
+    config = checkpoint_config(texts.config)
+    tokenizer = checkpoint_tokenizer(texts, config.vocabulary_size)
+    check_tokenizer(tokenizer)
+    with ExitStack() as stack:
+        files = tuple(stack.enter_context(open_source_file(path)) for path in _weight_files(folder))
+        tensors = _tensors(files, config)
+        check_tensors(config, {name: tensor.descriptor for name, tensor in tensors.items()})
+        yield SourceModel(
+            name=name_from_title(folder.resolve().name),
+            config=config,
+            tokenizer=tokenizer,
+            tensors=tensors,
+            files=files,
+            origin=folder.name,
+        )
+
+
+def _text(folder: Path, name: str) -> str | None:
+    path = folder / name
+    if not path.exists():
+        return None
+    with open_source_file(path) as file:
+        if file.nbytes > _MAX_TEXT_BYTES:
+            raise InvalidModelFile(f"{name} has {file.nbytes} bytes, more than {_MAX_TEXT_BYTES}")
+        try:
+            return file.prefix(file.nbytes).decode()
+        except UnicodeDecodeError as error:
+            raise InvalidModelFile(f"{name} is not UTF-8") from error
+
+
+def _json(folder: Path, name: str, *, required: bool = False) -> TypedFields:
+    text = _text(folder, name)
+    if text is None:
+        if required:
+            raise SourceUnavailable(f"there is no {name} in {folder}; it is needed to import a checkpoint")
+        return TypedFields({}, name)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidModelFile(f"{name} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InvalidModelFile(f"{name} is not a JSON object")
+    return TypedFields(values, name)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not (folder / index).exists():
+        raise SourceUnavailable(f"there is neither model.safetensors nor {index} in {folder}")
+    places = _json(folder, index).need("weight_map", dict)
+    names = {name for name in places.values() if isinstance(name, str)}
+    for name in names:
+        # The index may come from anybody, and must not make us read files elsewhere. Symbolic links are followed: the
+        # Hugging Face cache consists of them.
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise InvalidModelFile(f"{index} names {name[:80]!r}, which is not the name of a file in the folder")
+    if not 1 <= len(names) <= _MAX_FILES:
+        raise InvalidModelFile(f"{index} names {len(names)} files")
+    return [folder / name for name in sorted(names)]
+
+
+def _tensors(files: tuple[SourceFile, ...], config: ModelConfig) -> dict[str, SourceTensor]:
+    entries: dict[str, SafetensorsEntry] = {}
+    for file in files:
+        for entry in read_safetensors(file):
+            if entry.name in entries:
+                raise InvalidModelFile(f"tensor {entry.name!r} appears twice")
+            entries[entry.name] = entry
+    if config.tied_embedding:
+        _drop_tied_head(entries)
+    tensors: dict[str, SourceTensor] = {}
+    for entry in entries.values():
+        name = _gguf_name(entry.name)
+        if name is not None:
+            descriptor = TensorDescriptor(name, entry.ggml_type, entry.shape, entry.region.nbytes)
+            tensors[name] = SourceTensor(descriptor, entry.region)
+    return tensors
+
+
+def _gguf_name(name: str) -> str | None:
+    """Return GGUF's name of a tensor, None for one that holds nothing new. Raises UnsupportedModel for any other."""
+    if name == _HEAD:
+        return "output.weight"
+    if name in _NAMES:
+        return _NAMES[name]
+    match = _BLOCK.fullmatch(name)
+    if match is not None and match[2] == _DERIVED:
+        return None
+    if match is None or match[2] not in _BLOCK_NAMES:
+        raise UnsupportedModel(f"tensor {name[:200]!r} has no place in the llama architecture as it can be run here")
+    return f"blk.{match[1]}.{_BLOCK_NAMES[match[2]]}"
+
+
+def _drop_tied_head(entries: dict[str, SafetensorsEntry]) -> None:
+    """Drop the copy of the embedding that some tied checkpoints carry; one that differs is an error, not a choice."""
+    head, embedding = entries.pop(_HEAD, None), entries.get("model.embed_tokens.weight")
+    if head is None or embedding is None:
+        return
+    if head.region.nbytes != embedding.region.nbytes or any(
+        left != right for left, right in zip(head.region.pieces(), embedding.region.pieces(), strict=True)
+    ):
+        raise InvalidModelFile(f"the checkpoint ties its head to its embedding, but {_HEAD} is another matrix")
