@@ -1,14 +1,14 @@
 """What runs a stage: the protocol between the router and the engine.
 
-A stage executor owns the weights of one stage on one device and the KV caches of the sessions that use it. There
-are two: `ThreadExecutor` in this process, for tests, and `ProcessExecutor`, a supervised worker process.
+A stage executor owns the weights of one stage on one device and the KV caches of the sessions that use it. The one
+that runs is `ProcessExecutor`, a supervised worker process.
 """
 
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import attrs
-import trio
 
 from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import SamplingParameters, TokenEvent
@@ -29,10 +29,10 @@ class StageSpec:
     head: bool  # the stage turns activations into logits and samples
     shards: tuple[ShardDescriptor, ...]  # in the order of ModelManifest.shards_for
     paths: tuple[str, ...]  # one verified file per shard, same order
-    device: str  # "cpu" or "cuda:N"
-    threads: int  # intra-op threads, >= 1
+    device: str  # "auto", "cpu", "cuda" or "cuda:N"
+    threads: int  # intra-op threads; 0 is one per physical core
     context_length: int  # tokens; never above config.context_length
-    cache_bytes: int  # budget for the KV caches of all sessions together
+    cache_bytes: int  # budget for the KV caches of all sessions together; 0 is half of the memory that is free
     max_batch: int = 8  # sessions that decode in one step
 
     @property
@@ -94,15 +94,13 @@ class ExecutorStats:
     resident_bytes: int  # of the worker process; 0 when unknown
     prefill_tokens: int  # since the start
     decode_tokens: int
-    prefill_seconds: float
-    decode_seconds: float
 
 
 class StageExecutor(Protocol):
     """Runs one stage. Everything it holds for a session goes when the session is released or its scope ends."""
 
-    def generate(self, request: Generation) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[TokenEvent]]:
-        """Start a generation and yield its token events in order; the channel ends after the last.
+    def generate(self, request: Generation) -> AbstractAsyncContextManager[AsyncIterator[TokenEvent]]:
+        """Start a generation and yield its token events in order; the iteration ends after the last.
 
         Only for whole-model stages. Leaving the context, by cancellation too, frees the session's cache between two
         steps. Raises OutOfMemory when the cache budget cannot hold the request, WorkerLost when the worker ends (also

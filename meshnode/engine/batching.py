@@ -1,0 +1,256 @@
+"""The continuous batch: every step decodes one token of each running session and advances one waiting prompt.
+
+It is a plain object that a thread drives: questions go in, `step` computes, answers come out through `emit`. New arrivals and
+cancellations are looked at between steps, and a lone stream never waits for a batch to fill.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import attrs
+import torch
+
+from meshnode.engine.executor import Generation, StageSpec
+from meshnode.engine.sampling import sample
+from meshnode.engine.stage_model import Rows
+from meshnode.engine.worker_messages import (
+    Accepted,
+    Answer,
+    BatchLimits,
+    Cancel,
+    Envelope,
+    Generate,
+    Grant,
+    Progress,
+    Release,
+    Released,
+    Sampled,
+    Step,
+    StepDone,
+    failure,
+)
+from meshnode.errors import MeshnodeError, RequestError
+from meshnode.types.generation import TokenEvent
+
+__all__ = ["Batch", "Cache", "Stage"]
+
+
+class Cache(Protocol):
+    """What the batch needs of a session's cache."""
+
+    length: int
+
+    def truncate(self, length: int) -> None:
+        """Forget positions from `length` on."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class Stage(Protocol):
+    """What the batch needs of a stage model."""
+
+    @property
+    def spec(self) -> StageSpec:
+        """The stage."""
+        ...
+
+    def open_cache(self, tokens: int) -> Cache:
+        """Reserve a cache."""
+        ...
+
+    def forward(self, rows: Sequence[Rows]) -> list[torch.Tensor]:
+        """Run one step."""
+        ...
+
+
+@attrs.define(eq=False)
+class _Running:
+    """One generation in the batch."""
+
+    exchange: int
+    generation: Generation
+    cache: Cache
+    window: int  # tokens that may still be sent
+    tokens: list[int]  # prompt and answer so far
+    sampled: int = 0
+
+    @property
+    def unread(self) -> int:
+        """Tokens that are not in the cache yet: 1 while decoding."""
+        return len(self.tokens) - self.cache.length
+
+
+@attrs.define(eq=False)
+class Counters:
+    """Work done so far."""
+
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+
+
+@attrs.define(eq=False)
+class Batch:
+    """All sessions of one stage."""
+
+    stage: Stage
+    limits: BatchLimits
+    emit: Callable[[Envelope], None]
+    counters: Counters = attrs.field(factory=Counters, init=False)
+    _running: dict[int, _Running] = attrs.field(factory=dict, init=False)  # by exchange, in order of arrival
+    _steps: deque[tuple[int, Step, bytes]] = attrs.field(factory=deque, init=False)
+    _held: dict[str, Cache] = attrs.field(factory=dict, init=False)  # caches of stepped sessions
+    _turn: int = attrs.field(default=0, init=False)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return not self._steps and all(running.window <= 0 for running in self._running.values())
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that hold memory."""
+        return len(self._running) + len(self._held)
+
+    def accept(self, envelope: Envelope) -> None:
+        """Take a question; a refusal is emitted at once and keeps nothing."""
+        message, exchange = envelope.message, envelope.exchange
+        if isinstance(message, Generate):
+            self._start(exchange, message)
+        elif isinstance(message, Grant) and exchange in self._running:
+            self._running[exchange].window += message.tokens
+        elif isinstance(message, Cancel) and exchange in self._running:
+            self._running.pop(exchange).cache.close()
+        elif isinstance(message, Step):
+            self._steps.append((exchange, message, envelope.body))
+        elif isinstance(message, Release):
+            if message.session in self._held:
+                self._held.pop(message.session).close()
+            self._answer(exchange, Released())
+
+    def step(self) -> None:
+        """Compute once: the queued step of a partial stage, or one round of the batch."""
+        if self._steps:
+            self._run_step(*self._steps.popleft())
+            return
+        ready = [running for running in self._running.values() if running.window > 0]
+        decoding = self._take_turns([running for running in ready if running.unread == 1])
+        prefilling = next((running for running in ready if running.unread > 1), None)
+        batch = [*decoding, prefilling] if prefilling is not None else decoding
+        if batch:
+            self._run_batch(batch, prefilling, alone=not decoding)
+
+    def _take_turns(self, decoding: list[_Running]) -> list[_Running]:
+        """Return at most max_batch sessions, others next time."""
+        limit = self.stage.spec.max_batch
+        if len(decoding) <= limit:
+            return decoding
+        self._turn = (self._turn + limit) % len(decoding)
+        return (decoding + decoding)[self._turn : self._turn + limit]
+
+    def _start(self, exchange: int, message: Generate) -> None:
+        generation = message.generation
+        try:
+            if not self.stage.spec.is_whole_model:
+                raise RequestError("this stage holds a part of the model and cannot generate on its own")
+            if not 1 <= generation.prompt_length <= len(generation.tokens) or generation.max_tokens < 1:
+                raise RequestError("a generation needs a prompt and at least one token to sample")
+            top = self.stage.spec.config.vocabulary_size
+            if not all(0 <= token < top for token in generation.tokens):
+                raise RequestError(f"the prompt has token ids outside 0 to {top - 1}")
+            needed = min(self.stage.spec.context_length, len(generation.tokens) + generation.max_tokens)
+            if len(generation.tokens) > needed:
+                raise RequestError(f"{len(generation.tokens)} tokens do not fit a context of {needed}")
+            cache = self.stage.open_cache(needed)
+        except MeshnodeError as error:
+            self._answer(exchange, failure(error))
+            return
+        self._running[exchange] = _Running(exchange, generation, cache, message.window, list(generation.tokens))
+        self._answer(exchange, Accepted())
+
+    def _run_batch(self, batch: list[_Running], prefilling: _Running | None, *, alone: bool) -> None:
+        chunk = self.limits.prefill_alone if alone else self.limits.prefill_mixed
+        rows = []
+        for running in batch:
+            count = min(running.unread, chunk) if running is prefilling else 1
+            start = running.cache.length
+            last = count == running.unread
+            inputs = torch.tensor(running.tokens[start : start + count])
+            rows.append(Rows(running.cache, inputs, "last" if last else "none"))  # type: ignore[arg-type]  # a Cache will do
+            if running is prefilling:
+                self.counters.prefill_tokens += count
+            else:
+                self.counters.decode_tokens += 1
+        try:
+            results = self.stage.forward(rows)
+        except MeshnodeError as error:
+            for running in batch:
+                self._running.pop(running.exchange).cache.close()
+                self._answer(running.exchange, failure(error))
+            return
+        sampled, ended = [], []
+        for running, logits in zip(batch, results, strict=True):
+            if len(logits):
+                event = self._sample(running, logits[-1])
+                sampled.append(Sampled(running.exchange, event.token, event.logprob, event.top))
+                if self._is_over(running, event.token):
+                    ended.append(running.exchange)
+                    self._running.pop(running.exchange).cache.close()
+        if sampled:
+            self._answer(0, Progress(tuple(sampled), tuple(ended)))
+
+    def _sample(self, running: _Running, logits: torch.Tensor) -> TokenEvent:
+        generation = running.generation
+        history = running.tokens[generation.prompt_length :]
+        event = sample(logits, generation.sampling, position=len(running.tokens), history=history)
+        running.tokens.append(event.token)
+        running.sampled += 1
+        running.window -= 1
+        return event
+
+    def _is_over(self, running: _Running, token: int) -> bool:
+        generation = running.generation
+        full = len(running.tokens) >= self.stage.spec.context_length
+        return token in generation.end_tokens or running.sampled >= generation.max_tokens or full
+
+    def _run_step(self, exchange: int, step: Step, body: bytes) -> None:
+        try:
+            cache = self._held.get(step.session)
+            if cache is None:
+                cache = self._held[step.session] = self.stage.open_cache(self.stage.spec.context_length)
+            if step.position > cache.length:
+                raise RequestError(f"position {step.position} leaves a gap after the {cache.length} that are there")
+            cache.truncate(step.position)
+            rows = Rows(cache, self._inputs(step, body), "last" if step.sampling else "none")  # type: ignore[arg-type]
+            result = self.stage.forward([rows])[0]
+        except MeshnodeError as error:
+            self._answer(exchange, failure(error))
+            return
+        done = StepDone(step.session, step.position)
+        if not self.stage.spec.head:
+            raw = result.contiguous().view(torch.uint8).numpy().tobytes()
+            self.emit(Envelope(exchange, done, raw))
+        elif step.sampling is not None:
+            event = sample(result[-1], step.sampling, position=cache.length, history=step.history)
+            self._answer(exchange, StepDone(step.session, step.position, event))
+        else:
+            self._answer(exchange, done)
+
+    def _inputs(self, step: Step, body: bytes) -> torch.Tensor:
+        if self.stage.spec.embedding:
+            if not step.tokens:
+                raise RequestError("this stage begins with tokens, and the step has none")
+            return torch.tensor(step.tokens)
+        width = self.stage.spec.config.hidden_size
+        if not body or len(body) % (2 * width):
+            raise RequestError(f"{len(body)} bytes are not rows of {width} bfloat16 activations")
+        rows = torch.frombuffer(bytearray(body), dtype=torch.bfloat16).view(-1, width)
+        if not bool(rows.isfinite().all()):
+            raise RequestError("the activations are not finite")
+        return rows
+
+    def _answer(self, exchange: int, message: Answer) -> None:
+        self.emit(Envelope(exchange, message))

@@ -1,0 +1,152 @@
+"""The worker process: `python -m meshnode.engine.worker FD`, started by ProcessExecutor with one end of a socket pair.
+
+Two threads: a reader, which queues questions and answers pings even in the middle of a step, and the main thread, which loads
+the stage and then drives the batch. The process ends when the socket does, and with its parent.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+
+import attrs
+import psutil
+import torch
+
+from meshnode.engine.batching import Batch
+from meshnode.engine.devices import cache_budget, physical_cores
+from meshnode.engine.executor import ExecutorStats, StageSpec
+from meshnode.engine.stage_model import StageModel
+from meshnode.engine.worker_messages import (
+    Envelope,
+    Load,
+    Loading,
+    Ping,
+    Pong,
+    Ready,
+    Stats,
+    StatsRequest,
+    failure,
+    from_worker_codec,
+)
+from meshnode.errors import EngineError, MeshnodeError, WireError
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+@attrs.define(eq=False)
+class _Port:
+    """The worker's end of the socket. Sending is safe from both threads."""
+
+    socket: socket.socket
+    questions: "queue.SimpleQueue[Envelope]" = attrs.field(factory=queue.SimpleQueue)
+    busy_since: float | None = None  # time.monotonic(), while the main thread computes
+    _codec: object = attrs.field(factory=from_worker_codec)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def send(self, envelope: Envelope) -> None:
+        """Send one message; blocks while the daemon does not read."""
+        with self._lock:
+            self.socket.sendall(self._codec.encode(envelope))  # type: ignore[attr-defined]
+
+    def read_for_ever(self) -> None:
+        """Queue what comes; at the end of the stream the process ends, whatever the main thread is doing."""
+        codec = from_worker_codec()
+        try:
+            while data := self.socket.recv(1 << 20):
+                for envelope in codec.feed(data):
+                    if isinstance(envelope.message, Ping):
+                        since = self.busy_since
+                        silent = 0.0 if since is None else time.monotonic() - since
+                        self.send(Envelope(envelope.exchange, Pong(silent)))
+                    else:
+                        self.questions.put(envelope)
+        except (OSError, WireError) as error:
+            sys.stderr.write(f"worker: the connection to the daemon broke: {error}\n")
+        os._exit(0)
+
+
+def main(descriptor: int) -> None:
+    """Serve the socket until it ends."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the daemon, which will tell us
+    port = _Port(socket.socket(fileno=descriptor))
+    threading.Thread(target=port.read_for_ever, name="reader", daemon=True).start()
+    loading = port.questions.get()
+    if not isinstance(loading.message, Load):
+        raise SystemExit("worker: the first message must be a load")
+    port.busy_since = time.monotonic()
+    try:
+        stage = _load(port, loading)
+    except MeshnodeError as error:
+        port.send(Envelope(loading.exchange, failure(error)))
+        return
+    batch = Batch(stage, loading.message.limits, port.send)
+    while True:
+        port.busy_since = None
+        if batch.is_idle:
+            _take(port, stage, batch, port.questions.get())
+        port.busy_since = time.monotonic()
+        while not port.questions.empty():
+            _take(port, stage, batch, port.questions.get())
+        batch.step()
+
+
+def _load(port: _Port, loading: Envelope) -> StageModel:
+    assert isinstance(loading.message, Load)
+    spec = _settled(loading.message.spec)
+
+    def report(done: int, total: int) -> None:
+        port.busy_since = time.monotonic()
+        port.send(Envelope(loading.exchange, Loading(done, total)))
+
+    try:
+        stage = StageModel.load(spec, report)
+    except torch.OutOfMemoryError as error:
+        raise EngineError(f"the device has too little memory for this stage: {error}") from error
+    port.send(Envelope(loading.exchange, Ready(spec.device, stage.weight_bytes, spec.cache_bytes)))
+    return stage
+
+
+def _settled(spec: StageSpec) -> StageSpec:
+    """Fill in what the daemon left to this machine. Raises EngineError and OutOfMemory."""
+    device = spec.device
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise EngineError("engine.device is cuda, and torch finds no CUDA device; use auto or cpu")
+    threads = spec.threads or physical_cores()
+    torch.set_num_threads(threads)
+    budget = cache_budget(sum(shard.nbytes for shard in spec.shards), spec.cache_bytes)
+    return attrs.evolve(spec, device=device, threads=threads, cache_bytes=budget)
+
+
+def _take(port: _Port, stage: StageModel, batch: Batch, envelope: Envelope) -> None:
+    if isinstance(envelope.message, StatsRequest):
+        stats = ExecutorStats(
+            weight_bytes=stage.weight_bytes,
+            cache_bytes_used=stage.pool.used_bytes,
+            cache_bytes_budget=stage.pool.budget_bytes,
+            sessions=batch.sessions,
+            resident_bytes=psutil.Process().memory_info().rss,
+            prefill_tokens=batch.counters.prefill_tokens,
+            decode_tokens=batch.counters.decode_tokens,
+        )
+        port.send(Envelope(envelope.exchange, Stats(stats)))
+    else:
+        batch.accept(envelope)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,285 @@
+"""What the daemon and a worker say to each other, over a socket or, in tests, over a queue.
+
+Both sides know more kinds with every version, so a kind that one side does not know is skipped. Errors travel as their
+code and their sentence and become the same class on the other side.
+"""
+
+import attrs
+import msgspec
+
+from meshnode.engine.executor import ExecutorStats, Generation, StageSpec
+from meshnode.errors import (
+    ContextOverflow,
+    DeviceLost,
+    EngineError,
+    InvalidModelFile,
+    MeshnodeError,
+    OutOfMemory,
+    RequestError,
+    SessionLost,
+    ShardCorrupt,
+    UnknownMessage,
+    UnsupportedModel,
+)
+from meshnode.types.generation import SamplingParameters, TokenEvent
+from meshnode.types.ids import SessionId
+from meshnode.wire.frames import Frame, FrameDecoder, FrameLimits, encode_frame
+from meshnode.wire.tagged import TaggedCodec
+
+__all__ = [
+    "Accepted",
+    "Answer",
+    "BatchLimits",
+    "Cancel",
+    "Envelope",
+    "Failed",
+    "FrameCodec",
+    "Generate",
+    "Grant",
+    "Load",
+    "Loading",
+    "Ping",
+    "Pong",
+    "Progress",
+    "Question",
+    "Ready",
+    "Release",
+    "Released",
+    "Sampled",
+    "Stats",
+    "StatsRequest",
+    "Step",
+    "StepDone",
+    "error_from",
+    "failure",
+    "from_worker_codec",
+    "to_worker_codec",
+]
+
+_HEADER_ONLY = 1
+_WITH_BODY = 2
+LIMITS = FrameLimits({_HEADER_ONLY: 16 << 20, _WITH_BODY: 256 << 20})
+"""A header-only frame carries at most a manifest without its chunk hashes, or a prompt of about 3 million tokens; a body
+at most 8192 rows of 16,384 bfloat16 activations."""
+
+
+@attrs.frozen
+class BatchLimits:
+    """How many rows of a prompt go into one step: many when nothing decodes, few when others wait for their token."""
+
+    prefill_alone: int = 512  # tokens
+    prefill_mixed: int = 128  # tokens
+
+
+_ERRORS = {
+    kind.code: kind
+    for kind in (
+        ContextOverflow,
+        DeviceLost,
+        EngineError,
+        InvalidModelFile,
+        OutOfMemory,
+        RequestError,
+        SessionLost,
+        ShardCorrupt,
+        UnsupportedModel,
+    )
+}
+"""What a worker may fail with."""
+
+
+# Questions: daemon to worker. The exchange is in the frame.
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Load this stage. The first message; answered with Loading*, then Ready or Failed."""
+
+    spec: StageSpec
+    limits: BatchLimits
+
+
+class Generate(msgspec.Struct, frozen=True, tag="generate"):
+    """Start a generation. Answered with Accepted and Progress, or with Failed."""
+
+    generation: Generation
+    window: int  # tokens that may be sent before more are granted
+
+
+class Grant(msgspec.Struct, frozen=True, tag="grant"):
+    """The reader of a generation took `tokens` more; as many may be sent on top."""
+
+    tokens: int
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Nobody waits for this exchange any more. Not answered."""
+
+
+class Step(msgspec.Struct, frozen=True, tag="step", omit_defaults=True):
+    """A StageStep; its activations are the body. Answered with StepDone or Failed."""
+
+    session: SessionId
+    position: int
+    tokens: tuple[int, ...] = ()
+    sampling: SamplingParameters | None = None
+    history: tuple[int, ...] = ()
+
+
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """Free everything held for a session. Answered with Released."""
+
+    session: SessionId
+
+
+class StatsRequest(msgspec.Struct, frozen=True, tag="stats_request"):
+    """Ask for Stats."""
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Ask for a sign of life. Answered by Pong, also in the middle of a step."""
+
+
+Question = Load | Generate | Grant | Cancel | Step | Release | StatsRequest | Ping
+
+
+# Answers: worker to daemon.
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """Load progress, in blocks."""
+
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The stage is loaded."""
+
+    device: str  # the one chosen, where the spec said "auto"
+    weight_bytes: int
+    cache_bytes: int
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """The generation's cache is reserved."""
+
+
+class Sampled(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """One token of one generation; positional, since there is one for every token."""
+
+    exchange: int
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+    def event(self) -> TokenEvent:
+        """Return it as the executor's value."""
+        return TokenEvent(self.token, self.logprob, self.top)
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress", omit_defaults=True):
+    """What one step gave, for all generations in it; `ended` had their last token here."""
+
+    sampled: tuple[Sampled, ...]
+    ended: tuple[int, ...] = ()
+
+
+class StepDone(msgspec.Struct, frozen=True, tag="step_done", omit_defaults=True):
+    """A StageResult; its activations are the body."""
+
+    session: SessionId
+    position: int
+    token: TokenEvent | None = None
+
+
+class Released(msgspec.Struct, frozen=True, tag="released"):
+    """The session's memory is free."""
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """A snapshot."""
+
+    stats: ExecutorStats
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """The process runs. `silent_for` seconds the engine loop has been at one and the same thing, 0 when it is idle."""
+
+    silent_for: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The exchange ended with this error."""
+
+    code: str
+    message: str
+
+
+Answer = Loading | Ready | Accepted | Progress | StepDone | Released | Stats | Pong | Failed
+
+
+@attrs.frozen
+class Envelope:
+    """A message with the exchange it belongs to and, for activations, its body."""
+
+    exchange: int
+    message: Question | Answer
+    body: bytes = b""
+
+
+@attrs.define(eq=False)
+class FrameCodec:
+    """One end of the socket: envelopes to bytes, bytes to envelopes."""
+
+    _outgoing: TaggedCodec[Question | Answer]
+    _incoming: TaggedCodec[Question | Answer]
+    _decoder: FrameDecoder = attrs.field(factory=lambda: FrameDecoder(LIMITS), init=False)
+
+    def encode(self, envelope: Envelope) -> bytes:
+        """Return the bytes of one message. Raises FrameTooLarge."""
+        kind = _WITH_BODY if envelope.body else _HEADER_ONLY
+        return encode_frame(
+            Frame(kind, envelope.exchange, self._outgoing.encode(envelope.message), envelope.body), LIMITS
+        )
+
+    def feed(self, data: bytes) -> list[Envelope]:
+        """Take received bytes and return the messages that are whole; kinds of other versions are left out.
+
+        Raises WireError when the other side breaks the protocol.
+        """
+        envelopes = []
+        for frame in self._decoder.feed(data):
+            try:
+                message = self._incoming.decode(frame.header)
+            except UnknownMessage:
+                continue
+            envelopes.append(Envelope(frame.exchange, message, frame.body))
+        return envelopes
+
+
+def _questions() -> TaggedCodec[Question | Answer]:
+    return TaggedCodec[Question | Answer](Load, Generate, Grant, Cancel, Step, Release, StatsRequest, Ping)
+
+
+def _answers() -> TaggedCodec[Question | Answer]:
+    return TaggedCodec[Question | Answer](Loading, Ready, Accepted, Progress, StepDone, Released, Stats, Pong, Failed)
+
+
+def to_worker_codec() -> FrameCodec:
+    """Return the daemon's end."""
+    return FrameCodec(_questions(), _answers())
+
+
+def from_worker_codec() -> FrameCodec:
+    """Return the worker's end."""
+    return FrameCodec(_answers(), _questions())
+
+
+def failure(error: MeshnodeError) -> Failed:
+    """Return the error as it travels."""
+    return Failed(error.code, str(error))
+
+
+def error_from(failed: Failed) -> MeshnodeError:
+    """Return the error that travelled as `failed`; a code from another version becomes an EngineError."""
+    return _ERRORS.get(failed.code, EngineError)(failed.message)

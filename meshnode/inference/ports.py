@@ -1,0 +1,51 @@
+"""What this package needs from others."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from meshnode.engine.executor import StageExecutor, StageSpec
+from meshnode.flow.latest import Latest
+from meshnode.supervise.subsystem import Subsystem
+from meshnode.types.ids import ModelId, ShardId
+from meshnode.types.manifest import ModelManifest
+
+__all__ = ["BuildExecutor", "Catalog", "SupervisedExecutor"]
+
+
+class SupervisedExecutor(StageExecutor, Subsystem, Protocol):
+    """A stage executor that a supervisor keeps running; each run is an incarnation with no memory of the last."""
+
+    @property
+    def incarnation(self) -> int:
+        """How many times it has become ready."""
+        ...
+
+    async def ready(self) -> None:
+        """Wait until it can be used. Cancellation changes nothing."""
+        ...
+
+
+BuildExecutor = Callable[[StageSpec], SupervisedExecutor]
+
+
+class Catalog(Protocol):
+    """The models on disk."""
+
+    revision: Latest[int]
+
+    def manifests(self) -> tuple[ModelManifest, ...]:
+        """Return all models."""
+        ...
+
+    def resolve(self, name: str) -> ModelManifest:
+        """Find a model by id, name, unique prefix or alias. Raises UnknownModel."""
+        ...
+
+    def held(self, model: ModelId) -> frozenset[ShardId]:
+        """Return the shards that are here and verified."""
+        ...
+
+    def path(self, shard: ShardId) -> Path:
+        """Return where a held shard lies."""
+        ...
