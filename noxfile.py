@@ -1,0 +1,32 @@
+"""Development sessions: `nox` runs check and test; `nox -l` lists the others."""
+
+import nox
+
+nox.options.sessions = ["check", "test"]
+nox.options.default_venv_backend = "virtualenv"
+INSTALL = ("-c", "constraints.txt", "-e", ".[dev]")
+
+
+@nox.session
+def check(session: nox.Session) -> None:
+    """Format, lint, types, layers and the shape of the tree."""
+    session.install(*INSTALL)
+    session.run("ruff", "format", "--check", "meshnode", "tests", "examples", "noxfile.py")
+    session.run("ruff", "check", "meshnode", "tests", "examples", "noxfile.py")
+    session.run("mypy")
+    session.run("lint-imports")
+    session.run("pytest", "tests/structure", "-q")
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """The whole default suite; arguments go to pytest."""
+    session.install(*INSTALL)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Ratios against llama.cpp on the same file and threads, interleaved in one run; see docs/performance.md."""
+    session.install(*INSTALL)
+    session.run("python", "tests/bench/bench.py", *session.posargs)

@@ -1,0 +1,213 @@
+"""The worker process: real processes, a tiny model."""
+
+import signal
+
+import attrs
+import psutil
+import pytest
+import trio
+from support.stages import stage_of, tiny_manifest
+from support.tiny_gguf import write_tiny_llama
+
+from meshnode.engine.executor import Generation, StageStep
+from meshnode.engine.process_executor import ProcessExecutor
+from meshnode.errors import EngineError, OutOfMemory, RequestError, WorkerLost
+from meshnode.types.generation import SamplingParameters
+from meshnode.types.ids import SessionId
+
+pytestmark = pytest.mark.processes
+
+GREEDY = SamplingParameters(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    manifest = tiny_manifest(write_tiny_llama(folder / "m.gguf"), folder / "shards")
+    return stage_of(manifest, folder / "shards", cache=64 << 20)
+
+
+def generation(count=20, prompt=(5, 6, 7), sampling=GREEDY, session="s"):
+    return Generation(SessionId(session), tuple(prompt), len(prompt), count, sampling)
+
+
+async def collect(executor, request):
+    async with executor.generate(request) as tokens:
+        return [event.token async for event in tokens]
+
+
+def workers():
+    return [child for child in psutil.Process().children() if "meshnode.engine.worker" in " ".join(child.cmdline())]
+
+
+async def started(nursery, spec, **options):
+    executor = ProcessExecutor(spec, **options)
+    await nursery.start(executor.run)
+    return executor
+
+
+async def test_it_generates_and_leaves_nothing_behind(spec, nursery):
+    executor = await started(nursery, spec)
+    first = await collect(executor, generation())
+    assert len(first) == 20
+    assert await collect(executor, generation()) == first
+    stats = await executor.stats()
+    assert (stats.sessions, stats.cache_bytes_used) == (0, 0)
+    assert stats.decode_tokens >= 38
+    assert stats.weight_bytes > 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_resumes_with_the_same_tokens(spec, nursery):
+    executor = await started(nursery, spec)
+    for sampling in (GREEDY, SamplingParameters(seed=11, temperature=1.2, top_p=0.95)):
+        whole = await collect(executor, generation(40, sampling=sampling))
+        resumed = attrs.evolve(generation(40 - 13, sampling=sampling), tokens=(5, 6, 7, *whole[:13]), prompt_length=3)
+        assert await collect(executor, resumed) == whole[13:]
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_else_is_in_the_batch_changes_nothing(spec, nursery):
+    executor = await started(nursery, spec)
+    prompts = [tuple(range(3, 3 + length)) for length in (1, 5, 40, 150, 2, 90, 7, 11, 60, 3)]
+    alone = [await collect(executor, generation(25, prompt)) for prompt in prompts]
+    together = {}
+
+    async def one(index, prompt):
+        together[index] = await collect(executor, generation(25, prompt, session=f"s{index}"))
+
+    async with trio.open_nursery() as crowd:
+        for index, prompt in enumerate(prompts):
+            crowd.start_soon(one, index, prompt)
+    assert [together[index] for index in range(len(prompts))] == alone
+    nursery.cancel_scope.cancel()
+
+
+async def test_it_ends_at_an_end_token_and_at_the_context(spec, nursery):
+    executor = await started(nursery, attrs.evolve(spec, context_length=64))
+    tokens = await collect(executor, generation(30))
+    ends = attrs.evolve(generation(30), end_tokens=frozenset({tokens[4]}))
+    assert await collect(executor, ends) == tokens[: tokens.index(tokens[4]) + 1]
+    assert len(await collect(executor, generation(500))) == 61
+    nursery.cancel_scope.cancel()
+
+
+async def test_leaving_frees_the_memory(spec, nursery):
+    executor = await started(nursery, spec)
+    with trio.move_on_after(10):
+        async with executor.generate(generation(900)) as tokens:
+            assert (await anext(aiter(tokens))).token >= 0
+            assert (await executor.stats()).cache_bytes_used > 0
+    for _ in range(500):
+        if not (await executor.stats()).cache_bytes_used:
+            break
+        await trio.sleep(0.01)
+    assert (await executor.stats()).sessions == 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_slow_reader_pauses_only_itself(spec, nursery):
+    executor = await started(nursery, spec)
+    async with executor.generate(generation(900)) as slow:
+        await anext(aiter(slow))
+        assert len(await collect(executor, generation(300, session="quick"))) == 300
+        before = (await executor.stats()).decode_tokens
+        await trio.sleep(0.2)
+        assert (await executor.stats()).decode_tokens == before
+        rest = [event.token async for event in slow]
+    assert len(rest) == 899
+    nursery.cancel_scope.cancel()
+
+
+async def test_too_much_is_refused_and_keeps_nothing(spec, nursery):
+    executor = await started(nursery, attrs.evolve(spec, cache_bytes=300_000))
+    with pytest.raises(OutOfMemory, match="KV cache needs"):
+        await collect(executor, generation(1000))
+    with pytest.raises(RequestError, match="token ids"):
+        await collect(executor, generation(3, (99999,)))
+    assert len(await collect(executor, generation(10))) == 10
+    nursery.cancel_scope.cancel()
+
+
+async def test_killing_the_worker_ends_what_is_in_hand(spec):
+    async def run(executor, task_status):
+        with pytest.RaisesGroup(WorkerLost, flatten_subgroups=True):
+            await executor.run(task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        executor = ProcessExecutor(spec)
+        await nursery.start(run, executor)
+        with pytest.raises(WorkerLost):
+            async with executor.generate(generation(900)) as tokens:
+                await anext(aiter(tokens))
+                workers()[0].send_signal(signal.SIGKILL)
+                async for _ in tokens:
+                    pass
+    assert workers() == []
+    with pytest.raises(WorkerLost):
+        await executor.stats()
+
+
+async def test_a_frozen_worker_is_found_out(spec):
+    async def run(executor, task_status):
+        with pytest.RaisesGroup(WorkerLost, flatten_subgroups=True):
+            await executor.run(task_status=task_status)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            executor = ProcessExecutor(spec, ping_interval=0.1, silence_limit=1.0)
+            await nursery.start(run, executor)
+            workers()[0].send_signal(signal.SIGSTOP)
+    assert workers() == []
+
+
+async def test_cancelling_stops_the_process(spec):
+    async with trio.open_nursery() as nursery:
+        executor = ProcessExecutor(spec)
+        await nursery.start(executor.run)
+        pid = workers()[0].pid
+        nursery.cancel_scope.cancel()
+    assert not psutil.pid_exists(pid)
+
+
+async def test_a_load_that_cannot_be_says_why(spec):
+    for broken, error, words in (
+        (attrs.evolve(spec, cache_bytes=1 << 50), OutOfMemory, "cache_bytes"),
+        (attrs.evolve(spec, device="cuda"), EngineError, "CUDA"),
+    ):
+        with pytest.RaisesGroup(pytest.RaisesExc(error, match=words), flatten_subgroups=True):
+            await ProcessExecutor(broken).run()
+
+
+async def test_two_stages_make_the_same_tokens_as_one(spec, tmp_path):
+    manifest = tiny_manifest(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "shards")
+    async with trio.open_nursery() as nursery:
+        whole = await started(nursery, stage_of(manifest, tmp_path / "shards"))
+        first = await started(nursery, stage_of(manifest, tmp_path / "shards", 0, 1))
+        second = await started(nursery, stage_of(manifest, tmp_path / "shards", 1, 2))
+        expected = await collect(whole, generation(12))
+        tokens, found = [5, 6, 7], []
+        session = SessionId("ring")
+        position = 0
+        for _ in range(12):
+            middle = await first.step(StageStep(session, position, tokens=tuple(tokens[position:])))
+            assert len(middle.activations) == 2 * 256 * (len(tokens) - position)
+            end = await second.step(
+                StageStep(session, position, activations=middle.activations, sampling=GREEDY, history=tuple(found))
+            )
+            position = len(tokens)
+            found.append(end.token.token)
+            tokens.append(end.token.token)
+        assert found == expected
+        with pytest.raises(RequestError, match="gap"):
+            await first.step(StageStep(session, 100, tokens=(5,)))
+        with pytest.raises(RequestError, match="bytes are not rows"):
+            await second.step(StageStep(session, position, activations=b"abc"))
+        with pytest.raises(RequestError, match="not finite"):
+            await second.step(StageStep(session, position, activations=b"\xc0\x7f" * 256))
+        with pytest.raises(RequestError, match="part of the model"):
+            await collect(first, generation())
+        await first.release(session)
+        await second.release(session)
+        assert (await second.stats()).cache_bytes_used == 0
+        nursery.cancel_scope.cancel()
