@@ -31,6 +31,7 @@ FLAG_VARIABLES: typing.Final[Mapping[str, str]] = types.MappingProxyType(
 """Short environment names, one per flag of `meshnode run`. `MESHNODE_NO_BROWSER` is handled beside them."""
 
 _RESERVED = frozenset({"MESHNODE_NO_BROWSER"})
+_ELSEWHERE = ("MESHNODE_CHAT_", "MESHNODE_STARTER_WHEEL")  # read by `meshnode chat` and by the test suite; no settings
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -190,7 +191,7 @@ def _from_environment(env: Mapping[str, str]) -> _Layer:
     names = long_names | dict(FLAG_VARIABLES)
     layer: _Layer = {}
     for variable, text in sorted(env.items()):
-        if not variable.startswith("MESHNODE_"):
+        if not variable.startswith("MESHNODE_") or variable.startswith(_ELSEWHERE):
             continue
         origin = Origin(OriginKind.ENVIRONMENT, variable)
         if variable == "MESHNODE_NO_BROWSER":

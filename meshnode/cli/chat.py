@@ -1,0 +1,177 @@
+"""`meshnode chat`: one question, or a conversation on a terminal."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from meshnode.cli.client import Client, locate
+from meshnode.cli.failures import CommandFailed
+from meshnode.cli.options import json_option, node_options, settings
+from meshnode.cli.printing import print_json, printable
+
+__all__ = ["chat"]
+
+_SILENCE_BEYOND_TIMEOUT = 30.0  # seconds we wait longer than the node's own limit, so that its error reaches us
+
+
+@attrs.define
+class _Answer:
+    """What has come so far."""
+
+    model: str
+    text: str = ""
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+
+    def take(self, event: Mapping[str, Any]) -> str:
+        """Add one event and return its text."""
+        self.usage = event.get("usage") or self.usage
+        piece = ""
+        for choice in event.get("choices") or ():
+            piece += (choice.get("delta") or {}).get("content") or ""
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self.text += piece
+        return piece
+
+
+@attrs.frozen
+class _Conversation:
+    """A client with the parts of the request that stay the same."""
+
+    client: Client
+    model: str
+    fixed: dict[str, object]  # sampling settings that were given
+    silence: float
+
+    def ask(self, messages: list[dict[str, str]], *, show: bool) -> _Answer:
+        answer = _Answer(self.model)
+        body = {
+            **self.fixed,
+            "model": self.model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        with closing(self.client.stream("/v1/chat/completions", body, silence=self.silence)) as events:
+            for event in events:
+                piece = answer.take(event)
+                if show and piece:
+                    click.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)
+                    sys.stdout.flush()
+        return answer
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option(
+    "--model", envvar="MESHNODE_CHAT_MODEL", show_envvar=True, help="Model to ask; the first one loaded unless told."
+)
+@click.option("--system", envvar="MESHNODE_CHAT_SYSTEM", show_envvar=True, help="System message.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    envvar="MESHNODE_CHAT_TEMPERATURE",
+    show_envvar=True,
+    help="0 always takes the likeliest word.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    envvar="MESHNODE_CHAT_MAX_TOKENS",
+    show_envvar=True,
+    help="Longest answer, in tokens.",
+)
+@click.option("--seed", type=int, envvar="MESHNODE_CHAT_SEED", show_envvar=True, help="Same seed, same answer.")
+@node_options
+@json_option
+def chat(
+    *,
+    prompt: str | None,
+    model: str | None,
+    system: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    seed: int | None,
+    data_dir: Path | None,
+    port: int | None,
+    as_json: bool,
+) -> None:
+    """Talk to a model of the running node.
+
+    With a PROMPT, or with text on standard input, answers once. On a terminal
+    without a PROMPT it is a conversation: Ctrl-C stops an answer, Ctrl-D ends.
+
+    \b
+    Examples:
+      meshnode chat "Why is the sky blue?"
+      meshnode chat --system "Answer in French." --temperature 0 "Good morning"
+      git diff | meshnode chat --system "Write a commit message for this diff."
+      meshnode chat --json --seed 1 "Roll a die" | jq -r .text
+    """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
+    interactive = prompt is None and sys.stdin.isatty()
+    if interactive and as_json:
+        raise click.UsageError("--json needs a PROMPT, or text on standard input")
+    if prompt is None and not interactive:
+        prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise click.UsageError("the prompt is empty")
+    loaded = settings(data_dir, port)
+    with Client(locate(loaded)) as client:
+        given = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        fixed: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+        silence = loaded.config.inference.request_timeout + _SILENCE_BEYOND_TIMEOUT
+        conversation = _Conversation(client, model or _first_model(client), fixed, silence)
+        messages = [{"role": "system", "content": system}] if system else []
+        if prompt is None:
+            _converse(conversation, messages)
+        else:
+            _answer_once(conversation, [*messages, {"role": "user", "content": prompt}], as_json=as_json)
+
+
+def _first_model(client: Client) -> str:
+    listed = client.get("/v1/models").get("data") or []
+    loaded = [entry for entry in listed if entry.get("loaded", True)]
+    if not loaded:
+        state = "no model is loaded yet" if listed else "the node has no model"
+        raise CommandFailed(f"{state}; see `meshnode status`, or add one with `meshnode models add starter`")
+    return str(loaded[0]["id"])
+
+
+def _answer_once(conversation: _Conversation, messages: list[dict[str, str]], *, as_json: bool) -> None:
+    try:
+        answer = conversation.ask(messages, show=not as_json)
+    except (CommandFailed, KeyboardInterrupt):
+        if not as_json:
+            click.echo()
+        raise
+    if as_json:
+        print_json(attrs.asdict(answer))
+    else:
+        click.echo()
+
+
+def _converse(conversation: _Conversation, messages: list[dict[str, str]]) -> None:
+    import readline  # noqa: F401  # gives input() line editing
+
+    click.echo(f"{conversation.model}: Ctrl-C stops an answer, Ctrl-D ends.", err=True)
+    while True:
+        try:
+            line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            click.echo()
+            return
+        if not line.strip():
+            continue
+        asked = [*messages, {"role": "user", "content": line}]
+        try:
+            answer = conversation.ask(asked, show=True)
+        except KeyboardInterrupt:
+            click.echo("\n(stopped; the question is forgotten)", err=True)
+            continue
+        click.echo()
+        messages = [*asked, {"role": "assistant", "content": answer.text}]

@@ -1,0 +1,122 @@
+"""`meshnode config`: the settings and where they came from."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from meshnode.cli.options import data_dir_option, json_option, settings
+from meshnode.cli.printing import print_json, print_table
+from meshnode.config.loading import Origin, OriginKind, convert, known_keys, load_config
+from meshnode.config.paths import DataPaths
+from meshnode.errors import ConfigError
+
+__all__ = ["config"]
+
+
+@click.group()
+def config() -> None:
+    """Show and change settings.
+
+    \b
+    Examples:
+      meshnode config show
+      meshnode config set api.port 9000
+      meshnode config set models.names starter,qwen3-4b
+    """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
+
+
+@config.command()
+@data_dir_option
+@json_option
+def show(*, data_dir: Path | None, as_json: bool) -> None:
+    """Print every setting, its value and where the value came from."""
+    loaded = settings(data_dir)
+    values: Mapping[str, Mapping[str, Any]] = attrs.asdict(loaded.config)
+    rows = {
+        f"{section}.{name}": (_plain(value), str(loaded.origins[f"{section}.{name}"]))
+        for section, fields in values.items()
+        for name, value in fields.items()
+    }
+    if as_json:
+        print_json({key: {"value": value, "origin": origin} for key, (value, origin) in rows.items()})
+    else:
+        print_table(
+            ["SETTING", "VALUE", "FROM"], [(key, _text(value), origin) for key, (value, origin) in rows.items()]
+        )
+
+
+@config.command("set")
+@click.argument("key")
+@click.argument("value")
+@data_dir_option
+@json_option
+def set_(*, key: str, value: str, data_dir: Path | None, as_json: bool) -> None:
+    """Write one setting to config.toml, leaving its comments and order as they are.
+
+    KEY is section.name as `config show` prints it. Lists are written a,b and
+    tables name=value,name=value. A running node sees it at its next start.
+    """
+    file = DataPaths(settings(data_dir).config.node.data_dir).config_file
+    if key == "node.data_dir":
+        raise ConfigError("node.data_dir: cannot be set in the file it leads to; use --data-dir or MESHNODE_DATA_DIR")
+    origin = Origin(OriginKind.FLAG, "config set")
+    if key not in known_keys():
+        load_config(flags={key: value}, env={}, file=file)  # refuses it by name, with a hint
+    written = _plain(convert(key, value, origin))
+    _write(file, key, written)
+    if as_json:
+        print_json({"key": key, "value": written, "file": str(file)})
+    else:
+        click.echo(f"{key} = {_text(written)} (in {file}; a running node takes it at its next start)")
+
+
+def _write(file: Path, key: str, value: object) -> None:
+    """Replace the file by one with the new value, unless the result would be refused at the next start."""
+    import tomlkit
+
+    section, _, name = key.partition(".")
+    try:
+        document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
+        if section not in document:
+            document[section] = tomlkit.table()
+        table: Any = document[section]
+        table[name] = value
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, fresh = tempfile.mkstemp(dir=file.parent, prefix="config-", suffix=".toml")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror or error}") from error
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(tomlkit.dumps(document))
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            load_config(flags={}, env={}, file=Path(fresh))
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(fresh, str(file))) from error
+        Path(fresh).replace(file)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror or error}") from error
+    finally:
+        Path(fresh).unlink(missing_ok=True)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "(none)"
+    if isinstance(value, dict):
+        return ",".join(f"{name}={item}" for name, item in value.items()) or "(none)"
+    return "(none)" if value is None else str(value)

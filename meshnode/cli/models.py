@@ -1,0 +1,165 @@
+"""`meshnode models`: through the running node, or directly on the data folder when none runs."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from meshnode.cli.client import Client, locate
+from meshnode.cli.failures import CommandFailed, NodeDown
+from meshnode.cli.options import json_option, node_options, settings
+from meshnode.cli.printing import print_json, print_table
+from meshnode.cli.progress import ProgressBar
+from meshnode.config.loading import LoadedConfig, OriginKind
+from meshnode.types.blocks import BlockRange
+
+__all__ = ["models"]
+
+_POLL = 0.3  # seconds between looks at a running acquisition
+
+
+@click.group()
+def models() -> None:
+    """List, add and remove models.
+
+    \b
+    Examples:
+      meshnode models add starter
+      meshnode models add ~/models/qwen3-4b-q4_k_m.gguf
+      meshnode models add ~/checkpoints/Qwen3-0.6B        a folder of safetensors
+      meshnode models list
+      meshnode models remove qwen3-4b
+    """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
+
+
+@models.command("list")
+@node_options
+@json_option
+def list_(*, data_dir: Path | None, port: int | None, as_json: bool) -> None:
+    """List the models this node has."""
+    loaded = settings(data_dir, port)
+    client = _running(loaded)
+    if client is None:
+        from meshnode.node.offline import list_models
+
+        found: list[dict[str, Any]] = list_models(loaded)
+    else:
+        with client:
+            found = client.get("/api/admin/models").get("models") or []
+    if as_json:
+        print_json({"models": found})
+    elif not found:
+        click.echo("no models yet; `meshnode models add starter` fetches a small one")
+    else:
+        print_table(["NAME", "ID", "QUANTIZATION", "CONTEXT", "STATE"], [_row(entry) for entry in found])
+
+
+@models.command()
+@click.argument("reference")
+@click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.")
+@node_options
+@json_option
+def add(*, reference: str, blocks: str | None, data_dir: Path | None, port: int | None, as_json: bool) -> None:
+    """Add a model, from REFERENCE: `starter`, a GGUF file, or a folder of safetensors.
+
+    Waits until every shard is written and verified. Ctrl-C stops; what is
+    already there is kept for the next try.
+    """
+    if blocks is not None:
+        try:
+            BlockRange.parse(blocks)
+        except ValueError as error:
+            raise click.UsageError(f"--blocks: {error}") from error
+    path = Path(reference).expanduser()
+    if path.exists() and reference != "starter":
+        reference = str(path.absolute())  # the node has another working folder
+    loaded = settings(data_dir, port)
+    bar = ProgressBar(enabled=not as_json)
+    client = _running(loaded)
+    try:
+        if client is None:
+            from meshnode.node.offline import add_model
+
+            name = add_model(loaded, reference, blocks, bar.show)
+        else:
+            with client:
+                name = _add_through_node(client, reference, blocks, bar)
+    finally:
+        bar.finish()
+    if as_json:
+        print_json({"name": name})
+    else:
+        click.echo(f"added {name}")
+
+
+@models.command()
+@click.argument("name")
+@node_options
+@json_option
+def remove(*, name: str, data_dir: Path | None, port: int | None, as_json: bool) -> None:
+    """Remove a model and the shards that no other model uses."""
+    loaded = settings(data_dir, port)
+    client = _running(loaded)
+    if client is None:
+        from meshnode.node.offline import remove_model
+
+        name = remove_model(loaded, name)
+    else:
+        with client:
+            client.delete("/api/admin/models", name)
+    if as_json:
+        print_json({"removed": name})
+    else:
+        click.echo(f"removed {name}")
+
+
+def _running(loaded: LoadedConfig) -> Client | None:
+    """Return a client if a node answers; None if none does, unless its port was named: then that is an error."""
+    named = loaded.origins["api.port"].kind in (OriginKind.FLAG, OriginKind.ENVIRONMENT)
+    try:
+        client = Client(locate(loaded))
+        client.get("/api/admin/status")
+    except NodeDown:  # also a runtime file that a killed node left behind; the folder's lock guards against a live one
+        if named:
+            raise
+        return None
+    return client
+
+
+def _add_through_node(client: Client, reference: str, blocks: str | None, bar: ProgressBar) -> str:
+    """Ask the node, and show its progress until it answers."""
+    outcome: list[Mapping[str, Any] | CommandFailed] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        try:
+            outcome.append(client.post("/api/admin/models", {"reference": reference, "blocks": blocks}, patient=True))
+        except CommandFailed as error:
+            outcome.append(error)
+        finally:
+            over.set()
+
+    threading.Thread(target=ask, name="models add", daemon=True).start()
+    while not over.wait(_POLL):
+        for progress in client.get("/api/admin/status").get("acquisitions") or ():
+            if progress.get("reference") == reference:
+                bar.show(progress)
+    if not outcome:
+        raise CommandFailed("the request to the node ended without an answer; see the node's log")
+    answer = outcome[0]
+    if isinstance(answer, CommandFailed):
+        raise answer
+    return str(answer["name"])
+
+
+def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    state = "loaded" if entry.get("loaded") else str(entry.get("detail") or "not loaded")
+    return (
+        str(entry.get("name", "")),
+        str(entry.get("id", ""))[:12],
+        str(entry.get("quantization", "")),
+        str(entry.get("context_length", "")),
+        state,
+    )

@@ -1,0 +1,81 @@
+"""`meshnode run`."""
+
+import os
+from pathlib import Path
+
+import click
+
+from meshnode.cli.options import data_dir_option
+from meshnode.config.loading import load_config
+
+__all__ = ["run"]
+
+
+@click.command()
+@data_dir_option
+@click.option("--host", help="Address to listen on; 127.0.0.1 unless told.  [env: MESHNODE_HOST]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port of the API; 8800, 0 for any.  [env: MESHNODE_PORT]")
+@click.option(
+    "--model", "models", multiple=True, metavar="REF", help="Model to serve; may be repeated.  [env: MESHNODE_MODEL]"
+)
+@click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]")
+@click.option("--threads", type=click.IntRange(0, 1024), help="CPU threads; 0 for all cores.  [env: MESHNODE_THREADS]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.  [env: MESHNODE_DEVICE]")
+@click.option(
+    "--offline", is_flag=True, default=None, help="Reach nothing beyond this machine.  [env: MESHNODE_OFFLINE]"
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="How much to log.  [env: MESHNODE_LOG_LEVEL]",
+)
+@click.option("--no-browser", is_flag=True, default=None, help="Do not open the dashboard.  [env: MESHNODE_NO_BROWSER]")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    *,
+    data_dir: Path | None,
+    host: str | None,
+    port: int | None,
+    models: tuple[str, ...],
+    blocks: str | None,
+    threads: int | None,
+    device: str | None,
+    offline: bool | None,
+    log_level: str | None,
+    no_browser: bool | None,
+) -> None:
+    """Start a node and serve models until it is stopped with Ctrl-C or SIGTERM.
+
+    Without --model it serves every model in its data folder. REF is `starter`, a
+    GGUF file, a folder of Hugging Face safetensors, or the name of a model that
+    was added before.
+
+    \b
+    Examples:
+      meshnode run
+      meshnode run --model starter
+      meshnode run --model ~/models/qwen3-4b-q4_k_m.gguf --threads 8
+      meshnode run --model big.gguf --blocks 0:16        hold half a model
+      MESHNODE_PORT=9000 meshnode run --offline
+
+    \b
+    Exit codes: 0 stopped as asked, 64 wrong configuration, 69 a vital part
+    failed for good, 70 an internal error.
+    """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
+    flags: dict[str, object] = {
+        "node.data_dir": data_dir,
+        "node.offline": offline,
+        "api.host": host,
+        "api.port": port,
+        "api.open_browser": False if no_browser else None,
+        "engine.threads": threads,
+        "engine.device": device,
+        "models.names": models or None,
+        "models.blocks": blocks,
+        "log.level": log_level,
+    }
+    loaded = load_config(flags=flags, env=os.environ, file=None)
+    from meshnode.node.process import run_node
+
+    ctx.exit(run_node(loaded))

@@ -1,0 +1,221 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ["torch", "libp2p", "quart", "quart_trio", "trio", "plyvel"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["status"], ["run", "--help"], []])
+def test_quick_commands_load_nothing_heavy(arguments, tmp_path):
+    script = f"""
+import sys
+from meshnode.cli.main import root
+try:
+    root({arguments!r}, prog_name="meshnode")
+except SystemExit:
+    pass
+sys.stderr.write("LOADED " + " ".join(name for name in {HEAVY!r} if name in sys.modules) + "|")
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "LOADED |" in result.stderr, result.stderr
+
+
+@pytest.mark.processes
+def test_the_module_alone_prints_help():
+    result = subprocess.run([sys.executable, "-m", "meshnode"], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Commands:" in result.stdout
+    assert "meshnode chat" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "status", "chat", "models", "token", "config"])
+def test_every_command_has_help_with_an_example(invoke, command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"Examples:\n    meshnode {command}" in result.stdout or "Examples:" in result.stdout
+
+
+def test_status_prints_what_the_node_says(node, invoke):
+    node.answers["GET", "/api/admin/status"] = {
+        "version": "9.9",
+        "subsystems": [{"name": "ApiServer", "state": "running"}],
+        "conditions": [],
+    }
+    text = invoke("status").stdout
+    assert "version: 9.9" in text
+    assert "name ApiServer, state running" in text
+    assert "conditions: none" in text
+    assert json.loads(invoke("status", "--json").stdout)["version"] == "9.9"
+
+
+def test_no_node_names_the_next_step(invoke, tmp_path):
+    result = invoke("status")
+    assert result.exit_code == 1
+    assert "meshnode run" in result.stderr
+    assert str(tmp_path) in result.stderr
+
+
+def test_a_node_that_died_is_not_a_traceback(node, invoke, tmp_path):
+    (tmp_path / "runtime.json").write_text('{"host": "127.0.0.1", "port": 1, "pid": 1}')
+    result = invoke("status")
+    assert result.exit_code == 1
+    assert "no node answers at http://127.0.0.1:1" in result.stderr
+
+
+def test_a_wrong_key_says_which_file_it_came_from(node, invoke, tmp_path):
+    (tmp_path / "api.key").write_text("wrong")
+    result = invoke("status")
+    assert result.exit_code == 1
+    assert str(tmp_path / "api.key") in result.stderr
+
+
+def test_the_port_can_be_given_instead_of_the_runtime_file(node, invoke, tmp_path):
+    (tmp_path / "runtime.json").unlink()
+    assert invoke("status", "--port", str(node.port)).exit_code == 0
+    assert invoke("status", env={"MESHNODE_PORT": str(node.port)}).exit_code == 0
+
+
+def test_something_else_on_the_port_is_said_so(node, invoke):
+    node.answers["GET", "/api/admin/status"] = (200, "<html>")
+    result = invoke("status")
+    assert result.exit_code == 1
+    assert "is it a meshnode" in result.stderr
+
+
+def test_token_prints_the_key(node, invoke):
+    assert invoke("token").stdout == "right-key\n"
+    assert json.loads(invoke("token", "--json").stdout) == {"token": "right-key"}
+
+
+def test_token_without_a_key_names_the_next_step(invoke):
+    result = invoke("token")
+    assert result.exit_code == 1
+    assert "meshnode run" in result.stderr
+
+
+def test_models_are_listed_by_the_node(node, invoke):
+    entry = {"name": "m", "id": "f" * 64, "loaded": True, "context_length": 2048, "quantization": "Q4_1"}
+    node.answers["GET", "/api/admin/models"] = {"models": [entry]}
+    text = invoke("models", "list").stdout
+    assert "ffffffffffff " in text
+    assert "2048" in text
+    assert json.loads(invoke("models", "list", "--json").stdout) == {"models": [entry]}
+
+
+def test_adding_shows_progress_and_the_name(node, invoke, monkeypatch):
+    import threading
+
+    seen = threading.Event()
+    progress = {"reference": "starter", "phase": "downloading", "done_bytes": 1, "total_bytes": 2000}
+
+    def status(_):
+        if ("POST", "/api/admin/models", {"reference": "starter", "blocks": "0:3"}) in node.requests:
+            seen.set()
+        return {"acquisitions": [progress]}
+
+    def added(_):
+        assert seen.wait(10)
+        return 201, {"name": "smol"}
+
+    node.answers["GET", "/api/admin/status"] = status
+    node.answers["POST", "/api/admin/models"] = added
+    monkeypatch.setattr("meshnode.cli.models._POLL", 0.01)
+    result = invoke("models", "add", "starter", "--blocks", "0:3")
+    assert (result.exit_code, result.stdout) == (0, "added smol\n"), result.stderr
+    assert result.stderr == "downloading 2.0 kB\n"
+
+
+def test_a_local_path_is_sent_absolute(node, invoke, tmp_path, monkeypatch):
+    (tmp_path / "m.gguf").write_text("")
+    monkeypatch.chdir(tmp_path)
+    node.answers["POST", "/api/admin/models"] = (422, {"error": {"message": "not a GGUF file"}})
+    result = invoke("models", "add", "m.gguf")
+    assert (result.exit_code, result.stderr) == (1, "meshnode: not a GGUF file\n")
+    assert ("POST", "/api/admin/models", {"reference": str(tmp_path / "m.gguf"), "blocks": None}) in node.requests
+
+
+def test_bad_blocks_are_wrong_usage(invoke):
+    assert invoke("models", "add", "starter", "--blocks", "3:1").exit_code == 2
+
+
+def test_removing_quotes_the_name_and_passes_a_404_on(node, invoke):
+    node.answers["DELETE", "/api/admin/models/a%2Fb"] = {"removed": "a/b"}
+    assert invoke("models", "remove", "a/b").stdout == "removed a/b\n"
+    result = invoke("models", "remove", "zzz")
+    assert result.exit_code == 1
+    assert "zzz" in result.stderr
+
+
+def test_naming_the_port_of_no_node_does_not_fall_back_to_the_folder(node, invoke):
+    result = invoke("models", "list", "--port", "1")
+    assert result.exit_code == 1
+    assert "no node answers" in result.stderr
+
+
+def test_run_hands_the_settings_over_and_exits_with_the_node_s_code(invoke, monkeypatch):
+    import types
+
+    got = []
+    process = types.ModuleType("meshnode.node.process")
+    process.run_node = lambda loaded: got.append(loaded) or 69
+    monkeypatch.setitem(sys.modules, "meshnode.node.process", process)
+    command = "run --host 0.0.0.0 --port 0 --model a --model b --blocks 0:4 --threads 3 --device cpu --offline"
+    result = invoke(*command.split(), "--log-level", "debug", "--no-browser")
+    assert result.exit_code == 69, result.output
+    config = got[0].config
+    assert (config.api.host, config.api.port, config.api.open_browser) == ("0.0.0.0", 0, False)
+    assert (config.models.names, config.models.blocks) == (("a", "b"), "0:4")
+    assert (config.engine.threads, config.engine.device) == (3, "cpu")
+    assert (config.node.offline, config.log.level) == (True, "debug")
+
+
+def test_flags_that_were_not_given_leave_the_environment_alone(invoke, monkeypatch):
+    import types
+
+    got = []
+    process = types.ModuleType("meshnode.node.process")
+    process.run_node = lambda loaded: got.append(loaded) or 0
+    monkeypatch.setitem(sys.modules, "meshnode.node.process", process)
+    env = {"MESHNODE_OFFLINE": "1", "MESHNODE_MODEL": "x", "MESHNODE_NO_BROWSER": "yes"}
+    assert invoke("run", env=env).exit_code == 0
+    config = got[0].config
+    assert (config.node.offline, config.models.names, config.api.open_browser) == (True, ("x",), False)
+
+
+def test_a_wrong_setting_is_exit_code_64(invoke, tmp_path):
+    (tmp_path / "config.toml").write_text("[api]\nprot = 1\n")
+    result = invoke("run")
+    assert result.exit_code == 64
+    assert "did you mean api.port" in result.stderr
+
+
+def test_an_unknown_flag_is_exit_code_2(invoke):
+    assert invoke("run", "--nonsense").exit_code == 2
+
+
+def test_config_set_keeps_comments_and_show_names_the_origin(invoke, tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("# mine\n[api]\nport = 1 # why\n")
+    assert invoke("config", "set", "api.port", "9000").exit_code == 0
+    assert invoke("config", "set", "models.names", "a,b").exit_code == 0
+    assert "# mine\n[api]\nport = 9000 # why\n" in file.read_text()
+    shown = json.loads(invoke("config", "show", "--json").stdout)
+    assert shown["api.port"] == {"value": 9000, "origin": f"file {file}"}
+    assert shown["models.names"]["value"] == ["a", "b"]
+    assert "api.port" in invoke("config", "show").stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("api.prot", "1"), ("api.port", "x"), ("api.port", "70000"), ("node.data_dir", "/x")]
+)
+def test_config_set_refuses_and_leaves_the_file(invoke, tmp_path, key, value):
+    file = tmp_path / "config.toml"
+    file.write_text("[api]\nport = 1\n")
+    result = invoke("config", "set", key, value)
+    assert result.exit_code == 64
+    assert key in result.stderr
+    assert file.read_text() == "[api]\nport = 1\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
