@@ -157,11 +157,11 @@ def _add_openai_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
 
 def _add_admin_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     @app.get("/api/admin/status")
-    async def status() -> Response:
+    async def admin_status() -> Response:
         return _json(dependencies.status())
 
     @app.get("/api/admin/models")
-    async def models() -> Response:
+    async def admin_models() -> Response:
         return _json({"models": dependencies.models()})
 
     @app.post("/api/admin/models")

@@ -99,6 +99,7 @@ async def serve_api(
             connection.write_timeout = limits.write_timeout
             await connection.run()
         finally:
+            stream.socket.close()  # hypercorn's own close does not get there when it is cancelled
             room.release()
 
     async def accept(listener: trio.SocketListener, connections: trio.Nursery) -> None:

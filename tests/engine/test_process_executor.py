@@ -137,7 +137,7 @@ async def test_killing_the_worker_ends_what_is_in_hand(spec):
     async with trio.open_nursery() as nursery:
         executor = ProcessExecutor(spec)
         await nursery.start(run, executor)
-        with pytest.raises(WorkerLost):
+        with pytest.raises(WorkerLost):  # noqa: PT012
             async with executor.generate(generation(900)) as tokens:
                 await anext(aiter(tokens))
                 workers()[0].send_signal(signal.SIGKILL)

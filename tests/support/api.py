@@ -1,0 +1,154 @@
+"""A server over a fake router, on a real socket."""
+
+from contextlib import asynccontextmanager
+
+import attrs
+import httpx
+import pytest
+import trio
+
+from meshnode.api.ports import ApiDependencies, ServedModel
+from meshnode.api.server import ApiServer
+from meshnode.api.serving import ServingLimits
+from meshnode.errors import MeshnodeError, UnknownModel
+from meshnode.observe.metrics import Metrics
+from meshnode.supervise.subsystem import Pulse
+from meshnode.types.generation import Finished, FinishReason, Started, TextDelta, TokenLogprob, Usage
+
+KEY = "test-key"
+MODEL = ServedModel("tiny", "0" * 64, True, 1024, 1_700_000_000, "Q4_0", ("small",))
+
+
+@attrs.define(eq=False)
+class FakeRouter:
+    """Says `words`, one event each, to every request; fails first with `error`, or after `fail_after` words."""
+
+    words: list = attrs.field(factory=lambda: ["Hello", ", ", "world"])
+    error: MeshnodeError | None = None
+    fail_after: int | None = None
+    pace: float = 0.0
+    requests: list = attrs.field(factory=list)
+    running: int = 0
+    ended: trio.Event = attrs.field(factory=trio.Event)
+
+    @asynccontextmanager
+    async def generate(self, requests):
+        self.requests.append(requests)
+        self.running += 1
+        try:
+            yield FakeEvents(self, requests)
+        finally:
+            self.running -= 1
+            self.ended.set()
+
+
+class FakeEvents:
+    def __init__(self, router, requests):
+        self.router, self.items = router, []
+        words = router.words
+        for index, _ in enumerate(requests):
+            self.items.append((index, Started("tiny", 7, "local 0:2")))
+        for number, word in enumerate(words):
+            for index, request in enumerate(requests):
+                logprobs = ()
+                if request.sampling.top_logprobs is not None:
+                    entry = TokenLogprob(word, -0.25, word.encode())
+                    logprobs = (attrs.evolve(entry, top=(entry,)),)
+                self.items.append((index, TextDelta(word, logprobs)))
+            if router.fail_after == number + 1:
+                self.items.append(router.error)
+        for index, _ in enumerate(requests):
+            self.items.append((index, Finished(FinishReason.STOP, Usage(7, len(words)))))
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await trio.lowlevel.checkpoint()
+        if self.router.error is not None and self.router.fail_after is None:
+            raise self.router.error
+        if not self.items:
+            raise StopAsyncIteration
+        item = self.items.pop(0)
+        if isinstance(item, MeshnodeError):
+            raise item
+        if self.router.pace and isinstance(item[1], TextDelta):
+            await trio.sleep(self.router.pace)
+        return item
+
+    def waiting(self):
+        return []
+
+
+class FakeAdmin:
+    """Knows one reference."""
+
+    async def add(self, reference, blocks):
+        if reference != "starter":
+            raise UnknownModel(f"nothing is known as {reference!r}", param="reference")
+        return "tiny"
+
+    async def remove(self, name):
+        self.removed = name
+
+
+@attrs.define(eq=False)
+class Served:
+    server: ApiServer
+    router: FakeRouter
+    port: int
+    stopped: list
+    streams: list = attrs.field(factory=list)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **headers):
+        return httpx.AsyncClient(
+            base_url=self.url, headers={"Authorization": f"Bearer {KEY}", **headers}, timeout=20, trust_env=False
+        )
+
+    async def raw(self):
+        self.streams.append(await trio.open_tcp_stream("127.0.0.1", self.port))
+        return self.streams[-1]
+
+    def head(self, method, path, extra=""):
+        return f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n{extra}\r\n".encode()
+
+
+LIMITS = ServingLimits(write_timeout=5.0, keep_alive_timeout=5.0, max_connections=50, graceful_timeout=5.0)
+
+
+@pytest.fixture
+def serve():
+    @asynccontextmanager
+    async def start(router=None, limits=LIMITS, unready=(), **changes):
+        router, stopped = router or FakeRouter(), []
+        dependencies = ApiDependencies(
+            key=KEY,
+            generate=router.generate,
+            models=lambda: (MODEL,),
+            admin=FakeAdmin(),
+            status=lambda: {"pid": 1},
+            unready=lambda: tuple(unready),
+            request_shutdown=lambda: stopped.append(True),
+            metrics=Metrics(),
+            requests_per_minute=100_000,
+        )
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        server = ApiServer(attrs.evolve(dependencies, **changes), listeners, limits, Pulse())
+        served = Served(server, router, listeners[0].socket.getsockname()[1], stopped)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(server.run)
+                yield served
+                nursery.cancel_scope.cancel()
+        finally:
+            for held in (*listeners, *served.streams):
+                held.socket.close()
+
+    return start
+
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
