@@ -3,7 +3,7 @@
 hypercorn writes some 16,000 chunks a second on one core, so a stream that is behind must not pay per token.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import msgspec
 from quart import Response
@@ -13,7 +13,7 @@ from meshnode.api.ports import Events
 from meshnode.errors import MeshnodeError
 from meshnode.types.generation import GenerationEvent
 
-__all__ = ["DONE", "event_stream", "sse"]
+__all__ = ["DONE", "event_lines", "event_stream", "sse"]
 
 DONE = b"data: [DONE]\n\n"
 
@@ -25,7 +25,7 @@ def sse(value: object) -> bytes:
 
 async def event_lines(
     events: Events, encode: Callable[[int, GenerationEvent], bytes], last: Callable[[], bytes]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield the body: `encode` of each event, several joined when several wait, and `last` at a good end.
 
     A failure after the head has been sent becomes an error event, and nothing that looks like a natural end follows it.

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 
 import attrs
 import msgspec
@@ -47,8 +47,9 @@ async def _streamed(
 ) -> AsyncIterator[bytes]:
     async with stack:
         yield reply.chunk_of(index, first)
-        async for line in event_lines(events, reply.chunk_of, reply.end):
-            yield line
+        async with aclosing(event_lines(events, reply.chunk_of, reply.end)) as lines:
+            async for line in lines:
+                yield line
 
 
 @attrs.define(eq=False)
