@@ -24,7 +24,7 @@ class ProgressBar:
 
     def show(self, progress: Mapping[str, Any]) -> None:
         """Draw the newest state."""
-        if not self.enabled:
+        if not self.enabled or progress.get("phase") == "failed":  # the command's error line says that
             return
         phase, done, total = (
             str(progress.get("phase", "")),

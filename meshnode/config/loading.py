@@ -31,7 +31,10 @@ FLAG_VARIABLES: typing.Final[Mapping[str, str]] = types.MappingProxyType(
 """Short environment names, one per flag of `meshnode run`. `MESHNODE_NO_BROWSER` is handled beside them."""
 
 _RESERVED = frozenset({"MESHNODE_NO_BROWSER"})
-_ELSEWHERE = ("MESHNODE_CHAT_", "MESHNODE_STARTER_WHEEL")  # read by `meshnode chat` and by the test suite; no settings
+_ELSEWHERE = (
+    "MESHNODE_CHAT_",
+    "MESHNODE_STARTER_WHEEL",
+)  # read by `meshnode chat` and by the starter source; no settings
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
