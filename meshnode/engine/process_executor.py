@@ -6,8 +6,6 @@ when the worker ends, every iteration and every step in hand raises WorkerLost a
 
 import itertools
 import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -43,7 +41,8 @@ from meshnode.engine.worker_messages import (
     error_from,
     to_worker_codec,
 )
-from meshnode.errors import MeshnodeError, WorkerLost
+from meshnode.engine.worker_process import WorkerProcess
+from meshnode.errors import EngineError, MeshnodeError, WorkerLost
 from meshnode.types.generation import TokenEvent
 from meshnode.types.ids import SessionId
 
@@ -221,34 +220,34 @@ class ProcessExecutor:
         Cancellation kills the worker; its memory is free when this returns. Raises what the load refuses with.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "meshnode.engine.worker", str(theirs.fileno())]
-            process = await trio.lowlevel.open_process(
-                command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[theirs.fileno()]
-            )
+        try:
+            with theirs:
+                process = WorkerProcess.start(theirs.fileno())
+        except EngineError:
+            ours.close()
+            raise
         connection = _Connection(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
-        lost: MeshnodeError = WorkerLost("the worker process was stopped")
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_log_errors, process)
+                nursery.start_soon(process.log_errors)
                 nursery.start_soon(connection.write_for_ever)
                 nursery.start_soon(self._watch, connection)
-                await self._load(connection)
-                self._connection = connection
-                self._incarnation += 1
-                self._became_ready.set()
-                task_status.started()
-                while True:
-                    for envelope in await connection.envelopes():
-                        _dispatch(connection, envelope.exchange, envelope)
+                try:
+                    await self._serve(connection, task_status)
+                except WorkerLost:
+                    self._retire(connection, "the worker process ended")  # nobody waits for the reason
+                    raise WorkerLost(f"the worker process ended: {await process.last_words()}") from None
         finally:
+            self._retire(connection, "the worker process was stopped")
+            await process.end()
+            await trio.aclose_forcefully(connection.stream)
+
+    def _retire(self, connection: _Connection, reason: str) -> None:
+        """Let nobody begin anything on this connection, and end what is in hand."""
+        if self._connection is connection:
             self._connection = None
             self._became_ready = trio.Event()
-            connection.fail_all(lost)
-            with trio.CancelScope(shield=True):
-                process.kill()
-                await process.wait()
-                await trio.aclose_forcefully(connection.stream)
+        connection.fail_all(WorkerLost(reason))
 
     async def drain(self) -> None:
         """Nothing to do: the router drains the sessions."""
@@ -285,6 +284,17 @@ class ProcessExecutor:
         envelope = await self._ask(StatsRequest())
         assert isinstance(envelope.message, Stats)
         return envelope.message.stats
+
+    async def _serve(self, connection: _Connection, task_status: trio.TaskStatus[None]) -> None:
+        """Load, then hand on what the worker says. Raises WorkerLost at the end of the stream."""
+        await self._load(connection)
+        self._connection = connection
+        self._incarnation += 1
+        self._became_ready.set()
+        task_status.started()
+        while True:
+            for envelope in await connection.envelopes():
+                _dispatch(connection, envelope.exchange, envelope)
 
     async def _load(self, connection: _Connection) -> None:
         connection.post(connection.new_exchange(), Load(self.spec, self._limits))
@@ -360,14 +370,3 @@ def _dispatch(connection: _Connection, exchange: int, envelope: Envelope) -> Non
     elif exchange in connection.pending:
         connection.pending[exchange].envelope = envelope
         connection.pending[exchange].answered.set()
-
-
-async def _log_errors(process: trio.Process) -> None:
-    """Put what the worker writes to standard error into our log, line by line."""
-    assert process.stderr is not None
-    rest = b""
-    async for data in process.stderr:
-        *lines, rest = (rest + bytes(data)).split(b"\n")
-        for line in lines:
-            _log.warning("worker says", line=line.decode(errors="replace")[:2000])
-        rest = rest[-4096:]
