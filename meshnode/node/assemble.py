@@ -1,0 +1,146 @@
+"""Puts a node together: resources as nested contexts, dependencies as arguments, and nothing that can be reached from outside."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import attrs
+import trio
+
+from meshnode.api.ports import ApiDependencies
+from meshnode.api.server import ApiServer
+from meshnode.api.serving import ServingLimits
+from meshnode.config.loading import LoadedConfig
+from meshnode.config.schema import NodeConfig
+from meshnode.engine.devices import physical_cores
+from meshnode.files.acquisition import AcquisitionManager
+from meshnode.files.builtin_sources import builtin_sources
+from meshnode.files.catalog import ModelCatalog, open_catalog
+from meshnode.flow.lanes import Lanes
+from meshnode.inference.calls import open_generations
+from meshnode.inference.models import EngineSettings
+from meshnode.inference.router import InferenceRouter, RouterResources, RouterSettings
+from meshnode.node.api_key import load_api_key
+from meshnode.node.channels import Channels
+from meshnode.node.children import Builders, child_specs
+from meshnode.node.data_folder import announce, hold_data_folder
+from meshnode.node.executors import Executors
+from meshnode.node.listeners import bind, bound_port
+from meshnode.node.model_keeper import KeeperResources, ModelKeeper
+from meshnode.node.views import ModelRequests, ModelViews, NodeView
+from meshnode.observe.metrics import Metrics
+from meshnode.store.opening import open_store
+from meshnode.supervise.health import HealthBoard
+from meshnode.supervise.subsystem import Pulse
+from meshnode.supervise.supervisor import Supervisor
+from meshnode.supervise.watchdog import ShutdownWatchdog
+from meshnode.types.blocks import BlockRange
+
+__all__ = ["Node", "open_node"]
+
+
+@attrs.frozen(eq=False)
+class Node:
+    """A node that is put together and not started."""
+
+    supervisor: Supervisor
+    health: HealthBoard
+    url: str
+
+
+@asynccontextmanager
+async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: ShutdownWatchdog) -> AsyncIterator[Node]:
+    """Open everything a node needs and build its tree; leaving the context closes it all.
+
+    Raises ConfigError or StoreError, in one line each, before anything has started. Cancellation closes what was opened.
+    """
+    config, lanes = loaded.config, Lanes()
+    with hold_data_folder(config.node.data_dir) as paths:
+        key = load_api_key(paths.api_key, os.environ)
+        async with bind(config.api.host, config.api.port) as listeners, open_store(paths.store, lanes) as store:
+            catalog = await open_catalog(store, paths, metrics, config.models.aliases)
+            with announce(paths, config.api.host, bound_port(listeners)):
+                yield _connect(config, key, listeners, catalog, lanes, metrics, watchdog)
+
+
+def _connect(
+    config: NodeConfig,
+    key: str,
+    listeners: list[trio.SocketListener],
+    catalog: ModelCatalog,
+    lanes: Lanes,
+    metrics: Metrics,
+    watchdog: ShutdownWatchdog,
+) -> Node:
+    channels, health = Channels(), HealthBoard()
+    host = f"[{config.api.host}]" if ":" in config.api.host else config.api.host
+    url = f"http://{host}:{bound_port(listeners)}"
+    models = ModelViews(catalog, channels.loaded, channels.intent, config.engine.context_length, config.models.aliases)
+    view = NodeView(url, models, channels.progress, health)
+    sources = builtin_sources(lanes, offline=config.node.offline, environment=os.environ)
+    executors = Executors(metrics, config.engine.prefill_chunk)
+    keeper = KeeperResources(
+        catalog, channels.acquisitions, channels.progress, channels.intent, channels.wanted, health
+    )
+    router = RouterResources(channels.generations, catalog, channels.wanted, channels.loaded, lanes, metrics, health)
+    blocks = None if config.models.blocks is None else BlockRange.parse(config.models.blocks)
+
+    def build_acquisition(pulse: Pulse) -> AcquisitionManager:
+        return AcquisitionManager(catalog, channels.acquisitions, channels.progress, lanes, sources, health, pulse)
+
+    def build_api(pulse: Pulse) -> ApiServer:
+        dependencies = ApiDependencies(
+            key=key,
+            generate=partial(open_generations, channels.generations),
+            models=models.served,
+            admin=ModelRequests(channels.acquisitions),
+            status=lambda: view.status(supervisor.states()),
+            unready=lambda: view.unready(supervisor.states()),
+            request_shutdown=supervisor.request_stop,
+            metrics=metrics,
+            requests_per_minute=config.api.requests_per_minute,
+            body_limit_bytes=config.api.body_limit_bytes,
+            host=config.api.host,
+        )
+        return ApiServer(dependencies, listeners, _serving_limits(config), pulse)
+
+    builders = Builders(
+        acquisition=build_acquisition,
+        router=lambda pulse: InferenceRouter(router, _router_settings(config), executors.build, pulse),
+        keeper=lambda: ModelKeeper(keeper, config.models.names, blocks),
+        api=build_api,
+    )
+    supervisor = Supervisor(
+        child_specs(builders, api_drain=config.api.drain_timeout),
+        health=health,
+        on_crash=lambda name: metrics.supervise_restarts_total.labels(subsystem=name).inc(),
+        watchdog=watchdog,
+    )
+    return Node(supervisor, health, url)
+
+
+def _serving_limits(config: NodeConfig) -> ServingLimits:
+    api = config.api
+    return ServingLimits(
+        write_timeout=api.write_timeout,
+        keep_alive_timeout=api.keep_alive_timeout,
+        max_connections=api.max_connections,
+        graceful_timeout=api.drain_timeout,
+    )
+
+
+def _router_settings(config: NodeConfig) -> RouterSettings:
+    engine, inference = config.engine, config.inference
+    return RouterSettings(
+        engine=EngineSettings(
+            device=engine.device,
+            threads=engine.threads or physical_cores(),
+            context_length=engine.context_length,
+            cache_bytes=engine.cache_bytes,
+            max_batch=engine.max_batch,
+        ),
+        queue_length=inference.queue_length,
+        max_concurrent=inference.max_concurrent,
+        request_timeout=inference.request_timeout,
+    )

@@ -1,0 +1,61 @@
+"""The supervised children in start order, and the policy of each. They stop in reverse: last in, first out."""
+
+from collections.abc import Callable
+
+import attrs
+
+from meshnode.supervise.subsystem import ChildSpec, Criticality, Pulse, RestartPolicy, Subsystem
+
+__all__ = ["Builders", "child_specs"]
+
+CRITICAL, NON_CRITICAL = Criticality.CRITICAL, Criticality.NON_CRITICAL
+
+
+@attrs.frozen(eq=False)
+class Builders:
+    """One per child: given its pulse it makes a fresh incarnation."""
+
+    acquisition: Callable[[Pulse], Subsystem]
+    router: Callable[[Pulse], Subsystem]
+    keeper: Callable[[], Subsystem]
+    api: Callable[[Pulse], Subsystem]
+
+
+def child_specs(builders: Builders, *, api_drain: float) -> tuple[ChildSpec, ...]:
+    """Return the table. `api_drain` is how long open streams may take to finish, in seconds."""
+    acquisition, router, api = Pulse(), Pulse(), Pulse()
+    return (
+        ChildSpec(
+            "AcquisitionManager",
+            lambda: builders.acquisition(acquisition),
+            NON_CRITICAL,  # what is on disk is served without it
+            RestartPolicy(max_restarts=5, period=60.0),
+            stop_timeout=5.0,
+            pulse=acquisition,
+        ),
+        ChildSpec(
+            "InferenceRouter",
+            lambda: builders.router(router),
+            CRITICAL,
+            RestartPolicy(max_restarts=3, period=60.0),
+            drain_timeout=10.0,  # finish sessions
+            stop_timeout=5.0,  # end the workers
+            pulse=router,
+        ),
+        ChildSpec(
+            "ModelKeeper",
+            builders.keeper,
+            NON_CRITICAL,  # models are loaded on demand without it
+            RestartPolicy(max_restarts=3, period=60.0),
+            stop_timeout=2.0,
+        ),
+        ChildSpec(
+            "ApiServer",
+            lambda: builders.api(api),
+            CRITICAL,
+            RestartPolicy(max_restarts=3, period=60.0),
+            drain_timeout=api_drain,  # last in, first out: streams finish while everything they need still runs
+            stop_timeout=5.0,
+            pulse=api,
+        ),
+    )

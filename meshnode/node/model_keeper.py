@@ -1,0 +1,158 @@
+"""Keeps the models that the settings ask for: acquires them, has them loaded, and tells how far they are."""
+
+from collections.abc import Sequence
+
+import attrs
+import structlog
+import trio
+
+from meshnode.errors import MeshnodeError, SourceUnavailable, Unavailable, UnknownModel
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
+from meshnode.files.catalog import ModelCatalog
+from meshnode.flow.latest import Latest
+from meshnode.flow.mailbox import Mailbox
+from meshnode.supervise.health import HealthBoard
+from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import ModelId
+from meshnode.types.manifest import ModelManifest
+
+__all__ = ["Intent", "KeeperResources", "ModelKeeper", "is_whole"]
+
+_NAME = "ModelKeeper"
+_NOT_ACQUIRED = "model_not_acquired"
+_FIRST_PAUSE, _LONGEST_PAUSE = 15.0, 600.0  # seconds between tries to reach a source that is not there
+_TOLD_EVERY = 5.0  # seconds between lines about one acquisition
+
+_log = structlog.get_logger(__name__)
+
+
+@attrs.frozen
+class Intent:
+    """What the node is to serve, as far as it is known."""
+
+    pending: tuple[str, ...] = ()  # references that are not here yet
+    models: frozenset[ModelId] = frozenset()  # models that are to be loaded once all their shards are held
+
+
+@attrs.frozen(eq=False)
+class KeeperResources:
+    """What outlives an incarnation of the keeper."""
+
+    catalog: ModelCatalog
+    mailbox: Mailbox[AcquireModel | RemoveModel, ModelManifest]
+    progress: Latest[tuple[AcquisitionProgress, ...]]
+    intent: Latest[Intent]  # written by the keeper alone
+    wanted: Latest[frozenset[ModelId]]  # the router adds what it loads on demand
+    health: HealthBoard
+
+
+@attrs.define(eq=False)
+class ModelKeeper:
+    """A subsystem. Without `names` it keeps every model that the data folder holds."""
+
+    _resources: KeeperResources
+    _names: Sequence[str]
+    _blocks: BlockRange | None
+    _named: dict[str, ModelId | None] = attrs.field(factory=dict, init=False)  # None: not here yet
+    _troubles: dict[str, str] = attrs.field(factory=dict, init=False)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Work until cancelled; an acquisition that is under way is withdrawn then."""
+        self._named = dict.fromkeys(self._names)
+        async with trio.open_nursery() as nursery:
+            for name in self._named:
+                nursery.start_soon(self._acquire, name)
+            nursery.start_soon(self._tell_progress)
+            self._update()
+            task_status.started()
+            async for _ in self._resources.catalog.revision.values():
+                self._update()
+
+    async def drain(self) -> None:
+        """Nothing to do: what is under way may be cancelled."""
+
+    async def _acquire(self, name: str) -> None:
+        """Try until it is here, or cannot be had."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                manifest = await self._ask_for(name)
+            except (SourceUnavailable, Unavailable) as error:
+                self._set_trouble(name, f"{name} cannot be had now: {error}; next try in {pause:.0f} s")
+            except MeshnodeError as error:
+                self._set_trouble(name, f"{name} cannot be served: {error}")
+                return
+            else:
+                self._named[name] = manifest.id
+                self._set_trouble(name, None)
+                self._update()
+                return
+            await trio.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 2)
+
+    async def _ask_for(self, name: str) -> ModelManifest:
+        """Have everything of a model here; `name` is that of a model in the catalog, or a reference to a source."""
+        catalog, reference = self._resources.catalog, name
+        try:
+            manifest = catalog.resolve(name)
+        except UnknownModel:
+            manifest = None
+        if manifest is not None:
+            entry = catalog.entry(manifest.id)
+            if entry is None or not entry.origins:  # nobody has it any more: what is here is what there is
+                return manifest
+            reference = entry.origins[0].reference
+        return await self._resources.mailbox.ask(AcquireModel(reference, self._blocks))
+
+    def _update(self) -> None:
+        """Bring intent and wanted models in line with the catalog."""
+        shared = self._resources
+        manifests = {manifest.id: manifest for manifest in shared.catalog.manifests()}
+        if self._names:
+            pending = tuple(name for name, model in self._named.items() if model is None)
+            kept = frozenset(model for model in self._named.values() if model is not None and model in manifests)
+        else:
+            pending, kept = (), frozenset(manifests)
+        meant_whole = frozenset(model for model in kept if self._is_meant_whole(manifests[model]))
+        intent = Intent(pending, meant_whole)
+        if intent != shared.intent.value:
+            shared.intent.set(intent)
+        whole = frozenset(model for model in meant_whole if is_whole(manifests[model], shared.catalog))
+        wanted = (shared.wanted.value & frozenset(manifests)) | whole
+        if wanted != shared.wanted.value:
+            shared.wanted.set(wanted)
+
+    def _is_meant_whole(self, manifest: ModelManifest) -> bool:
+        """Whether this node keeps all of a model; of a part alone nothing can be loaded."""
+        entry = self._resources.catalog.entry(manifest.id)
+        return entry is not None and {shard.id for shard in manifest.shards} <= set(entry.wanted)
+
+    def _set_trouble(self, name: str, text: str | None) -> None:
+        if text is None:
+            self._troubles.pop(name, None)
+        else:
+            self._troubles[name] = text
+            _log.error("model not acquired", model=name, error=text)
+        if self._troubles:
+            self._resources.health.raise_condition(_NOT_ACQUIRED, _NAME, "; ".join(self._troubles.values()))
+        else:
+            self._resources.health.clear_condition(_NOT_ACQUIRED, _NAME)
+
+    async def _tell_progress(self) -> None:
+        """Write acquisitions to the log: each change of phase, and a line now and then in between."""
+        told: dict[str, tuple[str, float]] = {}
+        async for rows in self._resources.progress.values():
+            now = trio.current_time()
+            told = {row.reference: told[row.reference] for row in rows if row.reference in told}
+            for row in rows:
+                phase, at = told.get(row.reference, ("", now))
+                if row.phase == phase and (row.phase in ("done", "failed") or now - at < _TOLD_EVERY):
+                    continue
+                told[row.reference] = (row.phase, now)
+                share = f"{100 * row.done_bytes // row.total_bytes} %" if row.total_bytes else ""
+                _log.info(f"{row.phase} model", model=row.reference, mib=row.done_bytes >> 20, share=share)
+
+
+def is_whole(manifest: ModelManifest, catalog: ModelCatalog) -> bool:
+    """Whether every shard of the model is here and verified."""
+    return {shard.id for shard in manifest.shards} <= catalog.held(manifest.id)

@@ -1,0 +1,82 @@
+"""The process around a node: one trio loop, the signals that end it, and the exit code that says how it went."""
+
+import os
+import signal
+import sys
+from functools import partial
+
+import structlog
+import trio
+
+from meshnode.config.loading import LoadedConfig
+from meshnode.errors import ConfigError, Fatal, StoreError
+from meshnode.node.assemble import open_node
+from meshnode.node.lifecycle import run_tree
+from meshnode.node.notify import ServiceManager
+from meshnode.observe.logging import configure_logging
+from meshnode.observe.loop_stalls import LoopStalls
+from meshnode.observe.metrics import Metrics
+from meshnode.supervise.causes import describe, leaves
+from meshnode.supervise.subsystem import SubsystemFailed
+from meshnode.supervise.watchdog import STUCK_EXIT_CODE, ShutdownWatchdog
+
+__all__ = ["EXIT_CONFIGURATION", "EXIT_INTERRUPTED", "EXIT_SUBSYSTEM", "exit_code_of", "run_node"]
+
+EXIT_CONFIGURATION = 64  # a setting, the data folder or the port: starting again does not help
+EXIT_SUBSYSTEM = 69  # a critical subsystem failed for good
+EXIT_INTERRUPTED = 130  # Ctrl-C in the moment before signals are listened to
+
+_log = structlog.get_logger(__name__)
+
+
+def run_node(loaded: LoadedConfig) -> int:
+    """Run a node until it is asked to stop, and return the exit code: 0, 64 configuration, 69 subsystem, 70 stuck or a bug."""
+    chosen = {"auto": None, "text": False, "json": True}[loaded.config.log.format]
+    configure_logging(loaded.config.log.level, json=chosen)
+    metrics, watchdog = Metrics(), ShutdownWatchdog()
+    try:
+        trio.run(
+            partial(_serve, loaded, metrics=metrics, watchdog=watchdog),
+            instruments=[LoopStalls(metrics.supervise_loop_stalls_total)],
+            restrict_keyboard_interrupt_to_checkpoints=True,
+        )
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # the process's rim
+        return _explain(error)
+    finally:
+        watchdog.disarm()
+    _log.info("node has stopped")
+    return 0
+
+
+async def _serve(loaded: LoadedConfig, *, metrics: Metrics, watchdog: ShutdownWatchdog) -> None:
+    manager = ServiceManager.from_environment(os.environ)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_node(loaded, metrics=metrics, watchdog=watchdog) as node:
+            await run_tree(node.supervisor, node.health, manager, url=node.url, signals=signals)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code for what ended the loop; the gravest cause in a group decides."""
+    causes = list(leaves(error))
+    fatal = next((cause for cause in causes if isinstance(cause, Fatal)), None)
+    if fatal is not None:
+        return fatal.exit_code
+    if any(isinstance(cause, SubsystemFailed) for cause in causes):
+        return EXIT_SUBSYSTEM
+    if all(isinstance(cause, ConfigError | StoreError) for cause in causes):
+        return EXIT_CONFIGURATION
+    return STUCK_EXIT_CODE
+
+
+def _explain(error: BaseException) -> int:
+    """Say in one line why the node ends; only a bug gets its traceback."""
+    code = exit_code_of(error)
+    known = all(isinstance(cause, ConfigError | StoreError | SubsystemFailed | Fatal) for cause in leaves(error))
+    text = "; ".join(str(cause) for cause in leaves(error)) if known else describe(error)
+    if known and sys.stderr.isatty():
+        sys.stderr.write(f"meshnode: {text}\n")
+    else:
+        _log.error(text, exit_code=code, exc_info=None if known else error)
+    return code
