@@ -27,7 +27,7 @@ class DataPaths:
     @property
     def api_key(self) -> Path:
         """The bearer key of the HTTP API, one line."""
-        return self.root / "api.key"
+        return self.root / "api_key"
 
     @property
     def store(self) -> Path:
