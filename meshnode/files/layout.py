@@ -128,8 +128,8 @@ def plan_shards(
     )
 
 
-def is_kept(kind: ShardKind, block: int | None, blocks: BlockRange | None, config: ModelConfig) -> bool:
-    """Say whether a node that holds `blocks` (None: all) keeps a shard.
+def is_kept(kind: ShardKind, block: int | None, blocks: BlockRange | None, block_count: int) -> bool:
+    """Say whether a node that holds `blocks` (None: all) of a model of `block_count` blocks keeps a shard.
 
     The embedding goes with the first block and the head with the last; everybody keeps the tokenizer.
     """
@@ -137,4 +137,4 @@ def is_kept(kind: ShardKind, block: int | None, blocks: BlockRange | None, confi
         return True
     if kind is ShardKind.BLOCK:
         return block is not None and block in blocks
-    return (0 if kind is ShardKind.EMBEDDING else config.block_count - 1) in blocks
+    return (0 if kind is ShardKind.EMBEDDING else block_count - 1) in blocks

@@ -14,7 +14,7 @@ from meshnode.files.gguf_header import GGUFHeader, GGUFTensor, NeedMore, parse_h
 from meshnode.files.gguf_metadata import model_config, tokenizer_data
 from meshnode.files.layout import check_tensors
 from meshnode.files.manifests import name_from_title
-from meshnode.files.source_file import FileRegion, SourceFile, open_source_file
+from meshnode.files.source_file import FileRegion, SourceFile, file_version, open_source_file
 from meshnode.files.sources import ModelOpener, ReportBytes, SourceModel, SourceTensor
 from meshnode.files.tokenizer_shard import check_tokenizer
 from meshnode.files.typed_fields import TypedFields
@@ -37,6 +37,10 @@ class LocalGGUF:
     def canonical(self, reference: str) -> str:
         """Return the absolute path."""
         return os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # text only, no symlinks followed
+
+    def version(self, reference: str) -> str:
+        """Return the file's size and time of change. Raises SourceUnavailable."""
+        return file_version(Path(reference))
 
     async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:  # noqa: ARG002
         """Return what opens the file; there is nothing to download."""

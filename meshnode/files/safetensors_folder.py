@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import attrs
+from blake3 import blake3
 
 from meshnode.errors import InvalidModelFile, SourceUnavailable, UnsupportedModel
 from meshnode.files.checkpoint_config import checkpoint_config
@@ -20,7 +21,7 @@ from meshnode.files.checkpoint_tokenizer import CheckpointTexts, checkpoint_toke
 from meshnode.files.layout import check_tensors
 from meshnode.files.manifests import name_from_title
 from meshnode.files.safetensors_header import SafetensorsEntry, read_safetensors
-from meshnode.files.source_file import SourceFile, open_source_file
+from meshnode.files.source_file import SourceFile, file_version, open_source_file
 from meshnode.files.sources import ModelOpener, ReportBytes, SourceModel, SourceTensor
 from meshnode.files.tokenizer_shard import check_tokenizer
 from meshnode.files.typed_fields import TypedFields
@@ -28,6 +29,14 @@ from meshnode.types.manifest import ModelConfig, TensorDescriptor
 
 __all__ = ["SafetensorsFolder", "open_folder"]
 
+_TEXT_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+)
 _MAX_TEXT_BYTES = 128 << 20  # of one JSON file: the largest tokenizers have 35 MB
 _MAX_FILES = 4096
 _NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
@@ -59,6 +68,13 @@ class SafetensorsFolder:
         """Return the absolute path."""
         return os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # text only, no symlinks followed
 
+    def version(self, reference: str) -> str:
+        """Return the sizes and times of change of all files that are read. Raises SourceUnavailable."""
+        folder = Path(reference)
+        _require_folder(folder)
+        texts = [folder / name for name in _TEXT_FILES if (folder / name).exists()]
+        return blake3("".join(file_version(path) for path in [*texts, *_weight_files(folder)]).encode()).hexdigest()
+
     async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:  # noqa: ARG002
         """Return what opens the folder; there is nothing to download."""
         return functools.partial(open_folder, Path(reference))
@@ -70,8 +86,7 @@ def open_folder(folder: Path) -> Iterator[SourceModel]:
 
     Raises SourceUnavailable, InvalidModelFile and UnsupportedModel.
     """
-    if not folder.is_dir():
-        raise SourceUnavailable(f"there is no folder {folder}")
+    _require_folder(folder)
     texts = CheckpointTexts(
         config=_json(folder, "config.json", required=True),
         tokenizer=_json(folder, "tokenizer.json", required=True),
@@ -94,6 +109,11 @@ def open_folder(folder: Path) -> Iterator[SourceModel]:
             files=files,
             origin=folder.name,
         )
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise SourceUnavailable(f"there is no folder {folder}")
 
 
 def _text(folder: Path, name: str) -> str | None:

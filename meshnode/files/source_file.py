@@ -13,7 +13,7 @@ import attrs
 
 from meshnode.errors import FileError, InvalidModelFile, SourceUnavailable
 
-__all__ = ["PIECE_BYTES", "FileRegion", "SourceFile", "open_source_file"]
+__all__ = ["PIECE_BYTES", "FileRegion", "SourceFile", "file_version", "open_source_file"]
 
 PIECE_BYTES = 4 << 20
 """The most that is read at once; between two pieces an import can be cancelled."""
@@ -63,6 +63,15 @@ class FileRegion:
     def read(self) -> bytes:
         """Read all at once; for what is known to be small."""
         return b"".join(self.pieces())
+
+
+def file_version(path: Path) -> str:
+    """Return a text that changes when the file does. Raises SourceUnavailable."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SourceUnavailable(f"cannot open {path}: {error.strerror}") from error
+    return f"{path.name}:{status.st_size}:{status.st_mtime_ns};"
 
 
 @contextmanager

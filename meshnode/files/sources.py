@@ -57,6 +57,13 @@ class Source(Protocol):
         """Return the one way to write `reference`, absolute, so that it still means the same after a restart."""
         ...
 
+    def version(self, reference: str) -> str:
+        """Return a short text that changes when what `reference` names changes. May block.
+
+        Raises SourceUnavailable where there is nothing to look at.
+        """
+        ...
+
     async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:
         """Make the model's files readable here, downloading them if need be, and return what opens them.
 

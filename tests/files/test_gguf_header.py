@@ -43,7 +43,12 @@ def test_agrees_with_the_reference_reader_on_a_real_file(starter_gguf):
     assert isinstance(header, GGUFHeader)
     reference = gguf.GGUFReader(starter_gguf)
     expected = {
-        tensor.name: (tensor.tensor_type.name, tuple(reversed(tensor.shape.tolist())), tensor.data_offset, tensor.n_bytes)
+        tensor.name: (
+            tensor.tensor_type.name,
+            tuple(reversed(tensor.shape.tolist())),
+            tensor.data_offset,
+            tensor.n_bytes,
+        )
         for tensor in reference.tensors
     }
     assert {t.name: (t.ggml_type, t.shape, t.offset, t.nbytes) for t in header.tensors} == expected

@@ -1,0 +1,216 @@
+"""The AcquisitionManager: gets models, keeps their shards verified, removes them.
+
+It is the only writer of the catalog and of the shard folder. A shard counts as held once its hash has been checked since this
+process started; one that fails the check is quarantined and made again from its source where that is still there.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import attrs
+import structlog
+import trio
+
+from meshnode.errors import FileError, MeshnodeError, RequestError, Unavailable, UnknownModel
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
+from meshnode.files.catalog import CatalogEntry, ModelCatalog
+from meshnode.files.jobs import ModelJobs
+from meshnode.files.progress import ProgressBoard
+from meshnode.files.sources import Source
+from meshnode.files.staging import tidy
+from meshnode.files.verification import verify_model
+from meshnode.flow.lanes import Lanes
+from meshnode.flow.latest import Latest
+from meshnode.flow.mailbox import Letter, Mailbox
+from meshnode.supervise.health import HealthBoard
+from meshnode.supervise.subsystem import Pulse
+from meshnode.types.ids import ModelId
+from meshnode.types.manifest import ModelManifest
+
+__all__ = ["AcquisitionManager"]
+
+_NAME = "AcquisitionManager"
+_INCOMPLETE = "model_incomplete"
+_PULSE_EVERY = 5.0  # seconds
+_log = structlog.get_logger()
+
+Question = AcquireModel | RemoveModel
+
+
+@attrs.define(eq=False)
+class AcquisitionManager:
+    """A subsystem. Each letter is served by a task of its own; work on one reference is done one at a time."""
+
+    _catalog: ModelCatalog
+    _mailbox: Mailbox[Question, ModelManifest]
+    _progress: Latest[tuple[AcquisitionProgress, ...]]
+    _lanes: Lanes
+    _sources: Sequence[Source]
+    _health: HealthBoard
+    _pulse: Pulse
+    _jobs: ModelJobs = attrs.field(init=False)
+    _board: ProgressBoard = attrs.field(init=False)
+    _turns: dict[str, trio.Lock] = attrs.field(factory=dict, init=False)
+    _troubles: dict[ModelId, str] = attrs.field(factory=dict, init=False)  # why a model lacks shards
+    _draining: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._board = ProgressBoard(self._progress)
+        self._jobs = ModelJobs(self._catalog, self._lanes, self._board)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; models are verified in the background.
+
+        Cancellation ends downloads and imports within one piece of work, removes what is half done, and leaves the catalog as
+        before them.
+        """
+        self._progress.set(())
+        await self._tidy()
+        with self._mailbox.serve() as letters:
+            async with trio.open_nursery() as nursery:
+                for entry in self._catalog.entries():
+                    nursery.start_soon(self._check, entry.manifest.id)
+                task_status.started()
+                while True:
+                    self._pulse.touch()
+                    with trio.move_on_after(_PULSE_EVERY):
+                        nursery.start_soon(self._serve, await anext(letters))
+
+    async def drain(self) -> None:
+        """Refuse new work. What is under way is not waited for: it is safe to cancel."""
+        self._draining = True
+
+    async def _tidy(self) -> None:
+        paths = self._catalog.paths
+        try:
+            moved = await self._lanes.run("disk", tidy, paths.partial, paths.shards, self._catalog.wanted())
+        except FileError as error:  # the models that are in their place can be used all the same
+            _log.warning("files.not_tidied", error=str(error))
+        else:
+            if moved:
+                _log.info("files.import_finished", shards=moved)
+
+    async def _check(self, model: ModelId) -> None:
+        """Verify a model, and repair what fails."""
+        entry = self._catalog.entry(model)
+        if entry is None:
+            return
+        async with self._turn(*(origin.reference for origin in entry.origins)):
+            if await verify_model(entry, self._catalog, self._lanes, self._board):
+                self._board.forget(entry.label)
+            else:
+                await self._repair(entry)
+
+    async def _repair(self, entry: CatalogEntry) -> None:
+        reason = "it is not known where it came from; add the model again"
+        for origin in entry.origins:
+            try:
+                source, _ = self._source_of(origin.reference)
+                await self._jobs.repair(source, entry, origin)
+            except MeshnodeError as error:
+                reason = str(error)
+            else:
+                _log.info("model.repaired", model=entry.manifest.name, source=origin.reference)
+                return
+        self._board.fail(entry.label, reason)
+        self._set_trouble(entry.manifest.id, f"{entry.manifest.name} lacks shards that cannot be made again: {reason}")
+
+    async def _serve(self, letter: Letter[Question, ModelManifest]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when_abandoned, letter, nursery.cancel_scope)
+            await self._settle(letter)
+            nursery.cancel_scope.cancel()
+
+    async def _settle(self, letter: Letter[Question, ModelManifest]) -> None:
+        question = letter.question
+        what = question.reference if isinstance(question, AcquireModel) else question.name
+        try:
+            letter.answer(await self._answer(question))
+        except MeshnodeError as error:
+            _log.warning("acquisition.failed", what=what, code=error.code, error=str(error))
+            self._fail(question, str(error))
+            letter.refuse(error)
+        except Exception as error:  # noqa: BLE001  # the rim of a request: one that fails must not end the others
+            _log.exception("acquisition.crashed", what=what)
+            self._fail(question, "an internal error; see the log")
+            letter.refuse(FileError(f"an internal error: {type(error).__name__}; the log has the details"))
+
+    async def _answer(self, question: Question) -> ModelManifest:
+        if self._draining:
+            raise Unavailable("the node is stopping")
+        if isinstance(question, RemoveModel):
+            return await self._remove(question.name)
+        source, reference = self._source_of(question.reference)
+        try:
+            async with self._turn(reference):
+                manifest = await self._jobs.acquire(source, reference, question.blocks)
+        except trio.Cancelled:
+            self._board.forget(reference)
+            raise
+        self._set_trouble(manifest.id, None)
+        _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
+        return manifest
+
+    async def _remove(self, name: str) -> ModelManifest:
+        manifest = self._catalog.resolve(name)
+        entry = self._catalog.entry(manifest.id)
+        async with self._turn(*(origin.reference for origin in entry.origins) if entry is not None else ()):
+            entry = self._catalog.entry(manifest.id)
+            if entry is None:
+                raise UnknownModel(f"{manifest.name} has been removed meanwhile", param="name")
+            await self._jobs.remove(entry)
+        for origin in entry.origins:
+            self._board.forget(origin.reference)
+        self._set_trouble(manifest.id, None)
+        _log.info("model.removed", model=manifest.name, id=manifest.id)
+        return manifest
+
+    def _source_of(self, reference: str) -> tuple[Source, str]:
+        for source in self._sources:
+            if source.accepts(reference):
+                return source, source.canonical(reference)
+        raise RequestError(
+            f"{reference[:200]!r} is not a model reference; use starter, the path of a .gguf file, or the path of a folder "
+            "with a Hugging Face checkpoint",
+            param="reference",
+        )
+
+    def _fail(self, question: Question, error: str) -> None:
+        if isinstance(question, AcquireModel):
+            try:
+                _, label = self._source_of(question.reference)
+            except RequestError:
+                label = question.reference[:200]
+            self._board.fail(label, error)
+
+    def _set_trouble(self, model: ModelId, text: str | None) -> None:
+        if text is None:
+            self._troubles.pop(model, None)
+        else:
+            self._troubles[model] = text
+        if self._troubles:
+            self._health.raise_condition(_INCOMPLETE, _NAME, "; ".join(self._troubles.values()))
+        else:
+            self._health.clear_condition(_INCOMPLETE, _NAME)
+
+    @asynccontextmanager
+    async def _turn(self, *references: str) -> AsyncIterator[None]:
+        """Wait until nobody else works on any of these references."""
+        async with AsyncExitStack() as stack:
+            for reference in sorted(
+                references
+            ):  # always in one order, so that two who want two never wait for each other
+                lock = self._turns.setdefault(reference, trio.Lock())
+                stack.callback(self._forget_turn, reference)
+                await stack.enter_async_context(lock)
+            yield
+
+    def _forget_turn(self, reference: str) -> None:
+        lock = self._turns.get(reference)
+        if lock is not None and not lock.locked():
+            del self._turns[reference]
+
+
+async def _cancel_when_abandoned(letter: Letter[Question, ModelManifest], scope: trio.CancelScope) -> None:
+    await letter.abandoned.wait()
+    scope.cancel()

@@ -1,0 +1,37 @@
+"""What can be asked of the AcquisitionManager, and what it says of its progress."""
+
+from typing import Literal
+
+import attrs
+
+from meshnode.types.blocks import BlockRange
+
+__all__ = ["AcquireModel", "AcquisitionProgress", "Phase", "RemoveModel"]
+
+Phase = Literal["downloading", "importing", "verifying", "done", "failed"]
+
+
+@attrs.frozen
+class AcquireModel:
+    """Get a model, or more blocks of one that is partly here. The answer is its manifest, once all of it is held."""
+
+    reference: str  # "starter", the path of a GGUF file, or the path of a folder with a Hugging Face checkpoint
+    blocks: BlockRange | None = None  # keep only these blocks' shards and the tokenizer; None: all
+
+
+@attrs.frozen
+class RemoveModel:
+    """Forget a model and delete its shards, except those that other models keep. The answer is its manifest."""
+
+    name: str  # as CatalogView.resolve understands it
+
+
+@attrs.frozen
+class AcquisitionProgress:
+    """How far an acquisition is."""
+
+    reference: str
+    phase: Phase
+    done_bytes: int = 0
+    total_bytes: int = 0  # 0: unknown
+    error: str | None = None  # why it failed

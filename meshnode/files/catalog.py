@@ -1,0 +1,228 @@
+"""The catalog: which models this node knows, which of their shards it keeps, and which of those are verified.
+
+«Held» means verified since this process started: a catalog that has just been opened holds nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+
+from meshnode.config.paths import DataPaths
+from meshnode.errors import UnknownModel
+from meshnode.files.shard_file import shard_path
+from meshnode.flow.latest import Latest
+from meshnode.observe.metrics import Metrics
+from meshnode.store.protocol import KeyValueStore
+from meshnode.store.tables import Table, struct_codec, text_codec
+from meshnode.types.ids import ModelId, ShardId
+from meshnode.types.manifest import ModelManifest, ShardDescriptor
+
+__all__ = ["CatalogEntry", "CatalogView", "ModelCatalog", "Origin", "open_catalog"]
+
+_PREFIX = b"models/"
+_SUFFIX_DIGITS = 6
+_MIN_ID_PREFIX = 4
+
+
+@attrs.frozen
+class Origin:
+    """What a model was made from, and can be made from again as long as the version is the same."""
+
+    reference: str
+    version: str  # see Source.version
+
+
+@attrs.frozen
+class CatalogEntry:
+    """One model: its manifest, which shards this node keeps, and where it came from."""
+
+    manifest: ModelManifest
+    wanted: tuple[ShardId, ...]
+    origins: tuple[Origin, ...] = ()  # newest first; empty: what it came from has become something else
+    aliases: tuple[str, ...] = ()  # further names
+
+    @property
+    def label(self) -> str:
+        """How its progress is reported."""
+        return self.origins[0].reference if self.origins else self.manifest.name
+
+    def version_of(self, reference: str) -> str | None:
+        """Return the version of `reference` this model was made from, if it was."""
+        return next((origin.version for origin in self.origins if origin.reference == reference), None)
+
+
+class CatalogView(Protocol):
+    """What readers see of the catalog. Reading does not block, and the answers are values of their own."""
+
+    @property
+    def revision(self) -> Latest[int]:
+        """Grows with every change."""
+        ...
+
+    def manifests(self) -> tuple[ModelManifest, ...]:
+        """Return all models by name."""
+        ...
+
+    def resolve(self, name: str) -> ModelManifest:
+        """Return the model with this id, name or alias, or the only one whose id or name begins so. Raises UnknownModel."""
+        ...
+
+    def held(self, model: ModelId) -> frozenset[ShardId]:
+        """Return the model's verified shards; none for a model that is not there."""
+        ...
+
+    def path(self, shard: ShardId) -> Path:
+        """Return where a held shard lies."""
+        ...
+
+
+@attrs.define(eq=False)
+class ModelCatalog:
+    """The table of models in the store and the set of verified shards. One writer: the AcquisitionManager."""
+
+    paths: DataPaths
+    _store: KeyValueStore
+    _table: Table[str, CatalogEntry]
+    _metrics: Metrics
+    _configured_aliases: Mapping[str, str]  # alias -> model name, from the settings
+    _entries: dict[ModelId, CatalogEntry]
+    _held: dict[ShardId, int] = attrs.field(factory=dict, init=False)  # verified shards and their sizes
+    revision: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)
+
+    def manifests(self) -> tuple[ModelManifest, ...]:
+        """Return all models by name."""
+        return tuple(sorted((entry.manifest for entry in self._entries.values()), key=lambda manifest: manifest.name))
+
+    def entries(self) -> tuple[CatalogEntry, ...]:
+        """Return all entries by name of the model."""
+        return tuple(self._entries[manifest.id] for manifest in self.manifests())
+
+    def entry(self, model: ModelId) -> CatalogEntry | None:
+        """Return the entry of a model, if it is there."""
+        return self._entries.get(model)
+
+    def resolve(self, name: str) -> ModelManifest:
+        """Return the model with this id, name or alias, or the only one whose id or name begins so. Raises UnknownModel."""
+        name = self._configured_aliases.get(name, name)
+        found = self._exact(name)
+        if found is None:
+            candidates = [manifest for manifest in self.manifests() if _begins(manifest, name)]
+            if len(candidates) != 1:
+                raise UnknownModel(self._unknown(name, [manifest.name for manifest in candidates]), param="model")
+            found = candidates[0]
+        return found
+
+    def _exact(self, name: str) -> ModelManifest | None:
+        by_id = self._entries.get(ModelId(name))
+        if by_id is not None:
+            return by_id.manifest
+        for entry in self._entries.values():
+            if entry.manifest.name == name:
+                return entry.manifest
+        return next((entry.manifest for entry in self._entries.values() if name in entry.aliases), None)
+
+    def _unknown(self, name: str, candidates: list[str]) -> str:
+        if candidates:
+            return f"the model name {name[:80]!r} is ambiguous: {', '.join(candidates)}"
+        there_is = ", ".join(manifest.name for manifest in self.manifests()) or "none yet"
+        return f"there is no model {name[:80]!r}; models here: {there_is}"
+
+    def held(self, model: ModelId) -> frozenset[ShardId]:
+        """Return the model's verified shards; none for a model that is not there."""
+        entry = self._entries.get(model)
+        return (
+            frozenset(shard.id for shard in entry.manifest.shards if shard.id in self._held) if entry else frozenset()
+        )
+
+    def path(self, shard: ShardId) -> Path:
+        """Return where a held shard lies."""
+        return shard_path(self.paths.shards, shard)
+
+    def by_reference(self, reference: str) -> CatalogEntry | None:
+        """Return the entry that came from `reference`."""
+        return next((entry for entry in self._entries.values() if entry.version_of(reference) is not None), None)
+
+    def wanted(self) -> frozenset[ShardId]:
+        """Return the shards that some model keeps."""
+        return frozenset(shard for entry in self._entries.values() for shard in entry.wanted)
+
+    def only_wanted_by(self, model: ModelId) -> tuple[ShardId, ...]:
+        """Return the shards that nobody keeps once this model is gone."""
+        others = {shard for entry in self._entries.values() if entry.manifest.id != model for shard in entry.wanted}
+        return tuple(dict.fromkeys(shard for shard in self._entries[model].wanted if shard not in others))
+
+    def is_free(self, name: str, model: ModelId) -> bool:
+        """Say whether no other model answers to `name`."""
+        return not any(name in _names(entry) for entry in self._entries.values() if entry.manifest.id != model)
+
+    def free_name(self, name: str, model: ModelId) -> str:
+        """Return `name`, with the beginning of the model's id if another model answers to that name already."""
+        return name if self.is_free(name, model) else f"{name}-{model[:_SUFFIX_DIGITS]}"
+
+    async def put(self, entry: CatalogEntry) -> None:
+        """Add or replace a model, durably. References and aliases it claims are taken from the models that had them.
+
+        Raises StoreError; nothing has changed then. Cancellation: as KeyValueStore.commit, so shield it where it matters.
+        """
+        changed = {entry.manifest.id: entry}
+        for model, other in self._entries.items():
+            without = _without_claims(other, entry)
+            if model != entry.manifest.id and without != other:
+                changed[model] = without
+        batch = self._store.batch()
+        for model, row in changed.items():
+            self._table.put_in(batch, model, row)
+        await self._store.commit(batch, sync=True)
+        self._entries |= changed
+        self._bump()
+
+    async def remove(self, model: ModelId) -> None:
+        """Forget a model, durably; the files are the caller's business. Raises StoreError; nothing has changed then."""
+        await self._table.delete(model, sync=True)
+        self._entries.pop(model, None)
+        wanted = self.wanted()
+        self._held = {shard: nbytes for shard, nbytes in self._held.items() if shard in wanted}
+        self._bump()
+
+    def mark_held(self, shards: Iterable[ShardDescriptor]) -> None:
+        """State that these shards have been verified."""
+        self._held |= {shard.id: shard.nbytes for shard in shards}
+        self._bump()
+
+    def count_quarantined(self) -> None:
+        """Count a shard that was set aside."""
+        self._metrics.files_quarantined_total.inc()
+
+    def _bump(self) -> None:
+        self._metrics.files_shards_held.set(len(self._held))
+        self._metrics.files_shards_bytes.set(sum(self._held.values()))
+        self.revision.set(self.revision.value + 1)
+
+
+async def open_catalog(
+    store: KeyValueStore, paths: DataPaths, metrics: Metrics, aliases: Mapping[str, str]
+) -> ModelCatalog:
+    """Read the catalog from the store. `aliases` are those of the settings. Raises StoreError."""
+    table = Table(store, _PREFIX, text_codec(), struct_codec(CatalogEntry))
+    await table.prepare()
+    return ModelCatalog(paths, store, table, metrics, aliases, {ModelId(key): entry for key, entry in table.items()})
+
+
+def _names(entry: CatalogEntry) -> tuple[str, ...]:
+    return (entry.manifest.name, *entry.aliases)
+
+
+def _begins(manifest: ModelManifest, name: str) -> bool:
+    by_id = len(name) >= _MIN_ID_PREFIX and manifest.id.startswith(name)
+    return bool(name) and (by_id or manifest.name.startswith(name))
+
+
+def _without_claims(other: CatalogEntry, entry: CatalogEntry) -> CatalogEntry:
+    claimed = {origin.reference for origin in entry.origins}
+    return attrs.evolve(
+        other,
+        aliases=tuple(alias for alias in other.aliases if alias not in entry.aliases),
+        origins=tuple(origin for origin in other.origins if origin.reference not in claimed),
+    )

@@ -1,0 +1,202 @@
+"""What the AcquisitionManager does with one model: acquire, repair, remove.
+
+Every method is safe to cancel at any point: what is half done lies in the staging folder and goes with it, and the steps that
+make a model appear or disappear are shielded. The caller sees to it that no two of them work on one reference at a time.
+"""
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from meshnode.errors import FileError, MeshnodeError, RequestError, SourceUnavailable
+from meshnode.files.catalog import CatalogEntry, ModelCatalog, Origin
+from meshnode.files.importing import import_model
+from meshnode.files.layout import is_kept
+from meshnode.files.progress import ProgressBoard
+from meshnode.files.sources import ModelOpener, ReportBytes, Source
+from meshnode.files.staging import delete_quarantined, discard, make_staging, park, publish
+from meshnode.flow.lanes import Lanes
+from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import ShardId
+from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
+
+__all__ = ["ModelJobs"]
+
+_Place = tuple[ShardKind, int | None]
+
+
+@attrs.frozen
+class _Wish:
+    """Which shards of a model are to be here, and which of them are: by place, since ids come out of the import."""
+
+    before: frozenset[_Place] = frozenset()
+    here: frozenset[_Place] = frozenset()
+    more: bool = True  # besides those of before
+    blocks: BlockRange | None = None  # of which more; None: all
+
+    def wants(self, shard: ShardDescriptor, manifest: ModelManifest) -> bool:
+        return self.wants_place(shard.kind, shard.block, manifest.config.block_count)
+
+    def wants_place(self, kind: ShardKind, block: int | None, block_count: int) -> bool:
+        return (kind, block) in self.before or (self.more and is_kept(kind, block, self.blocks, block_count))
+
+
+@attrs.define(eq=False)
+class ModelJobs:
+    """The work itself, for whoever is the one writer of the catalog."""
+
+    catalog: ModelCatalog
+    lanes: Lanes
+    board: ProgressBoard
+    _settling: trio.Lock = attrs.field(factory=trio.Lock, init=False)  # names are given and shards moved one at a time
+
+    async def acquire(self, source: Source, reference: str, blocks: BlockRange | None) -> ModelManifest:
+        """Make sure that `blocks` (None: all) of what `reference` names are held, besides what was held before.
+
+        What is there and unchanged is not read again. Raises FileError leafs, RequestError for blocks the model does not
+        have, StoreError; the catalog is as before then.
+        """
+        entry = self.catalog.by_reference(reference)
+        known = entry.version_of(reference) if entry is not None else None
+        try:
+            version = await self.lanes.run("disk", source.version, reference)
+        except SourceUnavailable:
+            if entry is None or known is None or not self._is_complete(entry, blocks):
+                raise
+            version = known  # the source is gone, but everything is here
+        if entry is not None and version == known:
+            if self._is_complete(entry, blocks):
+                self.board.report(reference, "done", entry.manifest.nbytes, entry.manifest.nbytes)
+                return entry.manifest
+            wish = _Wish(
+                _places(entry, entry.wanted), _places(entry, self.catalog.held(entry.manifest.id)), blocks=blocks
+            )
+        else:
+            entry, wish = None, _Wish(blocks=blocks)
+        manifest = await self._import(source, Origin(reference, version), entry, wish)
+        self.board.report(reference, "done", manifest.nbytes, manifest.nbytes)
+        return manifest
+
+    async def repair(self, source: Source, entry: CatalogEntry, origin: Origin) -> None:
+        """Make a model's missing shards again from one of its origins.
+
+        Raises SourceUnavailable when that is gone or has changed, and what else `acquire` raises.
+        """
+        version = await self.lanes.run("disk", source.version, origin.reference)
+        if version != origin.version:
+            raise SourceUnavailable(f"{origin.reference} is no longer what {entry.manifest.name} was made from")
+        held = self.catalog.held(entry.manifest.id)
+        wish = _Wish(_places(entry, entry.wanted), _places(entry, held), more=False)
+        await self._import(source, origin, entry, wish)
+        self.board.report(origin.reference, "done", entry.manifest.nbytes, entry.manifest.nbytes)
+
+    async def remove(self, entry: CatalogEntry) -> None:
+        """Forget a model and delete the shards that no other model keeps. Raises FileError or StoreError; it is kept then."""
+        model, paths = entry.manifest.id, self.catalog.paths
+        async with self._settling, self._staging() as staging:
+            doomed = self.catalog.only_wanted_by(model)
+            with trio.CancelScope(shield=True):
+                try:
+                    await self.lanes.run("disk", park, staging, paths.shards, doomed)
+                    await self.catalog.remove(model)
+                except MeshnodeError:
+                    await self.lanes.run("disk", publish, staging, paths.shards, doomed)
+                    raise
+                await self.lanes.run("disk", delete_quarantined, paths.quarantine, doomed)
+
+    async def _import(self, source: Source, origin: Origin, entry: CatalogEntry | None, wish: _Wish) -> ModelManifest:
+        reference = origin.reference
+
+        def downloading(done: int, total: int) -> None:
+            self.board.report(reference, "downloading", done, total)
+
+        def importing(
+            done: int, total: int
+        ) -> None:  # in the importing thread, which it ends when the task is cancelled
+            trio.from_thread.check_cancelled()
+            trio.from_thread.run_sync(self.board.report, reference, "importing", done, total)
+
+        async with self._staging() as staging:
+            opener = await source.prepare(reference, staging, downloading)
+            manifest, aliases = await self.lanes.run("hashing", _read, opener, staging, wish, importing)
+            if entry is not None and manifest.id != entry.manifest.id:
+                raise SourceUnavailable(
+                    f"{reference} is no longer what {entry.manifest.name} was made from; remove it first"
+                )
+            wanted = tuple(dict.fromkeys(shard.id for shard in manifest.shards if wish.wants(shard, manifest)))
+            async with self._settling:
+                return await self._settle(CatalogEntry(manifest, wanted, (origin,), aliases), staging)
+
+    async def _settle(self, new: CatalogEntry, staging: Path) -> ModelManifest:
+        """Put a model into the catalog and its shards in their place, both or neither."""
+        model, shards = new.manifest.id, self.catalog.paths.shards
+        previous = self.catalog.entry(model)
+        merged = self._merge(new, previous)
+        with trio.CancelScope(shield=True):
+            await self.catalog.put(merged)
+            try:
+                placed = await self.lanes.run("disk", publish, staging, shards, merged.wanted)
+            except FileError:
+                if previous is None:
+                    await self.lanes.run("disk", park, staging, shards, self.catalog.only_wanted_by(model))
+                    await self.catalog.remove(model)
+                else:
+                    await self.catalog.put(previous)
+                raise
+        self.catalog.mark_held(shard for shard in merged.manifest.shards if shard.id in placed)
+        return merged.manifest
+
+    def _merge(self, new: CatalogEntry, previous: CatalogEntry | None) -> CatalogEntry:
+        """Name a new model; let one that is here already keep its name and shards, and answer to the new names too."""
+        catalog, model = self.catalog, new.manifest.id
+        if previous is None:
+            name = catalog.free_name(new.manifest.name, model)
+            return attrs.evolve(new, manifest=attrs.evolve(new.manifest, name=name))
+        own = new.manifest.name
+        aliases = dict.fromkeys([*previous.aliases, *new.aliases, *([own] if catalog.is_free(own, model) else [])])
+        return attrs.evolve(
+            new,
+            manifest=previous.manifest,
+            wanted=tuple(dict.fromkeys([*previous.wanted, *new.wanted])),
+            origins=(*new.origins, *(old for old in previous.origins if new.version_of(old.reference) is None)),
+            aliases=tuple(alias for alias in aliases if alias != previous.manifest.name),
+        )
+
+    def _is_complete(self, entry: CatalogEntry, blocks: BlockRange | None) -> bool:
+        manifest, held = entry.manifest, self.catalog.held(entry.manifest.id)
+        count = manifest.config.block_count
+        return (blocks is None or blocks.end <= count) and all(
+            shard.id in held
+            for shard in manifest.shards
+            if shard.id in entry.wanted or is_kept(shard.kind, shard.block, blocks, count)
+        )
+
+    @asynccontextmanager
+    async def _staging(self) -> AsyncIterator[Path]:
+        folder = await self.lanes.run("disk", make_staging, self.catalog.paths.partial)
+        try:
+            yield folder
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.lanes.run("disk", discard, folder)
+
+
+def _places(entry: CatalogEntry, shards: Collection[ShardId]) -> frozenset[_Place]:
+    return frozenset((shard.kind, shard.block) for shard in entry.manifest.shards if shard.id in shards)
+
+
+def _read(
+    opener: ModelOpener, staging: Path, wish: _Wish, report: ReportBytes
+) -> tuple[ModelManifest, tuple[str, ...]]:
+    with opener() as model:
+        count = model.config.block_count
+        if wish.blocks is not None and wish.blocks.end > count:
+            raise RequestError(f"the model has blocks 0:{count}; {wish.blocks} asks for more", param="blocks")
+
+        def keep(kind: ShardKind, block: int | None) -> bool:
+            return (kind, block) not in wish.here and wish.wants_place(kind, block, count)
+
+        return import_model(model, staging, keep, report), model.aliases
