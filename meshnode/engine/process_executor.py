@@ -101,10 +101,11 @@ class TokenStream:
         self._changed.set()
 
     def finish(self, error: MeshnodeError | None = None) -> None:
-        """Note that no more come."""
-        self.ended = True
-        self._error = self._error or error
-        self._changed.set()
+        """Note that no more come. An answer that is complete stays so, whatever happens to the worker afterwards."""
+        if not self.ended:
+            self.ended = True
+            self._error = error
+            self._changed.set()
 
     async def _wait(self) -> None:
         self._changed = trio.Event()
@@ -128,7 +129,7 @@ class _Connection:
     codec: FrameCodec = attrs.field(factory=to_worker_codec)
     generations: dict[int, TokenStream] = attrs.field(factory=dict)
     pending: dict[int, _Pending] = attrs.field(factory=dict)
-    last_heard: float = attrs.field(factory=trio.current_time)
+    heard: bool = False  # anything, since the last ping
     silent_for: float = 0.0
     _numbers: "itertools.count[int]" = attrs.field(factory=lambda: itertools.count(1))
     _outbox: deque[bytes] = attrs.field(factory=deque)
@@ -162,7 +163,7 @@ class _Connection:
                 data = b""
             if not data:
                 raise WorkerLost("the worker process ended")
-            self.last_heard = trio.current_time()
+            self.heard = True
             found = self.codec.feed(bytes(data))
             if found:
                 return found
@@ -315,14 +316,16 @@ class ProcessExecutor:
 
     async def _watch(self, connection: _Connection) -> None:
         """Ping, and end the incarnation when no sign of life comes: a frozen process keeps its socket open."""
+        unanswered = 0.0  # seconds, counted in pings: after a pause of our own, the answers still lie unread
         while True:
+            connection.heard = False
             connection.post(0, Ping())
             await trio.sleep(self._ping_interval)
-            silence = trio.current_time() - connection.last_heard
+            unanswered = 0.0 if connection.heard else unanswered + self._ping_interval
             # Importing torch takes a second or two, in which a new worker cannot answer.
             limit = self._silence_limit if self._connection is connection else max(60.0, self._silence_limit)
-            if silence > limit:
-                raise WorkerLost(f"the worker process has not answered for {silence:.0f} s")
+            if unanswered > limit:
+                raise WorkerLost(f"the worker process has not answered for {unanswered:.0f} s")
             if connection.silent_for > self._step_limit:
                 raise WorkerLost(f"the worker process has been in one step for {connection.silent_for:.0f} s")
 

@@ -75,7 +75,9 @@ class _Port:
 def main(descriptor: int) -> None:
     """Serve the socket until it ends."""
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the daemon, which will tell us
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a service manager's stop is for the daemon, which drains and then kills us
     port = _Port(socket.socket(fileno=descriptor))
     threading.Thread(target=port.read_for_ever, name="reader", daemon=True).start()
     loading = port.questions.get()

@@ -45,9 +45,16 @@ class Session:
             try:
                 await self._attempt(executor, take)
             except WorkerLost as error:
+                if self._is_complete:  # lost between the last token and the word that it was the last
+                    return
                 await self._recover(executor, incarnation, error)
             else:
                 return
+
+    @property
+    def _is_complete(self) -> bool:
+        ended = bool(self.generated) and self.generated[-1] in self.end_tokens
+        return ended or len(self.generated) >= self.max_tokens
 
     async def _attempt(self, executor: SupervisedExecutor, take: Callable[[TokenEvent], Awaitable[bool]]) -> None:
         async with executor.generate(self._remainder()) as events:
