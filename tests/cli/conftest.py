@@ -68,7 +68,7 @@ class FakeNode:
         self.port = self.server.server_address[1]
 
     def announce(self):
-        (self.data_dir / "api.key").write_text(KEY + "\n")
+        (self.data_dir / "api_key").write_text(KEY + "\n")
         runtime = {"host": "127.0.0.1", "port": self.port, "pid": 1}
         (self.data_dir / "runtime.json").write_text(json.dumps(runtime))
 

@@ -66,10 +66,10 @@ def test_a_node_that_died_is_not_a_traceback(node, invoke, tmp_path):
 
 
 def test_a_wrong_key_says_which_file_it_came_from(node, invoke, tmp_path):
-    (tmp_path / "api.key").write_text("wrong")
+    (tmp_path / "api_key").write_text("wrong")
     result = invoke("status")
     assert result.exit_code == 1
-    assert str(tmp_path / "api.key") in result.stderr
+    assert str(tmp_path / "api_key") in result.stderr
 
 
 def test_the_port_can_be_given_instead_of_the_runtime_file(node, invoke, tmp_path):

@@ -119,7 +119,8 @@ def _random_blocks(source: np.random.Generator, shape: tuple[int, ...], kind: gg
     """Make valid blocks of a type the package cannot quantise to: random codes, small scales."""
     count, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = source.integers(0, 256, (shape[0], shape[1] // count, size), dtype=np.uint8)
-    scale = np.array([0.5 / np.sqrt(shape[-1]) / 64], dtype=np.float16).view(np.uint8)
+    spread = {"Q6_K": 1024, "Q3_K": 128}.get(kind.name, 64)  # about what a code times its own scale comes to
+    scale = np.array([1 / np.sqrt(shape[-1]) / spread], dtype=np.float16).view(np.uint8)
     places = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind.name]
     for place in places:
         blocks[..., place : place + 2] = scale
