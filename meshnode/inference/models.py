@@ -1,10 +1,14 @@
 """A loaded model: its worker under supervision, its tokenizer, and how far it is."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import attrs
 import trio
 
 from meshnode.engine.executor import StageSpec
-from meshnode.errors import NoRoute
+from meshnode.errors import NoRoute, Unavailable
+from meshnode.flow.latest import Latest
 from meshnode.inference.assets import ModelAssets
 from meshnode.inference.ports import BuildExecutor, Catalog, SupervisedExecutor
 from meshnode.supervise.health import HealthBoard
@@ -56,14 +60,22 @@ def stage_spec(manifest: ModelManifest, catalog: Catalog, settings: EngineSettin
 
 @attrs.define(eq=False)
 class LoadedModel:
-    """One model being served. Its worker crashes and comes back without the router noticing more than WorkerLost."""
+    """One model being served. Its worker crashes and comes back without the router noticing more than WorkerLost.
+
+    A worker that cannot load the stage is another matter: whoever waits is told why, and so is whoever comes until a later
+    try succeeds.
+    """
 
     manifest: ModelManifest
     spec: StageSpec
     executor: SupervisedExecutor
     health: HealthBoard
     assets: ModelAssets | None = None
+    sessions: int = attrs.field(default=0, init=False)  # generations that hold, or ask for, memory of the worker
+    departures: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)  # generations that have given it back
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _problem: Latest[str | None] = attrs.field(factory=lambda: Latest(None), init=False)
+    _seen: int = attrs.field(default=0, init=False)  # the executor's incarnation at the last crash
 
     @classmethod
     def prepare(
@@ -81,7 +93,40 @@ class LoadedModel:
     @property
     def is_ready(self) -> bool:
         """Whether a request would be worked on at once."""
-        return self.assets is not None and self.executor.incarnation > 0
+        return self.assets is not None and self.executor.incarnation > 0 and self.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the model cannot be used, if the last try to load it failed."""
+        return self._problem.value if self.executor.incarnation == self._seen else None
+
+    def fail(self, reason: str) -> None:
+        """Tell everybody who waits for this model that it cannot be loaded."""
+        self._seen = self.executor.incarnation
+        self._problem.set(reason)
+
+    async def ready(self) -> None:
+        """Wait until a worker can be used. Raises Unavailable with the reason when the load fails.
+
+        Cancellation changes nothing.
+        """
+        if self.problem is None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_at_problem, nursery.cancel_scope)
+                await self.executor.ready()
+                nursery.cancel_scope.cancel()
+        if self.problem is not None:
+            raise Unavailable(f"{self.manifest.name} cannot be loaded now: {self.problem}")
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Count a generation in, and out again."""
+        self.sessions += 1
+        try:
+            yield
+        finally:
+            self.sessions -= 1
+            self.departures.set(self.departures.value + 1)
 
     async def serve(self) -> None:
         """Keep the worker running until `scope` is cancelled."""
@@ -92,8 +137,23 @@ class LoadedModel:
             start_timeout=600.0,
             cooldown=30.0,
         )
+        supervisor = Supervisor(
+            [spec], health=self.health, total_stop_budget=8.0, on_crash=lambda _: self._crashed(supervisor)
+        )
         with self.scope:
-            await Supervisor([spec], health=self.health, total_stop_budget=8.0).run()
+            await supervisor.run()
+
+    def _crashed(self, supervisor: Supervisor) -> None:
+        if self.executor.incarnation == self._seen:  # it has not been ready since the crash before
+            self.fail(supervisor.states()[0].last_error or "the worker process ended")
+        else:
+            self._seen = self.executor.incarnation
+            self._problem.set(None)
+
+    async def _cancel_at_problem(self, scope: trio.CancelScope) -> None:
+        while self.problem is None:
+            await self._problem.changed(self._problem.version)
+        scope.cancel()
 
     def tokenizer_shard(self) -> str:
         """Return the id of the tokenizer's shard."""

@@ -4,17 +4,25 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import DeadlineExceeded, FileError, MeshnodeError, NoRoute, Unavailable
+from meshnode.errors import (
+    DeadlineExceeded,
+    FileError,
+    MeshnodeError,
+    NoRoute,
+    OutOfMemory,
+    Overloaded,
+    Unavailable,
+)
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.answer import Answer
 from meshnode.inference.assets import ModelAssets
 from meshnode.inference.calls import GenerationCall
-from meshnode.inference.models import EngineSettings, LoadedModel
+from meshnode.inference.models import EngineSettings, LoadedModel, stage_spec
 from meshnode.inference.ports import BuildExecutor, Catalog
 from meshnode.inference.queue import FairQueue
-from meshnode.inference.session import Session
+from meshnode.inference.session import Session, Take
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
@@ -64,6 +72,9 @@ class InferenceRouter:
         self._draining = False
         self._in_hand = 0
         self._idle = trio.Event()
+        self._served: set[ModelId] = set()  # models that a task of ours serves, loaded or not
+        resources.metrics.inference_queue_length.set_function(lambda: self._queue.waiting)
+        resources.metrics.inference_active_sessions.set_function(lambda: self._queue.active)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve calls until cancelled; then every session ends and every worker stops."""
@@ -96,11 +107,12 @@ class InferenceRouter:
                 if model not in wanted:
                     loaded.scope.cancel()
             for manifest in self._resources.catalog.manifests():
-                if manifest.id in wanted and manifest.id not in self._resources.loaded.value:
+                if manifest.id in wanted and manifest.id not in self._served:
+                    self._served.add(manifest.id)  # here: the task may begin after the next value has come
                     nursery.start_soon(self._serve_model, manifest)
 
     async def _serve_model(self, manifest: ModelManifest) -> None:
-        shared = self._resources
+        shared, model = self._resources, None
         try:
             engine, health = self._settings.engine, shared.health
             model = LoadedModel.prepare(manifest, shared.catalog, engine, self._build_executor, health)
@@ -112,25 +124,30 @@ class InferenceRouter:
         except (FileError, NoRoute, OSError) as error:
             shared.health.raise_condition("model_not_loaded", manifest.name, str(error))
             _log.error("model not loaded", model=manifest.name, error=str(error))
+            if model is not None:
+                model.fail(str(error))
         finally:
+            self._served.discard(manifest.id)
             shared.loaded.set({key: value for key, value in shared.loaded.value.items() if key != manifest.id})
+            if model is not None and model.scope.cancel_called and manifest.id in shared.wanted.value:
+                shared.wanted.set(shared.wanted.value)  # wanted again while it was being unloaded
 
     async def _model_for(self, request: GenerationRequest) -> LoadedModel:
-        """Find the model, loading it if it is here and not loaded, and wait until its tokenizer is there."""
+        """Find the model, loading it if it is here and not loaded, and wait until its worker is there.
+
+        Raises UnknownModel, NoRoute, and Unavailable when it cannot be loaded.
+        """
         shared = self._resources
         if request.model == "auto" and shared.loaded.value:
             model = next(iter(shared.loaded.value.values()))
         else:
             manifest = shared.catalog.resolve(request.model)
-            if manifest.id not in shared.loaded.value:
-                LoadedModel.prepare(
-                    manifest, shared.catalog, self._settings.engine, self._build_executor, shared.health
-                )
+            while manifest.id not in shared.loaded.value:
+                stage_spec(manifest, shared.catalog, self._settings.engine)  # refuses at once what is not all here
                 shared.wanted.set(shared.wanted.value | {manifest.id})
-                while manifest.id not in shared.loaded.value:
-                    await shared.loaded.changed(shared.loaded.version)
+                await shared.loaded.changed(shared.loaded.version)
             model = shared.loaded.value[manifest.id]
-        await model.executor.ready()
+        await model.ready()
         return model
 
     # Requests
@@ -164,7 +181,11 @@ class InferenceRouter:
     async def _run(self, call: GenerationCall, record: "_Record") -> None:
         if self._draining:
             raise Unavailable("this node is shutting down; try another one, or again in a moment")
-        with trio.move_on_after(self._settings.request_timeout) as deadline:
+        settings = self._settings
+        if self._in_hand > settings.max_concurrent + settings.queue_length:
+            raise Overloaded(f"{self._in_hand - 1} requests are in hand already; try again later", retry_after=5.0)
+        with trio.move_on_after(settings.request_timeout) as deadline:
+            await self._model_for(call.request)  # not on a turn that a request for another model could have
             async with self._queue.turn(call.request.client):
                 record.admitted = trio.current_time()
                 await self._generate(call, record)
@@ -194,7 +215,8 @@ class InferenceRouter:
             return not answer.is_done
 
         try:
-            await session.run(model.executor, take)
+            with model.session():
+                await self._run_session(session, model, take)
         finally:
             record.completion_tokens, record.recoveries = answer.tokens, session.recoveries
         rest, finished = answer.ending()
@@ -203,13 +225,24 @@ class InferenceRouter:
             await call.events.send((call.index, rest))
         await call.events.send((call.index, finished))
 
+    async def _run_session(self, session: Session, model: LoadedModel, take: Take) -> None:
+        """Run to the end. Memory that others hold is waited for; what does not fit alone is refused at once."""
+        while True:
+            departed = model.departures.version
+            try:
+                await session.run(model.executor, take)
+            except OutOfMemory:
+                if model.sessions == 1:
+                    raise
+                await model.departures.changed(departed)
+            else:
+                return
+
     def _account(self, record: "_Record") -> None:
         metrics, now = self._resources.metrics, trio.current_time()
         metrics.inference_requests_total.labels(outcome=record.outcome).inc()
         metrics.inference_prompt_tokens_total.inc(record.prompt_tokens)
         metrics.inference_completion_tokens_total.inc(record.completion_tokens)
-        metrics.inference_queue_length.set(self._queue.waiting)
-        metrics.inference_active_sessions.set(self._queue.active)
         if record.admitted is not None and record.first_token is not None:
             metrics.inference_time_to_first_token_seconds.observe(record.first_token - record.admitted)
             if record.completion_tokens > 1:

@@ -16,7 +16,10 @@ from meshnode.inference.ports import SupervisedExecutor
 from meshnode.types.generation import SamplingParameters, TokenEvent
 from meshnode.types.ids import new_session_id
 
-__all__ = ["Session"]
+__all__ = ["Session", "Take"]
+
+Take = Callable[[TokenEvent], Awaitable[bool]]
+"""Hears each token once; returns whether more are wanted."""
 
 _log = structlog.get_logger(__name__)
 
@@ -34,7 +37,7 @@ class Session:
     generated: list[int] = attrs.field(factory=list, init=False)
     recoveries: int = attrs.field(default=0, init=False)
 
-    async def run(self, executor: SupervisedExecutor, take: Callable[[TokenEvent], Awaitable[bool]]) -> None:
+    async def run(self, executor: SupervisedExecutor, take: Take) -> None:
         """Generate, handing each token to `take` once, until it returns False or the generation ends.
 
         Cancellation frees the session's memory. Raises OutOfMemory, and SessionLost when the worker cannot be replaced.
@@ -56,7 +59,7 @@ class Session:
         ended = bool(self.generated) and self.generated[-1] in self.end_tokens
         return ended or len(self.generated) >= self.max_tokens
 
-    async def _attempt(self, executor: SupervisedExecutor, take: Callable[[TokenEvent], Awaitable[bool]]) -> None:
+    async def _attempt(self, executor: SupervisedExecutor, take: Take) -> None:
         async with executor.generate(self._remainder()) as events:
             async for event in events:
                 self.generated.append(event.token)
