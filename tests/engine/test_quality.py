@@ -97,8 +97,9 @@ def test_greedy_answers_agree_with_llama_cpp(stage, starter_gguf, llama_cpp):
         cache, ours = stage.open_cache(len(tokens) + 64), []
         logits = stage.forward([Rows(cache, torch.tensor(tokens))])[0]
         while len(ours) < 64:
-            logits[-1, 2] = logits[-1, 0] = -math.inf  # as ignore_eos does
-            ours.append(int(logits[-1].argmax()))
+            last = logits[-1].clone()
+            last[0] = last[2] = -math.inf  # as ignore_eos does
+            ours.append(int(last.argmax()))
             logits = stage.forward([Rows(cache, torch.tensor(ours[-1:]))])[0]
         cache.close()
         differ = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
