@@ -150,7 +150,7 @@ class ModelKeeper:
                     continue
                 told[row.reference] = (row.phase, now)
                 share = f"{100 * row.done_bytes // row.total_bytes} %" if row.total_bytes else ""
-                _log.info(f"{row.phase} model", model=row.reference, mib=row.done_bytes >> 20, share=share)
+                _log.info(f"model {row.phase}", reference=row.reference, mib=row.done_bytes >> 20, share=share)
 
 
 def is_whole(manifest: ModelManifest, catalog: ModelCatalog) -> bool:

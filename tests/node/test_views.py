@@ -1,0 +1,145 @@
+"""What the API is told: every model with how far it is, every subsystem, and exactly what is not ready."""
+
+import attrs
+import msgspec
+import pytest
+import trio
+
+from meshnode.errors import RequestError
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
+from meshnode.flow.mailbox import Mailbox
+from meshnode.node.channels import Channels
+from meshnode.node.model_keeper import Intent
+from meshnode.node.views import ModelRequests, ModelViews, NodeView
+from meshnode.supervise.health import HealthBoard
+from meshnode.supervise.subsystem import ChildState, Criticality, Status
+from meshnode.types.blocks import BlockRange
+
+
+@attrs.define
+class Executor:
+    incarnation: int
+
+
+@attrs.define
+class Spec:
+    blocks: BlockRange = attrs.field(factory=lambda: BlockRange(0, 2))
+    device: str = "cpu"
+
+
+@attrs.define
+class Loaded:
+    """As much of inference.models.LoadedModel as is looked at."""
+
+    manifest: object
+    is_ready: bool
+    executor: Executor
+    spec: Spec = attrs.field(factory=Spec)
+
+
+@pytest.fixture
+def channels():
+    return Channels()
+
+
+@pytest.fixture
+def views(catalog, channels):
+    return ModelViews(catalog, channels.loaded, channels.intent, 0, {"short": "tiny"})
+
+
+async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
+    entry = make_entry("tiny")
+    await catalog.put(entry)
+    catalog.mark_held(entry.manifest.shards[:2])
+    (model,) = views.served()
+    assert (model.loaded, model.detail, model.aliases, model.created) == (
+        False,
+        "2 of 5 shards are here",
+        ("short",),
+        0,
+    )
+    catalog.mark_held(entry.manifest.shards)
+    assert views.served()[0].detail == "not loaded; the first request loads it"
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=False, executor=Executor(0))})
+    assert (views.served()[0].loaded, views.served()[0].detail) == (False, "loading")
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True, executor=Executor(1))})
+    assert (views.served()[0].loaded, views.served()[0].detail) == (True, "")
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(0, 2048), (512, 512), (9000, 2048)])
+async def test_the_context_is_the_settings_within_the_models(catalog, channels, make_entry, setting, expected):
+    await catalog.put(make_entry("tiny"))
+    (model,) = ModelViews(catalog, channels.loaded, channels.intent, setting, {}).served()
+    assert model.context_length == expected
+
+
+async def test_a_model_was_created_when_its_first_shard_was_written(catalog, views, make_entry):
+    entry = make_entry("tiny")
+    await catalog.put(entry)
+    path = catalog.path(entry.manifest.shards[0].id)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert views.served()[0].created == int(path.stat().st_mtime)
+
+
+async def test_models_to_be_served_are_late_until_they_are_loaded(catalog, channels, views, make_entry):
+    entry = make_entry("tiny")
+    await catalog.put(entry)
+    assert views.unready() == ()
+    channels.intent.set(Intent(("starter",), frozenset({entry.manifest.id})))
+    assert views.unready() == ("model starter", "model tiny")
+    channels.intent.set(Intent((), frozenset({entry.manifest.id})))
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=False, executor=Executor(0))})
+    assert views.unready() == ("model tiny",)
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True, executor=Executor(1))})
+    assert views.unready() == ()
+
+
+async def test_the_status_is_complete_and_json(catalog, channels, views, make_entry, autojump_clock):
+    entry = make_entry("tiny")
+    await catalog.put(entry)
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True, executor=Executor(3))})
+    channels.progress.set((AcquisitionProgress("starter", "downloading", 5, 10),))
+    health = HealthBoard()
+    health.raise_condition("pulse_silent", "InferenceRouter", "silent")
+    view = NodeView("http://127.0.0.1:1", views, channels.progress, health)
+    await trio.sleep(2.5)
+    states = (
+        ChildState("InferenceRouter", Criticality.CRITICAL, Status.RUNNING, 1, "ValueError: x"),
+        ChildState("ApiServer", Criticality.CRITICAL, Status.BACKING_OFF, 0, None),
+    )
+    status = msgspec.json.decode(msgspec.json.encode(view.status(states)))
+    assert status["uptime"] == 2.5
+    assert status["subsystems"][0] == {
+        "name": "InferenceRouter",
+        "critical": True,
+        "state": "running",
+        "restarts": 1,
+        "last_error": "ValueError: x",
+    }
+    assert status["models"][0]["name"] == "tiny"
+    assert status["workers"] == [{"model": "tiny", "blocks": "0:2", "device": "cpu", "ready": True, "restarts": 2}]
+    assert status["conditions"] == [{"code": "pulse_silent", "subsystem": "InferenceRouter", "text": "silent"}]
+    assert status["acquisitions"][0]["done_bytes"] == 5
+    assert {"node", "version", "pid", "url"} <= set(status)
+    assert view.unready(states) == ("ApiServer",)
+
+
+async def test_adding_and_removing_ask_the_owner(nursery, make_entry):
+    box, asked = Mailbox("owner", 0), []
+
+    async def serve():
+        with box.serve() as letters:
+            async for letter in letters:
+                asked.append(letter.question)
+                letter.answer(make_entry("tiny").manifest)
+
+    nursery.start_soon(serve)
+    requests = ModelRequests(box)
+    assert await requests.add("big.gguf", "0:1") == "tiny"
+    assert await requests.add("starter", None) == "tiny"
+    await requests.remove("tiny")
+    assert asked == [AcquireModel("big.gguf", BlockRange(0, 1)), AcquireModel("starter"), RemoveModel("tiny")]
+    with pytest.raises(RequestError, match="blocks: "):
+        await requests.add("starter", "many")
+    nursery.cancel_scope.cancel()
