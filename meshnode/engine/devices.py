@@ -1,15 +1,23 @@
 """What the machine has, measured when it is asked for: never cached, since free memory is a condition and not a property."""
 
+import math
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
+from meshnode.engine.executor import StageSpec
 from meshnode.errors import OutOfMemory
+from meshnode.types.manifest import ShardKind, TensorDescriptor
 
-__all__ = ["available_bytes", "cache_budget", "physical_cores"]
+__all__ = ["available_bytes", "cache_budget", "physical_cores", "weight_bytes"]
 
-_UNPACKING = 1.5
-"""Packed weights and their scratch, per byte of shards (measured: 1.0 for Q4_1, at most 1.8 for a file of Q4_0 alone)."""
+_FOUR_BITS = frozenset({"Q4_0", "Q4_1", "Q4_K"})
+_PLAIN = frozenset({"F32", "F16", "BF16"})
+_SCRATCH = 8 * 4096
+"""Bytes per column while a matrix is packed: 4096 rows at a time, twice as int32 (`engine.layers`)."""
+_UNLIMITED = 1 << 60  # version 1 of control groups writes "no limit" as a number near 2**63
 
 
 def physical_cores() -> int:
@@ -18,24 +26,79 @@ def physical_cores() -> int:
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
-def available_bytes() -> int:
-    """Return the memory that can be had without swapping."""
-    return int(psutil.virtual_memory().available)
+def available_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that can be had without swapping, in this machine and in this process's control groups."""
+    return max(0, min([int(psutil.virtual_memory().available), *_left_in_groups(root)]))
 
 
-def cache_budget(shard_bytes: int, requested: int) -> int:
-    """Return the bytes for KV caches when `shard_bytes` of weights are loaded; `requested` 0 means to choose.
+def weight_bytes(spec: StageSpec) -> int:
+    """Return the most memory that loading the stage's weights takes; the embedding stays in its file.
 
-    Raises OutOfMemory naming the numbers when the weights alone do not fit.
+    Quantised weights are repacked to 4 or 8 bits with a scale and a minimum per 32 columns, so a file of 2-bit weights grows.
     """
-    free = available_bytes() - int(shard_bytes * _UNPACKING)
-    if free <= 0:
+    tensors = [tensor for shard in spec.shards if shard.kind is not ShardKind.EMBEDDING for tensor in shard.tensors]
+    packed = spec.device == "cpu"
+    widest = max((tensor.shape[-1] for tensor in tensors if len(tensor.shape) > 1), default=0)
+    return sum(_in_memory(tensor, packed=packed) for tensor in tensors) + _SCRATCH * widest
+
+
+def cache_budget(weights: int, free: int, requested: int) -> int:
+    """Return the bytes for KV caches beside `weights` bytes in `free` ones; `requested` 0 means to choose.
+
+    Raises OutOfMemory naming the numbers when the weights alone do not fit, or the caches that were asked for.
+    """
+    left = free - weights
+    if left <= 0:
         raise OutOfMemory(
-            f"the weights need about {int(shard_bytes * _UNPACKING) >> 20} MiB and {available_bytes() >> 20} MiB are free; "
+            f"the weights need about {weights >> 20} MiB and {free >> 20} MiB are free; "
             "serve fewer blocks (--blocks) or a smaller model"
         )
-    if requested > free:
+    if requested > left:
         raise OutOfMemory(
-            f"engine.cache_bytes asks for {requested >> 20} MiB and {free >> 20} MiB are free beside the weights"
+            f"engine.cache_bytes asks for {requested >> 20} MiB and {left >> 20} MiB are free beside the weights"
         )
-    return requested or free // 2
+    return requested or left // 2
+
+
+def _in_memory(tensor: TensorDescriptor, *, packed: bool) -> int:
+    if len(tensor.shape) == 1:
+        return 16 * tensor.shape[0]  # a norm mirrors its weights and adds a shift as wide
+    rows, columns = tensor.shape[-2:]
+    values = math.prod(tensor.shape)
+    if not packed or tensor.ggml_type in _PLAIN or columns % 32 or rows % 16:
+        return 2 * values
+    return values * 5 // 8 if tensor.ggml_type in _FOUR_BITS else values * 5 // 4
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """Yield what each control group around this process leaves of its limit: a container or service may have less."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit_name, used_name, cache_name = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, limit_name, used_name = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache_name = "total_inactive_file"
+        else:
+            continue
+        top = root / base
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):  # in a container, the outer ones may not be there to be read
+            limit, used = _read(folder / limit_name), _read(folder / used_name)
+            if limit.isdecimal() and used.isdecimal() and int(limit) < _UNLIMITED:
+                yield int(limit) - int(used) + _statistic(folder / "memory.stat", cache_name)
+            if folder == top:
+                break
+
+
+def _statistic(path: Path, name: str) -> int:
+    """Return one line of memory.stat: file pages that go when memory is needed count as used, and are not."""
+    lines = dict(line.split(" ", 1) for line in _read(path).splitlines() if " " in line)
+    return int(lines.get(name, "0"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

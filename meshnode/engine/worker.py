@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from meshnode.engine.batching import Batch
-from meshnode.engine.devices import cache_budget, physical_cores
+from meshnode.engine.devices import available_bytes, cache_budget, physical_cores, weight_bytes
 from meshnode.engine.executor import ExecutorStats, StageSpec
 from meshnode.engine.stage_model import StageModel
 from meshnode.engine.worker_messages import (
@@ -125,8 +125,9 @@ def _settled(spec: StageSpec) -> StageSpec:
         raise EngineError("engine.device is cuda, and torch finds no CUDA device; use auto or cpu")
     threads = spec.threads or physical_cores()
     torch.set_num_threads(threads)
-    budget = cache_budget(sum(shard.nbytes for shard in spec.shards), spec.cache_bytes)
-    return attrs.evolve(spec, device=device, threads=threads, cache_bytes=budget)
+    spec = attrs.evolve(spec, device=device, threads=threads)
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else available_bytes()
+    return attrs.evolve(spec, cache_bytes=cache_budget(weight_bytes(spec), free, spec.cache_bytes))
 
 
 def _take(port: _Port, stage: StageModel, batch: Batch, envelope: Envelope) -> None:
