@@ -158,9 +158,7 @@ class Batch:
                 raise RequestError("this stage holds a part of the model and cannot generate on its own")
             if not 1 <= generation.prompt_length <= len(generation.tokens) or generation.max_tokens < 1:
                 raise RequestError("a generation needs a prompt and at least one token to sample")
-            top = self.stage.spec.config.vocabulary_size
-            if not all(0 <= token < top for token in generation.tokens):
-                raise RequestError(f"the prompt has token ids outside 0 to {top - 1}")
+            self._check_vocabulary(generation.tokens)
             needed = min(self.stage.spec.context_length, len(generation.tokens) + generation.max_tokens)
             if len(generation.tokens) > needed:
                 raise RequestError(f"{len(generation.tokens)} tokens do not fit a context of {needed}")
@@ -217,16 +215,20 @@ class Batch:
         return token in generation.end_tokens or running.sampled >= generation.max_tokens or full
 
     def _run_step(self, exchange: int, step: Step, body: bytes) -> None:
+        fresh = step.session not in self._held
         try:
-            cache = self._held.get(step.session)
-            if cache is None:
-                cache = self._held[step.session] = self.stage.open_cache(self.stage.spec.context_length)
+            inputs = self._inputs(step, body)
+            if fresh:
+                self._held[step.session] = self.stage.open_cache(self.stage.spec.context_length)
+            cache = self._held[step.session]
             if step.position > cache.length:
                 raise RequestError(f"position {step.position} leaves a gap after the {cache.length} that are there")
             cache.truncate(step.position)
-            rows = Rows(cache, self._inputs(step, body), "last" if step.sampling else "none")  # type: ignore[arg-type]
+            rows = Rows(cache, inputs, "last" if step.sampling else "none")  # type: ignore[arg-type]
             result = self.stage.forward([rows])[0]
         except MeshnodeError as error:
+            if fresh and step.session in self._held:
+                self._held.pop(step.session).close()
             self._answer(exchange, failure(error))
             return
         done = StepDone(step.session, step.position)
@@ -243,6 +245,7 @@ class Batch:
         if self.stage.spec.embedding:
             if not step.tokens:
                 raise RequestError("this stage begins with tokens, and the step has none")
+            self._check_vocabulary(step.tokens)
             return torch.tensor(step.tokens)
         width = self.stage.spec.config.hidden_size
         if not body or len(body) % (2 * width):
@@ -251,6 +254,11 @@ class Batch:
         if not bool(rows.isfinite().all()):
             raise RequestError("the activations are not finite")
         return rows
+
+    def _check_vocabulary(self, tokens: Sequence[int]) -> None:
+        top = self.stage.spec.config.vocabulary_size
+        if not all(0 <= token < top for token in tokens):
+            raise RequestError(f"there are token ids outside 0 to {top - 1}")
 
     def _answer(self, exchange: int, message: Answer) -> None:
         self.emit(Envelope(exchange, message))
