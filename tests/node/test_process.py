@@ -112,13 +112,12 @@ def test_the_admin_route_stops_it_like_a_signal(tmp_path):
 def refused(folder, *arguments, wrapper=()):
     """Run a node that cannot start; return its exit code and the lines it printed."""
     result = subprocess.run(
-        command(folder, *arguments),
+        [*wrapper, *command(folder, *arguments)],
         env=environment(),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        **options,
     )
     return result.returncode, (result.stdout + result.stderr).splitlines()
 
