@@ -54,11 +54,15 @@ def llama_cpp(starter_gguf):
     return xllamacpp.Server(parameters)
 
 
-def tokenize(server, text):
-    body = json.dumps({"content": text, "parse_special": True}).encode()
-    request = urllib.request.Request(server.listening_address + "/tokenize", body, {"content-type": "application/json"})
+def answer(server, path, body):
+    head = {"content-type": "application/json"}
+    request = urllib.request.Request(server.listening_address + path, json.dumps(body).encode(), head)
     with urllib.request.urlopen(request) as reply:
-        return json.load(reply)["tokens"]
+        return json.load(reply)
+
+
+def tokenize(server, text):
+    return answer(server, "/tokenize", {"content": text, "parse_special": True})["tokens"]
 
 
 def logits_of(stage, tokens):
@@ -82,18 +86,10 @@ def test_perplexity_is_that_of_exact_weights(stage, starter_gguf, llama_cpp):
 
 def test_greedy_answers_agree_with_llama_cpp(stage, starter_gguf, llama_cpp):
     assert len(PROMPTS) >= 12
+    request = {"n_predict": 64, "temperature": 0, "return_tokens": True, "cache_prompt": False, "ignore_eos": True}
     for name, prompt in PROMPTS.items():
         tokens = tokenize(llama_cpp, prompt)
-        request = {
-            "prompt": tokens,
-            "n_predict": 64,
-            "temperature": 0,
-            "n_probs": 1,
-            "cache_prompt": False,
-            "ignore_eos": True,
-        }
-        entries = llama_cpp.handle_completions(request)["choices"][0]["logprobs"]["content"]
-        theirs = [entry["id"] for entry in entries]
+        theirs = answer(llama_cpp, "/completion", request | {"prompt": tokens})["tokens"]
         cache, ours = stage.open_cache(len(tokens) + 64), []
         logits = stage.forward([Rows(cache, torch.tensor(tokens))])[0]
         while len(ours) < 64:
