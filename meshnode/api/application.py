@@ -1,25 +1,26 @@
 """The ASGI application: a pure function of its dependencies."""
 
-import secrets
-from typing import Any
-
-import msgspec
 import structlog
-from quart import Request, Response, request
+import trio
+from quart import Response, g, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from meshnode import __version__
-from meshnode.api import exposition
+from meshnode.api.admin.models import add_model_routes
+from meshnode.api.admin.node import add_node_routes
 from meshnode.api.bodies import read_json
-from meshnode.api.failures import Failure, describe, failure_body, failure_of
+from meshnode.api.exposition import add_public_routes
+from meshnode.api.failures import Failure, describe, failure_of
 from meshnode.api.guards import Guards
 from meshnode.api.openai.chat import complete_chat
 from meshnode.api.openai.models import list_models, show_model
 from meshnode.api.openai.schemas import ChatRequest
 from meshnode.api.ports import ApiDependencies
-from meshnode.errors import MeshnodeError, UnknownModel
+from meshnode.api.replies import json_reply, refusal_reply
+from meshnode.api.serving import HTTPConnection, request_resources
+from meshnode.errors import MeshnodeError
 from meshnode.flow.buckets import KeyedBuckets
+from meshnode.types.ids import new_request_id
 
 __all__ = ["create_app"]
 
@@ -28,156 +29,102 @@ _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 
 
-class _AddModel(msgspec.Struct, forbid_unknown_fields=True):
-    reference: str
-    blocks: str | None = None
-
-
 def create_app(dependencies: ApiDependencies) -> QuartTrio:
     """Build the application; it starts nothing and keeps nothing."""
-    app = QuartTrio("meshnode")
+    app = QuartTrio("meshnode", static_folder=None)
+    app.asgi_http_class = HTTPConnection
     app.config["MAX_CONTENT_LENGTH"] = dependencies.body_limit_bytes
-    app.config["RESPONSE_TIMEOUT"] = None  # our own deadlines end requests; quart's would truncate streams
     app.config["BODY_TIMEOUT"] = None  # read_json has its own
+    app.config["RESPONSE_TIMEOUT"] = None  # our own deadlines end requests; quart's would truncate a long answer
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    guards = Guards(
-        dependencies.key,
-        frozenset({dependencies.host.lower()}),
-        KeyedBuckets(dependencies.requests_per_minute / 60, max(1.0, dependencies.requests_per_minute / 6)),
-    )
-    _add_guards(app, guards, dependencies)
+    _add_guards(app, dependencies)
     _add_failures(app)
-    _add_public_routes(app, dependencies)
+    add_public_routes(app, dependencies)
     _add_openai_routes(app, dependencies)
-    _add_admin_routes(app, dependencies)
+    add_model_routes(app, dependencies)
+    add_node_routes(app, dependencies)
     return app
 
 
-def _json(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status=status, content_type="application/json")
+def _add_guards(app: QuartTrio, dependencies: ApiDependencies) -> None:
+    per_minute = dependencies.requests_per_minute
+    buckets = KeyedBuckets(per_minute / 60, max(1.0, per_minute / 6))  # ten seconds' worth at once
+    guards = Guards(dependencies.key, frozenset({dependencies.host.lower()}), buckets)
 
-
-def _refuse(failure: Failure) -> Response:
-    response = Response(failure_body(failure), status=failure.status, content_type="application/json")
-    if failure.retry_after is not None:
-        response.headers["Retry-After"] = str(max(1, round(failure.retry_after)))
-    if failure.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
-
-
-def _client(incoming: Request) -> str:
-    return incoming.remote_addr or "unknown"
-
-
-def _add_guards(app: QuartTrio, guards: Guards, dependencies: ApiDependencies) -> None:
     @app.before_request
     async def guard() -> Response | None:
-        failure = guards.refusal(
-            path=request.path,
-            host=request.headers.get("Host", ""),
-            origin=request.headers.get("Origin"),
-            authorization=request.headers.get("Authorization"),
-            client=_client(request),
-        )
+        g.request, g.began = new_request_id(), trio.current_time()
+        failure = guards.refusal(path=request.path, headers=request.headers, client=_client())
         return None if failure is None else _refuse(failure)
 
     @app.after_request
     async def finish(response: Response) -> Response:
-        response.headers["x-request-id"] = request.headers.get("x-request-id", "")[:64] or secrets.token_hex(8)
+        response.headers["x-request-id"] = g.request
         for name, value in _SECURITY.items():
             response.headers.setdefault(name, value)
         route = request.url_rule.rule if request.url_rule is not None else "unknown"
         dependencies.metrics.api_requests_total.labels(route=route, status=str(response.status_code)).inc()
+        seconds = round(trio.current_time() - g.began, 4)  # of a stream: until its head
+        _log.debug("answered", request=g.request, route=route, status=response.status_code, seconds=seconds)
         return response
+
+
+def _refuse(failure: Failure, cause: Exception | None = None) -> Response:
+    """Refuse, and log it: at error what is a bug, at debug what a stranger could fill the log with."""
+    log = _log.error if failure.status == 500 else _log.debug if failure.status in (401, 429) else _log.info
+    trace = {"exc_info": cause} if failure.status == 500 and cause is not None else {}
+    facts = {"request": g.request, "method": request.method, "path": request.path[:200], "client": _client()}
+    log("refused", status=failure.status, code=failure.code, reason=failure.message[:500], **facts, **trace)
+    return refusal_reply(failure)
+
+
+def _client() -> str:
+    return request.remote_addr or "unknown"
 
 
 def _add_failures(app: QuartTrio) -> None:
     @app.errorhandler(MeshnodeError)
     async def ours(error: MeshnodeError) -> Response:
-        failure = failure_of(error)
-        if failure.status == 500:
-            _log.error("request failed", error=str(error), exc_info=error)
-        return _refuse(failure)
+        return _refuse(failure_of(error), error)
 
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> Response:
-        status = error.code or 500
-        if status == 404:
-            return _refuse(describe(404, f"there is nothing at {request.method} {request.path}"))
-        if status == 405:
-            return _refuse(describe(405, f"{request.path} does not take {request.method}"))
-        if status == 413:
-            limit = app.config["MAX_CONTENT_LENGTH"]
-            return _refuse(describe(413, f"the body is larger than {limit} bytes; the limit is api.body_limit_bytes"))
-        return _refuse(describe(status, error.description or error.name))
+        response = _refuse(describe(error.code or 500, _sentence(app, error)), error)
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return response
 
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
-        _log.error("request failed", error=str(error), exc_info=error)
-        return _refuse(describe(500, "an internal error; the node's log has the details"))
+        return _refuse(describe(500, "an internal error; the node's log has the details"), error)
 
 
-def _add_public_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
-    @app.get("/")
-    async def root() -> Response:
-        return _json({"name": "meshnode", "version": __version__, "api": "/v1", "health": "/health"})
-
-    @app.get("/health")
-    async def health() -> Response:
-        return exposition.health()
-
-    @app.get("/health/ready")
-    async def ready() -> Response:
-        return exposition.ready(dependencies)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return exposition.metrics(dependencies)
+def _sentence(app: QuartTrio, error: HTTPException) -> str:
+    if error.code == 404:
+        return f"there is nothing at {request.method} {request.path[:200]}"
+    if error.code == 405:
+        return f"{request.path} does not take {request.method}"
+    if error.code == 413:
+        return f"the body is larger than {app.config['MAX_CONTENT_LENGTH']} bytes; the limit is api.body_limit_bytes"
+    return error.description or error.name
 
 
 def _add_openai_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     @app.post("/v1/chat/completions")
     async def chat() -> Response:
+        resources = request_resources(request)
         body = await read_json(request, ChatRequest, timeout=dependencies.body_timeout)
-        return await complete_chat(body, dependencies, client=_client(request))
+        return await complete_chat(body, dependencies, resources, client=_client(), request=g.request)
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return _json(list_models(dependencies.models()))
+        return json_reply(list_models(dependencies.models()))
 
     @app.get("/v1/models/<path:name>")
     async def model(name: str) -> Response:
-        return _json(show_model(dependencies.models(), name))
-
-
-def _add_admin_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
-    @app.get("/api/admin/status")
-    async def admin_status() -> Response:
-        return _json(dependencies.status())
-
-    @app.get("/api/admin/models")
-    async def admin_models() -> Response:
-        return _json({"models": dependencies.models()})
-
-    @app.post("/api/admin/models")
-    async def add_model() -> Any:  # noqa: ANN401  # quart's own view type
-        body = await read_json(request, _AddModel, timeout=dependencies.body_timeout)
-        return _json({"name": await dependencies.admin.add(body.reference, body.blocks)}, 201)
-
-    @app.delete("/api/admin/models/<path:name>")
-    async def remove_model(name: str) -> Response:
-        if not any(name in (model.name, model.id, *model.aliases) for model in dependencies.models()):
-            names = ", ".join(model.name for model in dependencies.models()) or "none"
-            raise UnknownModel(f"there is no model {name!r}; there are: {names}", param="name")
-        await dependencies.admin.remove(name)
-        return _json({"removed": name})
-
-    @app.post("/api/admin/shutdown")
-    async def shutdown() -> Response:
-        dependencies.request_shutdown()
-        return _json({"status": "stopping"}, 202)
+        return json_reply(show_model(dependencies.models(), name))

@@ -1,5 +1,7 @@
 """Reads and decodes JSON bodies under limits."""
 
+import json
+import re
 from typing import TypeVar
 
 import msgspec
@@ -12,6 +14,8 @@ from meshnode.errors import RequestError
 __all__ = ["decode_json", "read_json"]
 
 T = TypeVar("T")
+_UNKNOWN_FIELD = re.compile("contains unknown field `(.+)`")
+_MISSING_FIELD = re.compile("missing required field `(.+)`")
 
 
 async def read_json(request: Request, kind: type[T], *, timeout: float) -> T:
@@ -36,26 +40,45 @@ def decode_json(raw: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
-        text = str(error)
-        message, _, path = text.partition(" - at `$")
-        param = path.rstrip("`").lstrip(".") or None
-        if "unknown field" in message:
-            param = message.rsplit("`", 2)[-2]
-            message = f"{param!r} is not supported here"
-        raise RequestError(
-            message + (f" (at {param})" if param and param not in message else ""), param=param
-        ) from error
+        raise _wrong_value(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}{_place(raw, str(error))}") from error
+        raise RequestError(f"the body is not valid JSON: {_what_and_where(raw, error)}") from error
     except RecursionError as error:
         raise RequestError("the body is not valid JSON: it is nested too deeply") from error
 
 
-def _place(raw: bytes, text: str) -> str:
-    """Turn msgspec's byte position into a line and a column."""
-    digits = text.rpartition("byte ")[2].rstrip(")")
-    if not digits.isdecimal():
-        return ""
-    before = raw[: int(digits)]
-    line, column = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")
-    return f" (line {line}, column {column})"
+def _wrong_value(text: str) -> RequestError:
+    """Name the field: msgspec says `what - at `$.path``, and of an unknown field only the object it stands in."""
+    message, _, path = text.partition(" - at `$")
+    param = path.rstrip("`").lstrip(".")
+    field = _UNKNOWN_FIELD.search(message)
+    if field is not None:
+        param = f"{param}.{field[1]}".lstrip(".")
+        return RequestError(f"{param!r} is not supported by this node", param=param)
+    missing = _MISSING_FIELD.search(message)
+    if missing is not None:
+        param = f"{param}.{missing[1]}".lstrip(".")
+        return RequestError(f"{param!r} is needed and not there", param=param)
+    return RequestError(f"{message} (at {param})" if param else message, param=param or None)
+
+
+def _what_and_where(raw: bytes, error: Exception) -> str:
+    """Say what is wrong with text that is not JSON, and at which line and column where that can be found out."""
+    digits = str(error).rpartition("byte ")[2].rstrip(")")
+    if not isinstance(error, UnicodeDecodeError) and digits.isdecimal():
+        what = str(error).partition(": ")[2].partition(" (byte")[0] or str(error)
+        return f"{what} at {_place(raw, int(digits))}"
+    try:  # msgspec does not say where; the standard library is slower and does
+        json.loads(raw.decode())
+    except UnicodeDecodeError as wrong:
+        return f"it is not UTF-8 at {_place(raw, wrong.start)}"
+    except json.JSONDecodeError as wrong:
+        return f"{wrong.msg.removesuffix(' at')} at line {wrong.lineno}, column {wrong.colno}"
+    except RecursionError:
+        return "it is nested too deeply"
+    return "it has an escape for half a character"  # a lone surrogate, which the standard library lets pass
+
+
+def _place(raw: bytes, at: int) -> str:
+    before = raw[:at]
+    return f"line {before.count(10) + 1}, column {len(before) - before.rfind(10)}"

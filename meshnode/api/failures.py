@@ -7,7 +7,7 @@ import msgspec
 
 from meshnode import errors
 
-__all__ = ["Failure", "describe", "failure_body", "failure_of"]
+__all__ = ["STATUSES", "Failure", "describe", "failure_body", "failure_of"]
 
 
 @attrs.frozen
@@ -22,37 +22,57 @@ class Failure:
     retry_after: float | None = None  # seconds
 
 
-_STATUSES: dict[type[errors.MeshnodeError], tuple[int, str]] = {
-    errors.MeshnodeError: (500, "server_error"),
-    errors.ConfigError: (500, "server_error"),
-    errors.StoreError: (500, "server_error"),
-    errors.WireError: (502, "server_error"),
-    errors.PeerError: (502, "server_error"),
-    errors.FileError: (500, "server_error"),
-    errors.SourceUnavailable: (502, "server_error"),
-    errors.UnsupportedModel: (422, "invalid_request_error"),
-    errors.InvalidModelFile: (422, "invalid_request_error"),
-    errors.EngineError: (500, "server_error"),
-    errors.OutOfMemory: (503, "server_error"),
-    errors.WorkerLost: (503, "server_error"),
-    errors.InferenceError: (500, "server_error"),
-    errors.NoRoute: (503, "server_error"),
-    errors.SessionLost: (503, "server_error"),
-    errors.Overloaded: (429, "rate_limit_error"),
-    errors.DeadlineExceeded: (504, "server_error"),
-    errors.RequestError: (400, "invalid_request_error"),
-    errors.UnknownModel: (404, "invalid_request_error"),
-    errors.Unavailable: (503, "server_error"),
-}
-"""By class; a class that is not here has its nearest base's."""
+_OURS, _THEIRS, _RATE = "server_error", "invalid_request_error", "rate_limit_error"
 
-_RETRY = {errors.OutOfMemory: 1.0, errors.WorkerLost: 1.0, errors.SessionLost: 1.0, errors.Unavailable: 1.0}
+STATUSES: Mapping[type[errors.MeshnodeError], tuple[int, str]] = {
+    errors.ConfigError: (500, _OURS),
+    errors.StoreError: (500, _OURS),
+    errors.WireError: (502, _OURS),
+    errors.FrameTooLarge: (502, _OURS),
+    errors.UnknownMessage: (502, _OURS),
+    errors.VersionMismatch: (502, _OURS),
+    errors.PeerError: (502, _OURS),
+    errors.PeerUnreachable: (502, _OURS),
+    errors.PeerRefused: (502, _OURS),
+    errors.PeerMisbehaved: (502, _OURS),
+    errors.FileError: (500, _OURS),
+    errors.ShardCorrupt: (500, _OURS),
+    errors.SourceUnavailable: (502, _OURS),
+    errors.UnsupportedModel: (422, _THEIRS),
+    errors.InvalidModelFile: (422, _THEIRS),
+    errors.EngineError: (500, _OURS),
+    errors.OutOfMemory: (503, _OURS),
+    errors.DeviceLost: (503, _OURS),
+    errors.WorkerLost: (503, _OURS),
+    errors.InferenceError: (500, _OURS),
+    errors.NoRoute: (503, _OURS),
+    errors.SessionLost: (503, _OURS),
+    errors.Overloaded: (429, _RATE),
+    errors.DeadlineExceeded: (504, _OURS),
+    errors.RequestError: (400, _THEIRS),
+    errors.UnknownModel: (404, _THEIRS),
+    errors.ContextOverflow: (400, _THEIRS),
+    errors.EconomyError: (500, _OURS),
+    errors.PoolError: (403, _THEIRS),
+    errors.UpdateError: (500, _OURS),
+    errors.Unavailable: (503, _OURS),
+    errors.Fatal: (500, _OURS),
+}
+"""Every class of `meshnode.errors`; one from elsewhere, such as the supervisor's, has its nearest base's, or is a 500."""
+
+_RETRY = {
+    errors.OutOfMemory: 1.0,
+    errors.DeviceLost: 1.0,
+    errors.WorkerLost: 1.0,
+    errors.SessionLost: 1.0,
+    errors.Unavailable: 1.0,
+}
+"""Seconds after which the same request may well succeed."""
 
 
 def failure_of(error: errors.MeshnodeError) -> Failure:
     """Map an exception."""
-    base = next(kind for kind in type(error).__mro__ if kind in _STATUSES)
-    status, kind = _STATUSES[base]
+    status, kind = next((STATUSES[base] for base in type(error).__mro__ if base in STATUSES), (500, _OURS))
     retry = error.retry_after if isinstance(error, errors.Overloaded) else _RETRY.get(type(error))
     param = error.param if isinstance(error, errors.RequestError) else None
     return Failure(status, kind, error.code, str(error), param, retry)
@@ -66,19 +86,19 @@ def failure_body(failure: Failure) -> bytes:
 
 
 _REASONS: Mapping[int, tuple[str, str]] = {
-    400: ("invalid_request_error", "bad_request"),
+    400: (_THEIRS, "bad_request"),
     401: ("authentication_error", "invalid_api_key"),
     403: ("permission_error", "forbidden"),
-    404: ("invalid_request_error", "not_found"),
-    405: ("invalid_request_error", "method_not_allowed"),
-    408: ("invalid_request_error", "request_timeout"),
-    413: ("invalid_request_error", "request_too_large"),
-    415: ("invalid_request_error", "unsupported_media_type"),
-    429: ("rate_limit_error", "rate_limit_exceeded"),
+    404: (_THEIRS, "not_found"),
+    405: (_THEIRS, "method_not_allowed"),
+    408: (_THEIRS, "request_timeout"),
+    413: (_THEIRS, "request_too_large"),
+    415: (_THEIRS, "unsupported_media_type"),
+    429: (_RATE, "rate_limit_exceeded"),
 }
 
 
 def describe(status: int, message: str, *, retry_after: float | None = None) -> Failure:
     """Return the failure of a refusal that has no exception class of ours."""
-    kind, code = _REASONS.get(status, ("server_error", "internal"))
+    kind, code = _REASONS.get(status, (_OURS if status >= 500 else _THEIRS, "internal" if status >= 500 else "refused"))
     return Failure(status, kind, code, message, None, retry_after)

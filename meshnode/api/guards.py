@@ -9,6 +9,7 @@ import ipaddress
 from urllib.parse import urlsplit
 
 import attrs
+from werkzeug.datastructures import Headers
 
 from meshnode.api.failures import Failure, describe
 from meshnode.flow.buckets import KeyedBuckets
@@ -16,34 +17,37 @@ from meshnode.flow.buckets import KeyedBuckets
 __all__ = ["Guards"]
 
 _OPEN = frozenset({"/", "/health", "/health/ready"})
+_FORWARDED = ("Forwarded", "Via", "X-Forwarded-For", "X-Real-Ip")
 
 
 @attrs.frozen(eq=False)
 class Guards:
     """Decides on the head of a request."""
 
-    key: str
+    key: str = attrs.field(repr=False)
     hosts: frozenset[str]  # names we answer to besides loopback and plain addresses, lower case
     buckets: KeyedBuckets
 
-    def refusal(
-        self, *, path: str, host: str, origin: str | None, authorization: str | None, client: str
-    ) -> Failure | None:
-        """Return why the request is refused, or None."""
-        name = _host_name(host)
-        if not self._is_ours(name):
-            return describe(
-                403, f"this node does not answer to the host name {name!r}; use 127.0.0.1 or add it to api.host"
-            )
-        if origin is not None and origin != "null" and urlsplit(origin).netloc.lower() != host.lower():
-            return describe(403, f"requests from pages of {origin} are refused")
-        if path not in _OPEN and not (path == "/metrics" and _is_loopback(client)):
-            given = (authorization or "").removeprefix("Bearer ").strip()
-            if not hmac.compare_digest(given.encode(), self.key.encode()):
-                return describe(401, "a key is needed: send 'Authorization: Bearer KEY'; `meshnode token` prints it")
-        wait = self.buckets.try_take(client)
+    def refusal(self, *, path: str, headers: Headers, client: str) -> Failure | None:
+        """Return why the request is refused, or None. `client` is the address it came from."""
+        foreign = self._foreign(headers.get("Host", ""), headers.get("Origin"))
+        if foreign is not None:
+            return describe(403, foreign)
+        known = self._has_key(headers.get("Authorization", ""))
+        # Strangers at an address, such as a web page that loads /health as an image, do not use up what its user may do.
+        wait = self.buckets.try_take(client if known else f"stranger at {client}")
         if wait is not None:
             return describe(429, f"too many requests from {client}; try again in {wait:.1f} s", retry_after=wait)
+        if known or path in _OPEN or (path == "/metrics" and _is_local(client, headers)):
+            return None
+        return describe(401, "a key is needed: send 'Authorization: Bearer KEY'; `meshnode token` prints it")
+
+    def _foreign(self, host: str, origin: str | None) -> str | None:
+        name = _host_name(host)
+        if not self._is_ours(name):
+            return f"this node does not answer to the host name {name!r}; use its address, for example 127.0.0.1"
+        if origin is not None and _authority(origin) != host.lower():
+            return f"requests from pages of {origin[:200]!r} are refused"
         return None
 
     def _is_ours(self, name: str) -> bool:
@@ -55,14 +59,31 @@ class Guards:
             return False
         return True
 
+    def _has_key(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        matches = hmac.compare_digest(given.strip().encode(), self.key.encode())
+        return scheme.lower() == "bearer" and matches
+
 
 def _host_name(host: str) -> str:
-    name = urlsplit(f"//{host}").hostname
-    return (name or "").lower()
-
-
-def _is_loopback(client: str) -> bool:
     try:
-        return ipaddress.ip_address(client).is_loopback
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:  # brackets that are not an IPv6 address
+        return ""
+
+
+def _authority(origin: str) -> str | None:
+    """Return host and port of a page's origin; None for `null` (a file, a sandboxed frame) and what is no origin."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return None
+    return parts.netloc.lower() if parts.scheme in ("http", "https") else None
+
+
+def _is_local(client: str, headers: Headers) -> bool:
+    """Whether the client is this machine itself, not somebody behind a proxy that runs on it."""
+    try:
+        return ipaddress.ip_address(client).is_loopback and not any(name in headers for name in _FORWARDED)
     except ValueError:
         return False

@@ -16,7 +16,11 @@ class Events(Protocol):
     """The events of one or more generations, each with the index of its request."""
 
     def __aiter__(self) -> AsyncIterator[tuple[int, GenerationEvent]]:
-        """Iterate until every generation has finished; raises the MeshnodeError that ended one instead."""
+        """Iterate until every generation has finished."""
+        ...
+
+    async def __anext__(self) -> tuple[int, GenerationEvent]:
+        """Return the next event. Raises the MeshnodeError that ended a generation. Cancellation loses no event."""
         ...
 
     def waiting(self) -> list[tuple[int, GenerationEvent]]:
@@ -25,7 +29,8 @@ class Events(Protocol):
 
 
 Generate = Callable[[Sequence[GenerationRequest]], AbstractAsyncContextManager[Events]]
-"""Run generations side by side: Started, TextDelta*, Finished for each. Leaving the context cancels what still runs."""
+"""Run generations side by side: Started, TextDelta*, Finished for each. Leaving the context cancels what still runs; it holds
+no cancel scope while it is entered, since a streamed reply leaves it after the handler has returned."""
 
 
 @attrs.frozen
@@ -61,7 +66,7 @@ class ModelAdmin(Protocol):
 class ApiDependencies:
     """Everything `create_app` is made from."""
 
-    key: str
+    key: str = attrs.field(repr=False)
     generate: Generate
     models: ModelList
     admin: ModelAdmin
@@ -72,4 +77,5 @@ class ApiDependencies:
     requests_per_minute: int = 600
     body_limit_bytes: int = 8 << 20
     body_timeout: float = 60.0  # seconds for a request's body to arrive
+    heartbeat: float = 15.0  # seconds a stream may be silent; proxies cut at 30 to 60
     host: str = "127.0.0.1"

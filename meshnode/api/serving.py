@@ -1,27 +1,42 @@
 """Serves an ASGI app with hypercorn's protocol code and our own accept loop.
 
-hypercorn 0.18 on Trio has three faults that this file cures; `tests/api/test_serving.py` tells when they are gone:
+hypercorn 0.18 on Trio has four faults that this file cures; `tests/api/test_upstream.py` tells when they are gone:
 its shielded send has no deadline, so a client that does not read pins its handler for ever and hangs the shutdown; under
-quart-trio the end of a response cancels the call that re-arms the keep-alive timer; and its serve function starts a lifespan,
-where background work would hide from our supervisor.
+quart-trio the end of a response cancels the call that re-arms the keep-alive timer; its serve function starts a lifespan,
+where background work would hide from our supervisor; and it speaks HTTP/2 to whoever asks, whose windows a client can keep
+shut without the socket ever blocking, out of reach of a deadline on writes.
 """
 
+import errno
+import logging
 import socket
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AsyncExitStack, suppress
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import attrs
+import h11
+import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGISendCallable
-from hypercorn.utils import wrap_app
+from hypercorn.typing import ASGISendCallable, ConnectionState
+from hypercorn.utils import parse_socket_addr, wrap_app
+from quart import Request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-__all__ = ["HTTPConnection", "ServingLimits", "serve_api"]
+__all__ = ["HTTPConnection", "ServingLimits", "request_resources", "serve_api"]
+
+_log = structlog.get_logger(__name__)
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_EXHAUSTED_PAUSE = 0.1  # seconds; what trio.serve_listeners waits
+_RESOURCES = "meshnode.resources"
 
 
 @attrs.frozen
@@ -35,25 +50,61 @@ class ServingLimits:
 
 
 class HTTPConnection(TrioASGIHTTPConnection):
-    """Shields the last body message, whose sending re-arms the keep-alive timer, from the cancellation it causes."""
+    """One request: shields the end of its response, and closes what it opened however it ends."""
 
-    async def __call__(self, receive: Any, send: ASGISendCallable) -> None:  # noqa: ANN401  # hypercorn's type
-        """Handle one request."""
+    async def handle_request(self, nursery: trio.Nursery, request: Request, send: ASGISendCallable) -> None:  # type: ignore[override]  # quart-trio's own signature
+        """Handle the request. Cancellation (the client left) closes the request's resources before it goes on."""
 
-        async def shielded(message: Any) -> None:  # noqa: ANN401
+        async def shielded(message: Any) -> None:  # noqa: ANN401  # hypercorn's type
+            # Sending the last message re-arms the keep-alive timer, and makes hypercorn report a disconnect, on which
+            # quart-trio cancels this task in the middle of it.
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 with trio.CancelScope(shield=True):
                     await send(message)
             else:
                 await send(message)
 
-        await super().__call__(receive, shielded)
+        async with AsyncExitStack() as resources:
+            cast("dict[str, object]", self.scope["extensions"])[_RESOURCES] = resources
+            await super().handle_request(nursery, request, shielded)
+
+
+def request_resources(request: Request) -> AsyncExitStack:
+    """Return the stack that is closed when the request is over, also when its response was never begun.
+
+    The body of a streamed response cannot do that itself: a generator that nobody started is not closed.
+    """
+    return cast("dict[str, AsyncExitStack]", request.scope["extensions"])[_RESOURCES]
+
+
+class _Http1(H11Protocol):
+    """HTTP/1.1 and nothing else: an offer to upgrade to HTTP/2 is not taken up, which its senders expect."""
+
+    async def _check_protocol(self, _event: h11.Request) -> None:
+        return
 
 
 class _Connection(TCPServer):
     """One connection whose writes have a deadline."""
 
     write_timeout: float
+
+    async def run(self) -> None:
+        """Serve until either side closes. Cancellation drops the connection at once."""
+        line = self.stream.socket
+        try:
+            client = parse_socket_addr(line.family, line.getpeername())
+            server = parse_socket_addr(line.family, line.getsockname())
+            async with TaskGroup() as tasks:
+                self._task_group = tasks
+                state, send = ConnectionState(self.state), self.protocol_send
+                self.protocol = _Http1(  # type: ignore[assignment]  # what hypercorn's wrapper would choose from
+                    self.app, self.config, self.context, tasks, state, False, client, server, send
+                )
+                await self.idle_task.restart(tasks, self._idle_timeout)
+                await self._read_data()
+        finally:
+            await self._close()
 
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
@@ -83,14 +134,8 @@ async def serve_api(
 
     Cancellation closes everything at once. The listeners stay open: they belong to the caller.
     """
-    app.asgi_http_class = HTTPConnection
-    config = Config()
-    config.keep_alive_timeout = limits.keep_alive_timeout
-    config.keep_alive_max_requests = 1_000_000
-    config.h11_max_incomplete_size = 1 << 16
-    config.include_server_header = False
-    context = WorkerContext(None)
-    wrapped = wrap_app(app, config.wsgi_max_body_size, None)
+    config, context = _config(limits), WorkerContext(None)
+    wrapped = wrap_app(_entry(app), config.wsgi_max_body_size, "asgi")
     room = trio.Semaphore(limits.max_connections)
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -98,6 +143,8 @@ async def serve_api(
             connection = _Connection(wrapped, config, context, {}, stream)  # type: ignore[arg-type]  # plain TCP is fine too
             connection.write_timeout = limits.write_timeout
             await connection.run()
+        except* Exception as group:  # noqa: BLE001  # a connection's rim: it must not take the others with it
+            _report(group)
         finally:
             stream.socket.close()  # hypercorn's own close does not get there when it is cancelled
             room.release()
@@ -106,13 +153,14 @@ async def serve_api(
         while True:
             await room.acquire()
             try:
-                stream = await listener.accept()
+                stream = await _accept(listener)
             except BaseException:
                 room.release()
                 raise
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # the kernel's own limit on unacknowledged data, a second belt
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.write_timeout * 1000))
-            connections.start_soon(_contained, handle, stream)
+                with suppress(OSError):  # the client has gone again
+                    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.write_timeout * 1000))
+            connections.start_soon(handle, stream)
 
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
@@ -125,9 +173,52 @@ async def serve_api(
         connections.cancel_scope.deadline = trio.current_time() + limits.graceful_timeout
 
 
-async def _contained(handle: Any, stream: trio.SocketStream) -> None:  # noqa: ANN401
-    """Keep a broken connection from taking the others with it."""
-    try:
-        await handle(stream)
-    except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, AssertionError, RuntimeError):
-        pass  # hypercorn's state machine objects when a client vanishes in the middle of an exchange
+def _config(limits: ServingLimits) -> Config:
+    config = Config()
+    config.keep_alive_timeout = limits.keep_alive_timeout
+    config.keep_alive_max_requests = 1_000_000
+    config.h11_max_incomplete_size = 1 << 16
+    config.include_server_header = False
+    config.errorlog = logging.getLogger("hypercorn.error")  # its records go where all go, in our format
+    return config
+
+
+async def _accept(listener: trio.SocketListener) -> trio.SocketStream:
+    """Accept, and wait while the process or the system has no descriptor left: connections that end will free one."""
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            _log.warning("cannot accept connections", error=str(error))
+            await trio.sleep(_EXHAUSTED_PAUSE)
+
+
+def _entry(app: QuartTrio) -> Any:  # noqa: ANN401  # an ASGI callable
+    """Let through what the application expects: HTTP requests, each with a path.
+
+    Quart fails on a target without one (`?x`, `http://[`), which is taken for `/`. There are no WebSockets here, and the
+    application's guards and error replies are for requests, so an attempt to open one is refused before them.
+    """
+
+    async def entry(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})  # hypercorn answers 403
+            return
+        if not scope["path"].startswith("/"):
+            try:
+                scope["path"] = urlsplit(scope["path"]).path or "/"
+            except ValueError:
+                scope["path"] = "/"
+        await app(scope, receive, send)
+
+    return entry
+
+
+def _report(group: ExceptionGroup) -> None:
+    """Log what broke a connection: lost ones are everyday, anything else is worth a look."""
+    lost = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, h11.LocalProtocolError)
+    _, odd = group.split(lost)
+    if odd is not None:
+        _log.warning("a connection ended badly", exc_info=odd)

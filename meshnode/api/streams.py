@@ -6,6 +6,7 @@ hypercorn writes some 16,000 chunks a second on one core, so a stream that is be
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import msgspec
+import trio
 from quart import Response
 
 from meshnode.api.failures import failure_body, failure_of
@@ -13,9 +14,11 @@ from meshnode.api.ports import Events
 from meshnode.errors import MeshnodeError
 from meshnode.types.generation import GenerationEvent
 
-__all__ = ["DONE", "event_lines", "event_stream", "sse"]
+__all__ = ["DONE", "HEARTBEAT", "event_lines", "event_stream", "sse"]
 
 DONE = b"data: [DONE]\n\n"
+HEARTBEAT = b": waiting\n\n"
+"""A comment, which every client of server-sent events skips, so that no proxy takes a long queue or prompt for a dead line."""
 
 
 def sse(value: object) -> bytes:
@@ -24,23 +27,32 @@ def sse(value: object) -> bytes:
 
 
 async def event_lines(
-    events: Events, encode: Callable[[int, GenerationEvent], bytes], last: Callable[[], bytes]
+    events: Events,
+    encode: Callable[[int, GenerationEvent], bytes],
+    last: Callable[[], bytes],
+    *,
+    opening: bytes,
+    heartbeat: float,
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the body: `encode` of each event, several joined when several wait, and `last` at a good end.
+    """Yield the body: `opening`, `encode` of each event, several joined when several wait, and `last` at a good end.
 
-    A failure after the head has been sent becomes an error event, and nothing that looks like a natural end follows it.
+    When nothing comes for `heartbeat` seconds, a comment does. A failure after the head has been sent becomes an error
+    event, and nothing that looks like a natural end follows it.
     """
+    yield opening
     try:
-        async for index, event in events:
-            body = encode(index, event)
-            for other, more in events.waiting():
-                body += encode(other, more)
-            if body:
-                yield body
+        while True:
+            with trio.move_on_after(heartbeat) as silence:  # giving up the wait loses no event
+                index, event = await anext(events)
+            if silence.cancelled_caught:
+                yield HEARTBEAT
+            else:
+                lines = [encode(index, event), *(encode(other, more) for other, more in events.waiting())]
+                yield b"".join(lines)
+    except StopAsyncIteration:
+        yield last()
     except MeshnodeError as error:
         yield b"data: " + failure_body(failure_of(error)) + b"\n\n"
-        return
-    yield last()
 
 
 def event_stream(body: AsyncIterator[bytes], headers: dict[str, str]) -> Response:

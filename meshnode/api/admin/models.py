@@ -1,0 +1,40 @@
+"""/api/admin/models: list, add, remove."""
+
+import msgspec
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from meshnode.api.bodies import read_json
+from meshnode.api.ports import ApiDependencies
+from meshnode.api.replies import json_reply
+from meshnode.errors import UnknownModel
+
+__all__ = ["AddModel", "add_model_routes"]
+
+
+class AddModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST: which model, and which of its blocks (`START:END`, all of them if null)."""
+
+    reference: str
+    blocks: str | None = None
+
+
+def add_model_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
+    """Add the routes."""
+
+    @app.get("/api/admin/models")
+    async def admin_list_models() -> Response:
+        return json_reply({"models": dependencies.models()})
+
+    @app.post("/api/admin/models")
+    async def admin_add_model() -> Response:
+        body = await read_json(request, AddModel, timeout=dependencies.body_timeout)
+        return json_reply({"name": await dependencies.admin.add(body.reference, body.blocks)}, 201)
+
+    @app.delete("/api/admin/models/<path:name>")
+    async def admin_remove_model(name: str) -> Response:
+        if not any(name in (model.name, model.id, *model.aliases) for model in dependencies.models()):
+            names = ", ".join(model.name for model in dependencies.models()) or "none"
+            raise UnknownModel(f"there is no model {name!r}; there are: {names}", param="name")
+        await dependencies.admin.remove(name)
+        return json_reply({"removed": name})
