@@ -15,8 +15,10 @@ __all__ = ["available_bytes", "cache_budget", "physical_cores", "weight_bytes"]
 
 _FOUR_BITS = frozenset({"Q4_0", "Q4_1", "Q4_K"})
 _PLAIN = frozenset({"F32", "F16", "BF16"})
-_SCRATCH = 8 * 4096
-"""Bytes per column while a matrix is packed: 4096 rows at a time, twice as int32 (`engine.layers`)."""
+_FOUR_BIT_SCRATCH = 8 * 4096
+"""Bytes per column while a 4-bit matrix is packed: 4096 rows at a time, twice as int32 (`engine.layers`)."""
+_EIGHT_BIT_SCRATCH = 12
+"""Bytes per value while an 8-bit matrix is packed, which is done whole (measured: 340 MB for a head of 49152 x 576)."""
 _UNLIMITED = 1 << 60  # version 1 of control groups writes "no limit" as a number near 2**63
 
 
@@ -38,8 +40,8 @@ def weight_bytes(spec: StageSpec) -> int:
     """
     tensors = [tensor for shard in spec.shards if shard.kind is not ShardKind.EMBEDDING for tensor in shard.tensors]
     packed = spec.device == "cpu"
-    widest = max((tensor.shape[-1] for tensor in tensors if len(tensor.shape) > 1), default=0)
-    return sum(_in_memory(tensor, packed=packed) for tensor in tensors) + _SCRATCH * widest
+    held = sum(_in_memory(tensor, packed=packed) for tensor in tensors)
+    return held + max((_scratch(tensor) for tensor in tensors if packed), default=0)
 
 
 def cache_budget(weights: int, free: int, requested: int) -> int:
@@ -68,6 +70,14 @@ def _in_memory(tensor: TensorDescriptor, *, packed: bool) -> int:
     if not packed or tensor.ggml_type in _PLAIN or columns % 32 or rows % 16:
         return 2 * values
     return values * 5 // 8 if tensor.ggml_type in _FOUR_BITS else values * 5 // 4
+
+
+def _scratch(tensor: TensorDescriptor) -> int:
+    if len(tensor.shape) == 1 or tensor.ggml_type in _PLAIN:
+        return 0
+    if tensor.ggml_type in _FOUR_BITS:
+        return _FOUR_BIT_SCRATCH * tensor.shape[-1]
+    return _EIGHT_BIT_SCRATCH * math.prod(tensor.shape)
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:

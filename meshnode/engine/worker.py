@@ -38,6 +38,7 @@ from meshnode.errors import EngineError, MeshnodeError, WireError
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
+_REST = 2.0  # seconds
 
 
 @attrs.define(eq=False)
@@ -75,9 +76,8 @@ class _Port:
 def main(descriptor: int) -> None:
     """Serve the socket until it ends."""
     _die_with_parent()
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # a service manager's stop is for the daemon, which drains and then kills us
+    # A service manager's stop reaches all processes of the service; the daemon drains first, and then ends us.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     port = _Port(socket.socket(fileno=descriptor))
     threading.Thread(target=port.read_for_ever, name="reader", daemon=True).start()
     loading = port.questions.get()
@@ -93,11 +93,21 @@ def main(descriptor: int) -> None:
     while True:
         port.busy_since = None
         if batch.is_idle:
-            _take(port, stage, batch, port.questions.get())
+            _take(port, stage, batch, _next(port, batch))
         port.busy_since = time.monotonic()
         while not port.questions.empty():
             _take(port, stage, batch, port.questions.get())
         batch.step()
+
+
+def _next(port: _Port, batch: Batch) -> Envelope:
+    """Wait for a question. When none comes for a while and no session is left, freed memory goes back to the system."""
+    if not batch.sessions:
+        try:
+            return port.questions.get(timeout=_REST)
+        except queue.Empty:
+            _give_back_freed_memory()
+    return port.questions.get()
 
 
 def _load(port: _Port, loading: Envelope) -> StageModel:
@@ -112,6 +122,7 @@ def _load(port: _Port, loading: Envelope) -> StageModel:
         stage = StageModel.load(spec, report)
     except torch.OutOfMemoryError as error:
         raise EngineError(f"the device has too little memory for this stage: {error}") from error
+    _give_back_freed_memory()  # 160 MB of the scratch of packing, for the starter
     port.send(Envelope(loading.exchange, Ready(spec.device, stage.weight_bytes, spec.cache_bytes)))
     return stage
 
@@ -144,6 +155,13 @@ def _take(port: _Port, stage: StageModel, batch: Batch, envelope: Envelope) -> N
         port.send(Envelope(envelope.exchange, Stats(stats)))
     else:
         batch.accept(envelope)
+
+
+def _give_back_freed_memory() -> None:
+    """Return what the C library keeps of freed memory; only glibc keeps it, and only glibc can be asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _die_with_parent() -> None:
