@@ -144,7 +144,7 @@ class AcquisitionManager:
         try:
             async with self._turn(reference):
                 manifest = await self._jobs.acquire(source, reference, question.blocks)
-        except trio.Cancelled:
+        except BaseException:  # cancellation too, which may come as a group; an error is shown by whoever catches it
             self._board.forget(reference)
             raise
         self._set_trouble(manifest.id, None)

@@ -67,10 +67,9 @@ async def test_a_cancelled_import_leaves_nothing_and_can_be_asked_for_again(data
 
 
 async def test_stopping_in_the_middle_of_an_import_leaves_nothing(data, tiny):
-    async with trio.open_nursery() as nursery:
-        async with data.running() as node:
-            nursery.start_soon(node.mailbox.tell, AcquireModel(str(tiny)))
-            await node.phase("importing")
+    async with trio.open_nursery() as nursery, data.running() as node:
+        nursery.start_soon(node.mailbox.tell, AcquireModel(str(tiny)))
+        await node.phase("importing")
     assert data.files(".") == []
 
 
@@ -79,7 +78,7 @@ async def test_a_disk_that_fills_up_fails_the_import_and_keeps_what_was_there(da
     async with data.running() as node:
         kept = await node.mailbox.ask(AcquireModel(str(small)))
         before = data.files(".")
-        with pytest.raises(FileError, match="cannot write a shard to .*; free space or choose another"):
+        with pytest.raises(FileError, match=r"cannot write a shard to .*; free space or choose another"):
             await node.mailbox.ask(AcquireModel(str(tiny)))
         assert data.files(".") == before
         assert node.catalog.manifests() == (kept,)
