@@ -68,7 +68,7 @@ class ModelViews:
 
     def _detail(self, manifest: ModelManifest, loaded: LoadedModel | None) -> str:
         if loaded is not None:
-            return "" if loaded.is_ready else "loading"
+            return "" if loaded.is_ready else loaded.problem or "loading"
         held, shards = len(self.catalog.held(manifest.id)), len({shard.id for shard in manifest.shards})
         return "not loaded; the first request loads it" if held == shards else f"{held} of {shards} shards are here"
 

@@ -38,15 +38,17 @@ class Int8Linear:
         spans = [(matrix, *span) for matrix in matrices for span in matrix.spans()]
         largest = torch.stack([matrix.values(start, end).abs().amax(0) for matrix, start, end in spans]).amax(0)
         column = torch.where(largest > 0, largest, torch.ones_like(largest)).sqrt()
-        codes, scales = [], []
+        codes, scales, sums = [], [], []
         for matrix, start, end in spans:
             values = matrix.values(start, end) / column
             scale = values.abs().amax(1) / 127
             scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-            codes.append((values / scale[:, None]).round_().to(torch.int8))
+            codes.append(values.div_(scale[:, None]).round_().to(torch.int8))
             scales.append(scale)
+            sums.append(codes[-1].sum(1, dtype=torch.int32))  # by span: the sum widens what it reads to int32 first
         stacked, scale = torch.cat(codes), torch.cat(scales)
-        shift = 128 * scale * stacked.sum(1, dtype=torch.int32)
+        codes.clear()
+        shift = 128 * scale * torch.cat(sums)
         packed = torch.ops.onednn.qlinear_prepack(stacked, [2, stacked.shape[1]])
         return cls(packed, scale, torch.zeros(len(scale), dtype=torch.int32), column, shift)
 
