@@ -10,7 +10,9 @@ from pathlib import Path
 
 import attrs
 
+from meshnode.config.paths import DataPaths, default_data_dir
 from meshnode.config.schema import NodeConfig
+from meshnode.config.values import as_type
 from meshnode.errors import ConfigError
 
 __all__ = ["FLAG_VARIABLES", "LoadedConfig", "Origin", "OriginKind", "convert", "known_keys", "load_config"]
@@ -26,17 +28,13 @@ FLAG_VARIABLES: typing.Final[Mapping[str, str]] = types.MappingProxyType(
         "MESHNODE_THREADS": "engine.threads",
         "MESHNODE_DEVICE": "engine.device",
         "MESHNODE_LOG_LEVEL": "log.level",
+        "MESHNODE_JSON": "cli.json",
     }
 )
-"""Short environment names, one per flag of `meshnode run`. `MESHNODE_NO_BROWSER` is handled beside them."""
+"""Short environment names of flags. `MESHNODE_NO_BROWSER` is handled beside them."""
 
 _RESERVED = frozenset({"MESHNODE_NO_BROWSER"})
-_ELSEWHERE = (
-    "MESHNODE_CHAT_",
-    "MESHNODE_STARTER_WHEEL",
-)  # read by `meshnode chat` and by the starter source; no settings
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
+_ELSEWHERE = frozenset({"MESHNODE_STARTER_WHEEL"})  # read by the starter source; no setting
 
 
 class OriginKind(enum.Enum):
@@ -61,10 +59,11 @@ class Origin:
 
 @attrs.frozen
 class LoadedConfig:
-    """A complete configuration, and the origin of every value by key (`section.field`)."""
+    """A complete configuration, the origin of every value by key (`section.field`), and the file that was looked for."""
 
     config: NodeConfig
     origins: dict[str, Origin]
+    file: Path
 
 
 _Layer: typing.TypeAlias = dict[str, tuple[object, Origin]]
@@ -83,73 +82,32 @@ def known_keys() -> dict[str, typing.Any]:
 
 def convert(key: str, value: object, origin: Origin) -> object:
     """Return `value` as the type of setting `key`. Raises ConfigError naming key and origin."""
-    wanted = known_keys()[key]
-    text = isinstance(value, str)
-    if value is None and wanted == str | None:
-        return None
-    if wanted is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
-            return value.lower() in _TRUE
-        expected = "true or false"
-    elif wanted is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
-            return int(value)
-        expected = "a whole number"
-    elif wanted is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        try:
-            return float(str(value)) if text else _refuse(key, value, origin, "a number")
-        except ValueError:
-            expected = "a number"
-    elif wanted is Path:
-        if isinstance(value, str | Path) and str(value):
-            return Path(value).expanduser().absolute()
-        expected = "a path"
-    elif wanted == tuple[str, ...]:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        expected = "a list of strings"
-    elif wanted == dict[str, str]:
-        if isinstance(value, str):
-            pairs = [part.partition("=") for part in value.split(",") if part.strip()]
-            if all(equals and name.strip() and target.strip() for name, equals, target in pairs):
-                return {name.strip(): target.strip() for name, _, target in pairs}
-        elif isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values()):
-            return dict(value)
-        expected = "a table of strings (name=value,name=value in a variable)"
-    else:
-        if isinstance(value, str):
-            return value
-        expected = "a string"
-    return _refuse(key, value, origin, expected)
+    try:
+        return as_type(known_keys()[key], value)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error} (from {origin})") from error
 
 
 def load_config(*, flags: Mapping[str, object], env: Mapping[str, str], file: Path | None) -> LoadedConfig:
     """Combine the four sources. `flags` is keyed by `section.field`; a value of None means not given.
 
-    With `file` None the file is `config.toml` in the data folder that flags and environment name. A file that does
-    not exist is an empty one. Raises ConfigError naming the key and where the bad value came from.
+    With `file` None the file is `config.toml` in the data folder that flags and environment name, or in the default
+    one; `node.data_dir` in it moves everything else elsewhere. A file that does not exist is an empty one. Raises
+    ConfigError naming the key and where the bad value came from.
     """
     above = [_from_environment(env), _from_flags(flags)]
     if file is None:
         chosen = [layer["node.data_dir"][0] for layer in above if "node.data_dir" in layer]
-        data_dir = chosen[-1] if chosen else NodeConfig().node.data_dir
+        data_dir = chosen[-1] if chosen else default_data_dir()
         assert isinstance(data_dir, Path)
-        file = data_dir / "config.toml"
+        file = DataPaths(data_dir).config_file
     layers = [_from_file(file), *above]
     values: dict[str, object] = {}
     origins = dict.fromkeys(known_keys(), Origin(OriginKind.DEFAULT))
     for layer in layers:
         for key, (value, origin) in layer.items():
             values[key], origins[key] = value, origin
-    return LoadedConfig(_build(values, origins), origins)
+    return LoadedConfig(_build(values, origins), origins, file)
 
 
 def _build(values: Mapping[str, object], origins: Mapping[str, Origin]) -> NodeConfig:
@@ -194,7 +152,7 @@ def _from_environment(env: Mapping[str, str]) -> _Layer:
     names = long_names | dict(FLAG_VARIABLES)
     layer: _Layer = {}
     for variable, text in sorted(env.items()):
-        if not variable.startswith("MESHNODE_") or variable.startswith(_ELSEWHERE):
+        if not variable.startswith("MESHNODE_") or variable in _ELSEWHERE:
             continue
         origin = Origin(OriginKind.ENVIRONMENT, variable)
         if variable == "MESHNODE_NO_BROWSER":
@@ -218,7 +176,7 @@ def _from_flags(flags: Mapping[str, object]) -> _Layer:
     flag_names["api.open_browser"] = "--no-browser"
     layer: _Layer = {}
     for key, value in flags.items():
-        origin = Origin(OriginKind.FLAG, flag_names.get(key, key))
+        origin = Origin(OriginKind.FLAG, flag_names.get(key, "--" + key.partition(".")[2].replace("_", "-")))
         _check_known(key, origin)
         if value is not None:
             layer[key] = (convert(key, value, origin), origin)
@@ -234,7 +192,3 @@ def _check_known(key: str, origin: Origin) -> None:
 def _hint(name: str, candidates: list[str]) -> str:
     close = difflib.get_close_matches(name, candidates, n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _refuse(key: str, value: object, origin: Origin, expected: str) -> typing.NoReturn:
-    raise ConfigError(f"{key}: must be {expected}, not {value!r} (from {origin})")

@@ -9,11 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from attrs.validators import optional
 
 from meshnode.config.paths import default_data_dir
 from meshnode.types.blocks import BlockRange
 
-__all__ = ["ApiConfig", "EngineConfig", "InferenceConfig", "LogConfig", "ModelsConfig", "NodeConfig", "NodeSection"]
+__all__ = [
+    "ApiConfig",
+    "ChatConfig",
+    "CommandLineConfig",
+    "EngineConfig",
+    "InferenceConfig",
+    "LogConfig",
+    "ModelsConfig",
+    "NodeConfig",
+    "NodeSection",
+]
 
 _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -106,6 +117,24 @@ class LogConfig:
 
 
 @attrs.frozen
+class ChatConfig:
+    """What `meshnode chat` asks for; whatever is not set is left to the node."""
+
+    model: str | None = None  # name or alias; unset: the first one loaded
+    system: str | None = None  # the system message
+    temperature: float | None = attrs.field(default=None, validator=optional(_between(0, 2)))
+    max_tokens: int | None = attrs.field(default=None, validator=optional(_between(1, 1 << 24)))  # tokens of an answer
+    seed: int | None = attrs.field(default=None, validator=optional(_between(-(1 << 63), (1 << 63) - 1)))
+
+
+@attrs.frozen
+class CommandLineConfig:
+    """The commands themselves."""
+
+    json: bool = False  # print JSON for programs, as --json does
+
+
+@attrs.frozen
 class NodeConfig:
     """All settings of a node."""
 
@@ -115,3 +144,5 @@ class NodeConfig:
     models: ModelsConfig = attrs.field(factory=ModelsConfig)
     inference: InferenceConfig = attrs.field(factory=InferenceConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
+    chat: ChatConfig = attrs.field(factory=ChatConfig)
+    cli: CommandLineConfig = attrs.field(factory=CommandLineConfig)

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
-from meshnode.config import load_config
+from meshnode.config import default_data_dir, load_config
+from meshnode.config.loading import known_keys
 from meshnode.errors import ConfigError
 
 
@@ -63,3 +66,32 @@ def test_variables_have_list_table_and_negated_forms(tmp_path):
     assert config.models.names == ("a", "b")
     assert config.models.aliases == {"x": "y"}
     assert config.api.open_browser is False
+
+
+def test_every_setting_has_a_variable_of_its_own(tmp_path):
+    written = {bool: "true", int: "1", float: "1", str: "cpu", Path: "/x", tuple[str, ...]: "a", dict[str, str]: "a=b"}
+    special = {"models.blocks": "0:1", "log.level": "info", "log.format": "json", "api.body_limit_bytes": "2048"}
+    for key, wanted in known_keys().items():
+        plain = wanted if wanted in written else next(kind for kind in written if wanted == kind | None)
+        variable = "MESHNODE_" + key.replace(".", "_").upper()
+        loaded = load_config(flags={}, env={variable: special.get(key, written[plain])}, file=tmp_path / "none")
+        assert str(loaded.origins[key]) == f"environment {variable}"
+
+
+def test_the_file_in_the_default_folder_can_move_the_data_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    default_data_dir().mkdir()
+    (default_data_dir() / "config.toml").write_text("[node]\ndata_dir = '/big'\n")
+    loaded = load_config(flags={}, env={}, file=None)
+    assert loaded.config.node.data_dir == Path("/big")
+    assert loaded.file == default_data_dir() / "config.toml"
+
+
+def test_a_variable_of_another_part_is_left_alone(tmp_path):
+    load_config(flags={}, env={"MESHNODE_STARTER_WHEEL": "x", "HOME": "y"}, file=tmp_path / "none")
+
+
+@pytest.mark.parametrize(("key", "flag"), [("api.port", "--port"), ("chat.max_tokens", "--max-tokens")])
+def test_an_error_names_the_flag(tmp_path, key, flag):
+    with pytest.raises(ConfigError, match=f"{key}: .*\\(from flag {flag}\\)"):
+        load_config(flags={key: "x"}, env={}, file=tmp_path / "none")
