@@ -35,6 +35,7 @@ class Loaded:
     is_ready: bool
     executor: Executor
     spec: Spec = attrs.field(factory=Spec)
+    problem: str | None = None
 
 
 @pytest.fixture
@@ -62,6 +63,9 @@ async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
     assert views.served()[0].detail == "not loaded; the first request loads it"
     channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=False, executor=Executor(0))})
     assert (views.served()[0].loaded, views.served()[0].detail) == (False, "loading")
+    refused = Loaded(entry.manifest, is_ready=False, executor=Executor(0), problem="too little memory")
+    channels.loaded.set({entry.manifest.id: refused})
+    assert views.served()[0].detail == "too little memory"
     channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True, executor=Executor(1))})
     assert (views.served()[0].loaded, views.served()[0].detail) == (True, "")
 
