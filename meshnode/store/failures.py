@@ -32,7 +32,7 @@ def explain(error: Exception, path: Path) -> StoreError:
     said = str(error)
     if isinstance(error, OSError) and error.errno in _FULL:
         said = "no space left: " + said
-    lowered = said.lower()
+    lowered = said.replace(str(path), "").lower()  # a folder may be called anything, "closed" too
     for words, sentence in _SENTENCES:
         if any(word in lowered for word in words):
             return StoreError(f"the store in {path} {sentence} ({said})")

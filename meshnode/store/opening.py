@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import trio
+
 from meshnode.errors import StoreError
 from meshnode.flow.lanes import Lanes
 from meshnode.store.protocol import KeyValueStore
@@ -17,13 +19,15 @@ async def open_store(path: Path, lanes: Lanes) -> AsyncIterator[KeyValueStore]:
     """Open or create the store in folder `path`: LevelDB where plyvel is installed, else SQLite.
 
     Raises StoreError when another process has it, or the folder cannot be written, or was made by a back end that is
-    not installed here. Cancellation waits for the opening; the store is closed when the context ends.
+    not installed here. Cancellation waits for the opening. The store is closed when the context ends, after the writes
+    that are under way.
     """
     store = await lanes.run("store", _open, path, lanes)
     try:
         yield store
     finally:
-        store.close()
+        with trio.CancelScope(shield=True):  # bounded: it writes out what is there, which may take some disk time
+            await lanes.run("store", store.close)
 
 
 def _open(path: Path, lanes: Lanes) -> KeyValueStore:

@@ -1,5 +1,6 @@
 """One suite over every back end: what is true of one must be true of all."""
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -10,11 +11,14 @@ import pytest
 
 from meshnode.errors import StoreError
 from meshnode.flow.lanes import Lanes
-from meshnode.store.leveldb import LevelStore
 from meshnode.store.memory import MemoryStore
 from meshnode.store.sqlite import SqliteStore
 
-ON_DISK = [LevelStore, SqliteStore]
+ON_DISK = [SqliteStore]
+if importlib.util.find_spec("plyvel"):
+    from meshnode.store.leveldb import LevelStore
+
+    ON_DISK.append(LevelStore)
 BACK_ENDS = [*ON_DISK, MemoryStore]
 
 
@@ -134,19 +138,17 @@ async def test_what_was_committed_is_there_after_reopening(back_end, tmp_path):
 
 
 PRELUDE = """
-import resource, signal, sys, trio
+import importlib, resource, signal, sys, trio
 from pathlib import Path
 from meshnode.errors import StoreError
 from meshnode.flow.lanes import Lanes
-from meshnode.store.leveldb import LevelStore
-from meshnode.store.sqlite import SqliteStore
-back_end, path = globals()[sys.argv[1]], Path(sys.argv[2])
+back_end, path = getattr(importlib.import_module(sys.argv[1]), sys.argv[2]), Path(sys.argv[3])
 """
 
 
 def in_another_process(back_end, path, body):
     script = PRELUDE + textwrap.dedent(body)
-    command = [sys.executable, "-c", script, back_end.__name__, str(path)]
+    command = [sys.executable, "-c", script, back_end.__module__, back_end.__name__, str(path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
