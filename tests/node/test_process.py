@@ -242,3 +242,35 @@ print(code, sorted({"torch", "libp2p"} & set(sys.modules)))
         check=False,
     )
     assert result.stdout == "0 []\n", result.stderr
+
+
+def test_a_node_that_is_stuck_ends_itself_with_70_and_says_where():
+    code = """
+import trio
+from meshnode.supervise.health import HealthBoard
+from meshnode.supervise.subsystem import ChildSpec
+from meshnode.supervise.supervisor import Supervisor
+from meshnode.supervise.watchdog import ShutdownWatchdog
+
+class Stubborn:
+    async def run(self, *, task_status):
+        task_status.started()
+        with trio.CancelScope(shield=True):
+            await trio.sleep_forever()
+
+    async def drain(self):
+        pass
+
+async def main():
+    spec = ChildSpec("Stubborn", Stubborn, stop_timeout=0.1)
+    supervisor = Supervisor([spec], health=HealthBoard(), watchdog=ShutdownWatchdog(seconds=0.5))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        supervisor.request_stop()
+
+trio.run(main)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 70
+    assert "still running 0.5 s after it began to stop" in result.stderr
+    assert "Stubborn.run" in result.stderr

