@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import trio
@@ -15,15 +16,18 @@ import trio
 __all__ = ["STUCK_EXIT_CODE", "ShutdownWatchdog", "task_tree", "thread_stacks"]
 
 STUCK_EXIT_CODE = 70  # EX_SOFTWARE
+_TRIO = str(Path(trio.__file__).parent)
 
 
 def task_tree(root: trio.lowlevel.Task | None) -> str:
-    """Return the tasks below `root`, one per line, indented by nursery depth, each with its innermost frame."""
+    """Return the tasks below `root`, one per line, indented by nursery depth, each with its innermost frame above trio's."""
     lines: list[str] = []
 
     def walk(task: trio.lowlevel.Task, depth: int) -> None:
-        frames = [f"{frame.f_code.co_filename}:{line}" for frame, line in task.iter_await_frames()]
-        lines.append(f"{'  ' * depth}{task.name}  at {frames[-1] if frames else '?'}")
+        frames = list(task.iter_await_frames())
+        ours = [(frame.f_code, line) for frame, line in frames if not frame.f_code.co_filename.startswith(_TRIO)]
+        at = f"  in {ours[-1][0].co_qualname}, {ours[-1][0].co_filename}:{ours[-1][1]}" if ours else ""
+        lines.append(f"{'  ' * depth}{task.name}{at}")
         for nursery in list(task.child_nurseries):
             for child in list(nursery.child_tasks):
                 walk(child, depth + 1)
