@@ -1,5 +1,7 @@
 """An independent float32 llama, written plainly: the oracle of the engine's tests."""
 
+import functools
+
 import gguf
 import torch
 
@@ -8,14 +10,21 @@ __all__ = ["reference"]
 F = torch.nn.functional
 
 
-def reference(path, tokens):
-    """An independent float32 llama, written plainly: the oracle of these tests."""
+@functools.lru_cache(maxsize=1)
+def _load(path):
     reader = gguf.GGUFReader(path)
     weights = {
         tensor.name: torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype("float32"))
         for tensor in reader.tensors
     }
-    field = {name: value.contents() for name, value in reader.fields.items()}
+    return weights, {
+        name: value.contents() for name, value in reader.fields.items() if not name.startswith("tokenizer.")
+    }
+
+
+def reference(path, tokens):
+    """Return the logits of every position, float32 [n, vocabulary]."""
+    weights, field = _load(path)
     heads, kv_heads = field["llama.attention.head_count"], field["llama.attention.head_count_kv"]
     size = field["llama.rope.dimension_count"]
     frequencies = field["llama.rope.freq_base"] ** (-torch.arange(0, size, 2).float() / size)
