@@ -125,9 +125,8 @@ class Letters(Generic[Q, R]):
 
     def refuse_taken(self, reason: str) -> None:
         """Refuse every letter that was handed out and not settled."""
-        for (
-            letter
-        ) in self._taken:  # each its own error: tasks that raise the same one write into each other's traceback
+        for letter in self._taken:
+            # Each its own error: tasks that raise the same one write into each other's traceback.
             letter.refuse(Unavailable(reason))
 
 
