@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from meshnode.cli.client import read_api_key
+from meshnode.cli.address import read_api_key
 from meshnode.cli.options import data_dir_option, json_option, settings
 from meshnode.cli.printing import print_json
 from meshnode.config.paths import DataPaths
@@ -15,7 +15,7 @@ __all__ = ["token"]
 @click.command()
 @data_dir_option
 @json_option
-def token(*, data_dir: Path | None, as_json: bool) -> None:
+def token(*, data_dir: Path | None, as_json: bool | None) -> None:
     """Print the key that clients of the HTTP API must send. Keep it secret.
 
     \b
@@ -23,8 +23,9 @@ def token(*, data_dir: Path | None, as_json: bool) -> None:
       meshnode token
       export OPENAI_BASE_URL=http://127.0.0.1:8800/v1 OPENAI_API_KEY=$(meshnode token)
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
-    key = read_api_key(DataPaths(settings(data_dir).config.node.data_dir))
-    if as_json:
+    config = settings(data_dir, as_json=as_json).config
+    key = read_api_key(DataPaths(config.node.data_dir))
+    if config.cli.json:
         print_json({"token": key})
     else:
         click.echo(key)

@@ -2,15 +2,16 @@
 
 import sys
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 
-from meshnode.cli.client import Client, locate
-from meshnode.cli.failures import CommandFailed
+from meshnode.cli.address import locate
+from meshnode.cli.client import Client
+from meshnode.cli.failures import CommandFailed, NodeDown
 from meshnode.cli.options import json_option, node_options, settings
 from meshnode.cli.printing import print_json, printable
 
@@ -68,25 +69,17 @@ class _Conversation:
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option(
-    "--model", envvar="MESHNODE_CHAT_MODEL", show_envvar=True, help="Model to ask; the first one loaded unless told."
-)
-@click.option("--system", envvar="MESHNODE_CHAT_SYSTEM", show_envvar=True, help="System message.")
+@click.option("--model", help="Model to ask; the first one loaded unless told.  [env: MESHNODE_CHAT_MODEL]")
+@click.option("--system", help="System message.  [env: MESHNODE_CHAT_SYSTEM]")
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 2),
-    envvar="MESHNODE_CHAT_TEMPERATURE",
-    show_envvar=True,
-    help="0 always takes the likeliest word.",
+    help="0 always takes the likeliest word.  [env: MESHNODE_CHAT_TEMPERATURE]",
 )
 @click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    envvar="MESHNODE_CHAT_MAX_TOKENS",
-    show_envvar=True,
-    help="Longest answer, in tokens.",
+    "--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.  [env: MESHNODE_CHAT_MAX_TOKENS]"
 )
-@click.option("--seed", type=int, envvar="MESHNODE_CHAT_SEED", show_envvar=True, help="Same seed, same answer.")
+@click.option("--seed", type=int, help="Same seed, same answer.  [env: MESHNODE_CHAT_SEED]")
 @node_options
 @json_option
 def chat(
@@ -99,7 +92,7 @@ def chat(
     seed: int | None,
     data_dir: Path | None,
     port: int | None,
-    as_json: bool,
+    as_json: bool | None,
 ) -> None:
     """Talk to a model of the running node.
 
@@ -113,24 +106,37 @@ def chat(
       git diff | meshnode chat --system "Write a commit message for this diff."
       meshnode chat --json --seed 1 "Roll a die" | jq -r .text
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
-    interactive = prompt is None and sys.stdin.isatty()
-    if interactive and as_json:
+    prompt = _prompt(prompt)
+    if prompt is None and as_json:
         raise click.UsageError("--json needs a PROMPT, or text on standard input")
-    if prompt is None and not interactive:
-        prompt = sys.stdin.read()
-    if prompt is not None and not prompt.strip():
-        raise click.UsageError("the prompt is empty")
-    loaded = settings(data_dir, port)
+    given = {"model": model, "system": system, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    loaded = settings(data_dir, port, as_json, **{f"chat_{name}": value for name, value in given.items()})
     with Client(locate(loaded)) as client:
-        given = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-        fixed: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+        asked = loaded.config.chat
+        sampling = {"temperature": asked.temperature, "max_tokens": asked.max_tokens, "seed": asked.seed}
+        fixed: dict[str, object] = {name: value for name, value in sampling.items() if value is not None}
         silence = loaded.config.inference.request_timeout + _SILENCE_BEYOND_TIMEOUT
-        conversation = _Conversation(client, model or _first_model(client), fixed, silence)
-        messages = [{"role": "system", "content": system}] if system else []
+        conversation = _Conversation(client, asked.model or _first_model(client), fixed, silence)
+        messages = [{"role": "system", "content": asked.system}] if asked.system else []
         if prompt is None:
             _converse(conversation, messages)
         else:
-            _answer_once(conversation, [*messages, {"role": "user", "content": prompt}], as_json=as_json)
+            messages.append({"role": "user", "content": prompt})
+            _answer_once(conversation, messages, as_json=loaded.config.cli.json)
+
+
+def _prompt(argument: str | None) -> str | None:
+    """Return the question: the argument, or what is piped in; None on a terminal, where a conversation begins."""
+    if argument is None and sys.stdin.isatty():
+        return None
+    try:
+        prompt = argument if argument is not None else sys.stdin.read()
+        prompt.encode()  # an argument that is not UTF-8 only fails here
+    except UnicodeError as error:
+        raise click.UsageError("the prompt is not UTF-8 text") from error
+    if not prompt.strip():
+        raise click.UsageError("the prompt is empty")
+    return prompt
 
 
 def _first_model(client: Client) -> str:
@@ -156,15 +162,19 @@ def _answer_once(conversation: _Conversation, messages: list[dict[str, str]], *,
 
 
 def _converse(conversation: _Conversation, messages: list[dict[str, str]]) -> None:
-    import readline  # noqa: F401  # gives input() line editing
-
+    with suppress(ImportError):
+        import readline  # noqa: F401  # gives input() line editing
     click.echo(f"{conversation.model}: Ctrl-C stops an answer, Ctrl-D ends.", err=True)
     while True:
         try:
             line = input("> ")
+            line.encode()  # some terminals hide what is not UTF-8 until here
         except (EOFError, KeyboardInterrupt):
             click.echo()
             return
+        except UnicodeError:
+            click.echo("meshnode: that is not UTF-8 text", err=True)
+            continue
         if not line.strip():
             continue
         asked = [*messages, {"role": "user", "content": line}]
@@ -172,6 +182,11 @@ def _converse(conversation: _Conversation, messages: list[dict[str, str]]) -> No
             answer = conversation.ask(asked, show=True)
         except KeyboardInterrupt:
             click.echo("\n(stopped; the question is forgotten)", err=True)
+            continue
+        except NodeDown:
+            raise
+        except CommandFailed as error:
+            click.echo(f"\nmeshnode: {error} (the question is forgotten)", err=True)
             continue
         click.echo()
         messages = [*asked, {"role": "assistant", "content": answer.text}]

@@ -1,4 +1,4 @@
-"""The HTTP client of a running node: finds it, carries the key, and turns failures into sentences."""
+"""The HTTP client of a running node: carries the key, and turns failures into sentences."""
 
 import json
 from collections.abc import Generator, Iterator, Mapping
@@ -7,67 +7,15 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-import attrs
 import httpx
 
+from meshnode.cli.address import Address, read_api_key
 from meshnode.cli.failures import CommandFailed, NodeDown
-from meshnode.config.loading import LoadedConfig, OriginKind
-from meshnode.config.paths import DataPaths
 
-__all__ = ["Address", "Client", "locate", "read_api_key"]
+__all__ = ["Client"]
 
 _CONNECT_TIMEOUT = 5.0  # seconds
 _ANSWER_TIMEOUT = 30.0  # seconds a node may take for an ordinary answer
-
-
-@attrs.frozen
-class Address:
-    """Where a node is, and where its key is kept."""
-
-    host: str
-    port: int
-    paths: DataPaths
-
-    @property
-    def url(self) -> str:
-        """The base URL."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
-
-
-def locate(loaded: LoadedConfig) -> Address:
-    """Return the address of the node: the port that was asked for, else what the data folder says.
-
-    Raises NodeDown when neither says anything.
-    """
-    config, paths = loaded.config, DataPaths(loaded.config.node.data_dir)
-    asked = loaded.origins["api.port"].kind in (OriginKind.FLAG, OriginKind.ENVIRONMENT)
-    if asked and config.api.port:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.api.host, config.api.host)  # noqa: S104 - compared
-        return Address(host, config.api.port, paths)
-    try:
-        said = json.loads(paths.runtime_file.read_bytes())
-        return Address(str(said["host"]), int(said["port"]), paths)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NodeDown(
-            f"no node is running in {paths.root}; start one with `meshnode run`, "
-            "or say where it is with --data-dir or --port"
-        ) from error
-
-
-def read_api_key(paths: DataPaths) -> str:
-    """Return the key that the node made in its data folder. Raises CommandFailed."""
-    try:
-        key = paths.api_key.read_text(encoding="ascii").strip()
-    except FileNotFoundError as error:
-        raise CommandFailed(
-            f"there is no key in {paths.root} yet; `meshnode run` makes one at its first start"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandFailed(f"the key file {paths.api_key} cannot be read: {error}") from error
-    if not key:
-        raise CommandFailed(f"the key file {paths.api_key} is empty; start the node again to have a new key made")
-    return key
 
 
 class Client:
@@ -75,12 +23,18 @@ class Client:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._http = httpx.Client(
-            base_url=address.url,
-            headers={"Authorization": f"Bearer {read_api_key(address.paths)}"},
-            timeout=httpx.Timeout(_ANSWER_TIMEOUT, connect=_CONNECT_TIMEOUT),
-            trust_env=False,  # a proxy must not see the key
-        )
+        key = read_api_key(address.paths)
+        try:
+            self._http = httpx.Client(
+                base_url=address.url,
+                headers={"Authorization": f"Bearer {key}"},
+                timeout=httpx.Timeout(_ANSWER_TIMEOUT, connect=_CONNECT_TIMEOUT),
+                trust_env=False,  # a proxy must not see the key
+            )
+        except httpx.InvalidURL as error:
+            raise CommandFailed(
+                f"{address.url} is no address: {error}; check api.host with `meshnode config show`"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +96,7 @@ class Client:
             raise NodeDown(f"no node answers at {url}; start one with `meshnode run`") from error
         except httpx.TimeoutException as error:
             raise CommandFailed(f"the node at {url} did not answer in time; `meshnode status` may say why") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise CommandFailed(f"the connection to {url} broke before the answer was complete: {error}") from error
 
     def _refusal(self, response: httpx.Response) -> CommandFailed:

@@ -12,7 +12,6 @@ import click
 from meshnode.cli.options import data_dir_option, json_option, settings
 from meshnode.cli.printing import print_json, print_table
 from meshnode.config.loading import Origin, OriginKind, convert, known_keys, load_config
-from meshnode.config.paths import DataPaths
 from meshnode.errors import ConfigError
 
 __all__ = ["config"]
@@ -33,16 +32,16 @@ def config() -> None:
 @config.command()
 @data_dir_option
 @json_option
-def show(*, data_dir: Path | None, as_json: bool) -> None:
+def show(*, data_dir: Path | None, as_json: bool | None) -> None:
     """Print every setting, its value and where the value came from."""
-    loaded = settings(data_dir)
+    loaded = settings(data_dir, as_json=as_json)
     values: Mapping[str, Mapping[str, Any]] = attrs.asdict(loaded.config)
     rows = {
         f"{section}.{name}": (_plain(value), str(loaded.origins[f"{section}.{name}"]))
         for section, fields in values.items()
         for name, value in fields.items()
     }
-    if as_json:
+    if loaded.config.cli.json:
         print_json({key: {"value": value, "origin": origin} for key, (value, origin) in rows.items()})
     else:
         print_table(
@@ -55,21 +54,23 @@ def show(*, data_dir: Path | None, as_json: bool) -> None:
 @click.argument("value")
 @data_dir_option
 @json_option
-def set_(*, key: str, value: str, data_dir: Path | None, as_json: bool) -> None:
+def set_(*, key: str, value: str, data_dir: Path | None, as_json: bool | None) -> None:
     """Write one setting to config.toml, leaving its comments and order as they are.
 
     KEY is section.name as `config show` prints it. Lists are written a,b and
     tables name=value,name=value. A running node sees it at its next start.
     """
-    file = DataPaths(settings(data_dir).config.node.data_dir).config_file
-    if key == "node.data_dir":
-        raise ConfigError("node.data_dir: cannot be set in the file it leads to; use --data-dir or MESHNODE_DATA_DIR")
+    loaded = settings(data_dir, as_json=as_json)
+    file = loaded.file
+    above = loaded.origins["node.data_dir"]
+    if key == "node.data_dir" and above.kind in (OriginKind.FLAG, OriginKind.ENVIRONMENT):
+        raise ConfigError(f"node.data_dir: would not count in {file}, which is only read because of {above}")
     origin = Origin(OriginKind.FLAG, "config set")
     if key not in known_keys():
         load_config(flags={key: value}, env={}, file=file)  # refuses it by name, with a hint
     written = _plain(convert(key, value, origin))
     _write(file, key, written)
-    if as_json:
+    if loaded.config.cli.json:
         print_json({"key": key, "value": written, "file": str(file)})
     else:
         click.echo(f"{key} = {_text(written)} (in {file}; a running node takes it at its next start)")
@@ -79,6 +80,7 @@ def _write(file: Path, key: str, value: object) -> None:
     """Replace the file by one with the new value, unless the result would be refused at the next start."""
     import tomlkit
 
+    file = file.resolve()  # a link stays one
     section, _, name = key.partition(".")
     try:
         document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()

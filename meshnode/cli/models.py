@@ -4,17 +4,20 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshnode.cli.client import Client, locate
+from meshnode.cli.address import is_named, locate
 from meshnode.cli.failures import CommandFailed, NodeDown
 from meshnode.cli.options import json_option, node_options, settings
 from meshnode.cli.printing import print_json, print_table
 from meshnode.cli.progress import ProgressBar
-from meshnode.config.loading import LoadedConfig, OriginKind
+from meshnode.config.loading import LoadedConfig
 from meshnode.types.blocks import BlockRange
+
+if TYPE_CHECKING:
+    from meshnode.cli.client import Client
 
 __all__ = ["models"]
 
@@ -38,9 +41,9 @@ def models() -> None:
 @models.command("list")
 @node_options
 @json_option
-def list_(*, data_dir: Path | None, port: int | None, as_json: bool) -> None:
+def list_(*, data_dir: Path | None, port: int | None, as_json: bool | None) -> None:
     """List the models this node has."""
-    loaded = settings(data_dir, port)
+    loaded = settings(data_dir, port, as_json)
     client = _running(loaded)
     if client is None:
         from meshnode.node.offline import list_models
@@ -49,7 +52,7 @@ def list_(*, data_dir: Path | None, port: int | None, as_json: bool) -> None:
     else:
         with client:
             found = client.get("/api/admin/models").get("models") or []
-    if as_json:
+    if loaded.config.cli.json:
         print_json({"models": found})
     elif not found:
         click.echo("no models yet; `meshnode models add starter` fetches a small one")
@@ -59,10 +62,10 @@ def list_(*, data_dir: Path | None, port: int | None, as_json: bool) -> None:
 
 @models.command()
 @click.argument("reference")
-@click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.")
+@click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]")
 @node_options
 @json_option
-def add(*, reference: str, blocks: str | None, data_dir: Path | None, port: int | None, as_json: bool) -> None:
+def add(*, reference: str, blocks: str | None, data_dir: Path | None, port: int | None, as_json: bool | None) -> None:
     """Add a model, from REFERENCE: `starter`, a GGUF file, or a folder of safetensors.
 
     Waits until every shard is written and verified. Ctrl-C stops; what is
@@ -73,10 +76,11 @@ def add(*, reference: str, blocks: str | None, data_dir: Path | None, port: int 
             BlockRange.parse(blocks)
         except ValueError as error:
             raise click.UsageError(f"--blocks: {error}") from error
-    path = Path(reference).expanduser()
-    if path.exists() and reference != "starter":
-        reference = os.path.abspath(path)  # noqa: PTH100  # the node has another working folder; as its sources spell it
-    loaded = settings(data_dir, port)
+    path = os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # these two raise for no text at all
+    if os.path.exists(path) and reference != "starter":  # noqa: PTH110
+        reference = path  # the node has another working folder
+    loaded = settings(data_dir, port, as_json, models_blocks=blocks)
+    as_json, blocks = loaded.config.cli.json, loaded.config.models.blocks
     bar = ProgressBar(enabled=not as_json)
     client = _running(loaded)
     try:
@@ -99,9 +103,9 @@ def add(*, reference: str, blocks: str | None, data_dir: Path | None, port: int 
 @click.argument("name")
 @node_options
 @json_option
-def remove(*, name: str, data_dir: Path | None, port: int | None, as_json: bool) -> None:
+def remove(*, name: str, data_dir: Path | None, port: int | None, as_json: bool | None) -> None:
     """Remove a model and the shards that no other model uses."""
-    loaded = settings(data_dir, port)
+    loaded = settings(data_dir, port, as_json)
     client = _running(loaded)
     if client is None:
         from meshnode.node.offline import remove_model
@@ -110,26 +114,28 @@ def remove(*, name: str, data_dir: Path | None, port: int | None, as_json: bool)
     else:
         with client:
             client.delete("/api/admin/models", name)
-    if as_json:
+    if loaded.config.cli.json:
         print_json({"removed": name})
     else:
         click.echo(f"removed {name}")
 
 
-def _running(loaded: LoadedConfig) -> Client | None:
+def _running(loaded: LoadedConfig) -> "Client | None":
     """Return a client if a node answers; None if none does, unless its port was named: then that is an error."""
-    named = loaded.origins["api.port"].kind in (OriginKind.FLAG, OriginKind.ENVIRONMENT)
     try:
-        client = Client(locate(loaded))
+        address = locate(loaded)
+        from meshnode.cli.client import Client
+
+        client = Client(address)
         client.get("/api/admin/status")
     except NodeDown:  # also a runtime file that a killed node left behind; the folder's lock guards against a live one
-        if named:
+        if is_named(loaded):
             raise
         return None
     return client
 
 
-def _add_through_node(client: Client, reference: str, blocks: str | None, bar: ProgressBar) -> str:
+def _add_through_node(client: "Client", reference: str, blocks: str | None, bar: ProgressBar) -> str:
     """Ask the node, and show its progress until it answers."""
     outcome: list[Mapping[str, Any] | CommandFailed] = []
     over = threading.Event()

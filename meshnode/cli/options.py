@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-from meshnode.cli.client import Client, locate
 from meshnode.config.loading import LoadedConfig, load_config
 
-__all__ = ["connect", "data_dir_option", "json_option", "node_options", "settings"]
+__all__ = ["data_dir_option", "json_option", "node_options", "settings"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,8 +24,10 @@ def data_dir_option(function: F) -> F:
 
 
 def json_option(function: F) -> F:
-    """Add `--json`, passed on as `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)
+    """Add `--json`, passed on as `as_json`; None when it is not given, so that the settings decide."""
+    return click.option(
+        "--json", "as_json", is_flag=True, default=None, help="Print JSON for programs.  [env: MESHNODE_JSON]"
+    )(function)
 
 
 def node_options(function: F) -> F:
@@ -39,11 +40,13 @@ def node_options(function: F) -> F:
     return data_dir_option(port(function))
 
 
-def settings(data_dir: Path | None, port: int | None = None) -> LoadedConfig:
-    """Load the configuration as a node in that folder would. Raises ConfigError."""
-    return load_config(flags={"node.data_dir": data_dir, "api.port": port}, env=os.environ, file=None)
+def settings(
+    data_dir: Path | None, port: int | None = None, as_json: bool | None = None, **flags: object
+) -> LoadedConfig:
+    """Load the configuration as a node in that folder would. Raises ConfigError.
 
-
-def connect(data_dir: Path | None, port: int | None) -> Client:
-    """Return a client of the running node. Raises NodeDown when none is found."""
-    return Client(locate(settings(data_dir, port)))
+    Further flags are named `section_field`; None means not given.
+    """
+    given = {name.replace("_", ".", 1): value for name, value in flags.items()}
+    common = {"node.data_dir": data_dir, "api.port": port, "cli.json": as_json}
+    return load_config(flags=common | given, env=os.environ, file=None)

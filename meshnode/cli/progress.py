@@ -9,9 +9,19 @@ import click
 
 from meshnode.cli.printing import printable, size
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "drawn"]
 
 _WIDTH = 30  # characters
+
+
+def drawn(progress: Mapping[str, Any]) -> str:
+    """Return an acquisition's phase, share and bytes as one line of a terminal."""
+    phase, done, total = _read(progress)
+    if not total:
+        return f"{phase:<12} {size(done)}" if done else phase
+    share = min(1.0, done / total)
+    bar = "#" * round(share * _WIDTH)
+    return f"{phase:<12} [{bar:<{_WIDTH}}] {int(share * 100):3d} %  {size(done)} of {size(total)}"
 
 
 @attrs.define
@@ -26,19 +36,12 @@ class ProgressBar:
         """Draw the newest state."""
         if not self.enabled or progress.get("phase") == "failed":  # the command's error line says that
             return
-        phase, done, total = (
-            str(progress.get("phase", "")),
-            int(progress.get("done_bytes") or 0),
-            int(progress.get("total_bytes") or 0),
-        )
+        phase, _, total = _read(progress)
         if sys.stderr.isatty():
-            share = min(1.0, done / total) if total else 0.0
-            bar = "#" * round(share * _WIDTH)
-            of = f"{size(done)} of {size(total)}" if total else size(done)
-            click.echo(f"\r\x1b[K{printable(phase):<12} [{bar:<{_WIDTH}}] {of}", nl=False, err=True)
+            click.echo(f"\r\x1b[K{drawn(progress)}", nl=False, err=True)
             self._drawn = True
         elif phase != self._phase:
-            click.echo(f"{printable(phase)}" + (f" {size(total)}" if total else ""), err=True)
+            click.echo(phase + (f" {size(total)}" if total else ""), err=True)
         self._phase = phase
 
     def finish(self) -> None:
@@ -46,3 +49,8 @@ class ProgressBar:
         if self._drawn:
             click.echo(err=True)
             self._drawn = False
+
+
+def _read(progress: Mapping[str, Any]) -> tuple[str, int, int]:
+    done, total = progress.get("done_bytes"), progress.get("total_bytes")
+    return printable(str(progress.get("phase", ""))), int(done or 0), int(total or 0)

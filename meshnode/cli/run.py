@@ -1,11 +1,13 @@
 """`meshnode run`."""
 
 import os
+import sys
 from pathlib import Path
 
 import click
 
 from meshnode.cli.options import data_dir_option
+from meshnode.cli.screen import Screen
 from meshnode.config.loading import load_config
 
 __all__ = ["run"]
@@ -78,4 +80,5 @@ def run(
     loaded = load_config(flags=flags, env=os.environ, file=None)
     from meshnode.node.process import run_node
 
-    ctx.exit(run_node(loaded))
+    for_person = sys.stderr.isatty() and loaded.config.log.format != "json"
+    ctx.exit(run_node(loaded, Screen(sys.stderr, loaded) if for_person else None))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from meshnode.cli.options import connect, json_option, node_options
+from meshnode.cli.address import locate
+from meshnode.cli.options import json_option, node_options, settings
 from meshnode.cli.printing import print_json, print_tree
 
 __all__ = ["status"]
@@ -13,7 +14,7 @@ __all__ = ["status"]
 @click.command()
 @node_options
 @json_option
-def status(*, data_dir: Path | None, port: int | None, as_json: bool) -> None:
+def status(*, data_dir: Path | None, port: int | None, as_json: bool | None) -> None:
     """Show what the running node is doing: its parts, models, workers and troubles.
 
     \b
@@ -21,10 +22,14 @@ def status(*, data_dir: Path | None, port: int | None, as_json: bool) -> None:
       meshnode status
       meshnode status --json | jq .conditions
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
-    with connect(data_dir, port) as client:
+    loaded = settings(data_dir, port, as_json)
+    address = locate(loaded)
+    from meshnode.cli.client import Client  # httpx takes longer to load than it takes to see that no node runs
+
+    with Client(address) as client:
         answer = client.get("/api/admin/status")
-        if as_json:
-            print_json(answer)
-        else:
-            click.echo(f"address: {client.address.url}")
-            print_tree(answer)
+    if loaded.config.cli.json:
+        print_json(answer)
+    else:
+        click.echo(f"address: {address.url}")
+        print_tree(answer)

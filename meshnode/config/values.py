@@ -51,6 +51,7 @@ def _number(value: object) -> float:
 def _string(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError
+    value.encode()  # refuses what came from a variable or an argument that is not UTF-8
     return value
 
 
@@ -83,7 +84,7 @@ _CONVERSIONS: typing.Final[Mapping[object, tuple[typing.Callable[[object], objec
         bool: (_boolean, "true or false"),
         int: (_whole_number, "a whole number"),
         float: (_number, "a number"),
-        str: (_string, "a string"),
+        str: (_string, "UTF-8 text"),
         Path: (_path, "a path"),
         tuple[str, ...]: (_strings, "a list of strings"),
         dict[str, str]: (_table, "a table of strings (name=value,name=value outside the file)"),

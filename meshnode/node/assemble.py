@@ -46,7 +46,7 @@ class Node:
 
     supervisor: Supervisor
     health: HealthBoard
-    url: str
+    view: NodeView
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ def _connect(
         on_crash=lambda name: metrics.supervise_restarts_total.labels(subsystem=name).inc(),
         watchdog=watchdog,
     )
-    return Node(supervisor, health, url)
+    return Node(supervisor, health, view)
 
 
 def _serving_limits(config: NodeConfig) -> ServingLimits:

@@ -11,6 +11,7 @@ import trio
 from meshnode.config.loading import LoadedConfig
 from meshnode.errors import ConfigError, Fatal, StoreError
 from meshnode.node.assemble import open_node
+from meshnode.node.audience import Screen, inform
 from meshnode.node.lifecycle import run_tree
 from meshnode.node.notify import ServiceManager
 from meshnode.observe.logging import configure_logging
@@ -29,14 +30,17 @@ EXIT_INTERRUPTED = 130  # Ctrl-C in the moment before signals are listened to
 _log = structlog.get_logger(__name__)
 
 
-def run_node(loaded: LoadedConfig) -> int:
-    """Run a node until it is asked to stop, and return the exit code: 0, 64 configuration, 69 subsystem, 70 stuck or a bug."""
+def run_node(loaded: LoadedConfig, screen: Screen | None = None) -> int:
+    """Run a node until it is asked to stop, and return the exit code: 0, 64 configuration, 69 subsystem, 70 stuck or a bug.
+
+    With a `screen` a person is told how far it is.
+    """
     chosen = {"auto": None, "text": False, "json": True}[loaded.config.log.format]
-    configure_logging(loaded.config.log.level, json=chosen)
+    configure_logging(loaded.config.log.level, json=chosen, stream=None if screen is None else screen.log)
     metrics, watchdog = Metrics(), ShutdownWatchdog()
     try:
         trio.run(
-            partial(_serve, loaded, metrics=metrics, watchdog=watchdog),
+            partial(_serve, loaded, screen, metrics=metrics, watchdog=watchdog),
             instruments=[LoopStalls(metrics.supervise_loop_stalls_total)],
             restrict_keyboard_interrupt_to_checkpoints=True,
         )
@@ -50,11 +54,17 @@ def run_node(loaded: LoadedConfig) -> int:
     return 0
 
 
-async def _serve(loaded: LoadedConfig, *, metrics: Metrics, watchdog: ShutdownWatchdog) -> None:
+async def _serve(loaded: LoadedConfig, screen: Screen | None, *, metrics: Metrics, watchdog: ShutdownWatchdog) -> None:
     manager = ServiceManager.from_environment(os.environ)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with open_node(loaded, metrics=metrics, watchdog=watchdog) as node:
-            await run_tree(node.supervisor, node.health, manager, url=node.url, signals=signals)
+        async with (
+            open_node(loaded, metrics=metrics, watchdog=watchdog) as node,
+            trio.open_nursery() as nursery,
+        ):
+            if screen is not None:
+                nursery.start_soon(inform, screen, node.supervisor.started, node.view)
+            await run_tree(node.supervisor, node.health, manager, url=node.view.url, signals=signals)
+            nursery.cancel_scope.cancel()
 
 
 def exit_code_of(error: BaseException) -> int:

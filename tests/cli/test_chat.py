@@ -39,13 +39,41 @@ def test_the_prompt_is_read_from_a_pipe(answering, invoke):
     assert answering.requests[-1][2]["messages"] == [{"role": "user", "content": "from a pipe\n"}]
 
 
-def test_an_empty_prompt_is_wrong_usage(answering, invoke):
-    assert invoke("chat", input="").exit_code == 2
+@pytest.mark.parametrize("prompt", ["", " \n", b"\xff\xfe"])
+def test_an_empty_or_unreadable_prompt_is_wrong_usage(answering, invoke, prompt):
+    assert invoke("chat", input=prompt).exit_code == 2
+
+
+def test_an_argument_that_is_not_text_is_wrong_usage(answering, invoke):
+    assert invoke("chat", "\udcff").exit_code == 2
 
 
 def test_options_can_come_from_the_environment(answering, invoke):
     assert invoke("chat", "Hi", env={"MESHNODE_CHAT_MODEL": "cold", "MESHNODE_CHAT_SEED": "3"}).exit_code == 0
     assert (answering.requests[-1][2]["model"], answering.requests[-1][2]["seed"]) == ("cold", 3)
+
+
+def test_options_can_come_from_the_file_and_flags_beat_it(answering, invoke, tmp_path):
+    (tmp_path / "config.toml").write_text(
+        "[chat]\nseed = 3\ntemperature = 0.5\nsystem = 'Be kind.'\n[cli]\njson = true\n"
+    )
+    result = invoke("chat", "Hi", "--seed", "4")
+    assert json.loads(result.stdout)["text"] == "Hello\u00e9", result.stderr
+    body = answering.requests[-1][2]
+    assert (body["seed"], body["temperature"], body["messages"][0]["content"]) == (4, 0.5, "Be kind.")
+
+
+def test_a_bad_option_in_the_environment_is_a_configuration_error(answering, invoke):
+    result = invoke("chat", "Hi", env={"MESHNODE_CHAT_TEMPERATURE": "9"})
+    assert result.exit_code == 64
+    assert "MESHNODE_CHAT_TEMPERATURE" in result.stderr
+
+
+def test_json_needs_a_prompt_where_a_conversation_would_begin(answering, invoke, monkeypatch):
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True)
+    result = invoke("chat", "--json")
+    assert result.exit_code == 2
+    assert "PROMPT" in result.stderr
 
 
 @pytest.mark.parametrize("end", [[None], []], ids=["connection lost", "ended without DONE"])
@@ -87,24 +115,88 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(answering, invoke, monkeyp
     assert "Traceback" not in result.output
 
 
-def test_a_conversation_remembers_what_was_said_and_forgets_a_stopped_question(answering, monkeypatch):
+@pytest.fixture
+def converse(answering, monkeypatch):
+    """Return a function that types lines into a conversation and returns the roles of the last request."""
     from meshnode.cli import chat
-    from meshnode.cli.client import Client, locate
+    from meshnode.cli.address import locate
+    from meshnode.cli.client import Client
     from meshnode.cli.options import settings
 
-    lines = iter(["one", "", "two"])
+    def run(*lines):
+        left = iter(lines)
 
-    def typed(_):
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
+        def typed(_):
+            line = next(left, EOFError())
+            if isinstance(line, BaseException):
+                raise line
+            if callable(line):
+                line = line()
+            return line
 
-    monkeypatch.setattr("builtins.input", typed)
-    with Client(locate(settings(None))) as client:
-        chat._converse(chat._Conversation(client, "warm", {}, 5.0), [])
-    roles = [message["role"] for message in answering.requests[-1][2]["messages"]]
-    assert roles == ["user", "assistant", "user"]
+        monkeypatch.setattr("builtins.input", typed)
+        with Client(locate(settings(None))) as client:
+            chat._converse(chat._Conversation(client, "warm", {}, 5.0), [])
+        return [message["role"] for message in answering.requests[-1][2]["messages"]]
+
+    return run
+
+
+def test_a_conversation_remembers_what_was_said(converse, answering):
+    assert converse("one", "  ", "two") == ["user", "assistant", "user"]
+    assert answering.requests[-1][2]["messages"][1]["content"] == "Hello\u00e9"
+
+
+def test_a_question_that_fails_is_forgotten_and_the_conversation_goes_on(converse, answering, capsys):
+    good = answering.answers[CHAT]
+
+    def fails():
+        answering.answers[CHAT] = (503, {"error": {"message": "the queue is full"}})
+        return "refused"
+
+    def works():
+        answering.answers[CHAT] = good
+        return "again"
+
+    assert converse("one", fails, works) == ["user", "assistant", "user"]
+    assert "the queue is full" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_an_answer_and_forgets_the_question(converse, monkeypatch, capsys):
+    from meshnode.cli.chat import _Answer
+
+    take, interrupted = _Answer.take, []
+
+    def once(self, event):
+        if not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return take(self, event)
+
+    monkeypatch.setattr(_Answer, "take", once)
+    assert converse("stopped", "two") == ["user"]
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_ctrl_c_at_the_prompt_ends_the_conversation(converse):
+    assert converse("one", KeyboardInterrupt(), "never typed") == ["user"]
+
+
+def test_what_is_not_text_is_refused_and_the_conversation_goes_on(converse, capsys):
+    assert converse("\udcff", "one") == ["user"]
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_a_node_that_goes_away_ends_the_conversation(converse, answering):
+    from meshnode.cli.failures import NodeDown
+
+    def gone():
+        answering.server.shutdown()
+        answering.server.server_close()
+        return "hello?"
+
+    with pytest.raises(NodeDown, match="meshnode run"):
+        converse(gone)
 
 
 def test_a_model_cannot_steer_the_terminal():

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-HEAVY = ["torch", "libp2p", "quart", "quart_trio", "trio", "plyvel"]
+HEAVY = ["torch", "numpy", "libp2p", "quart", "quart_trio", "trio", "plyvel", "httpx", "tomlkit"]
 
 
 @pytest.mark.processes
@@ -49,6 +49,16 @@ def test_status_prints_what_the_node_says(node, invoke):
     assert "name ApiServer, state running" in text
     assert "conditions: none" in text
     assert json.loads(invoke("status", "--json").stdout)["version"] == "9.9"
+
+
+def test_json_can_be_asked_for_by_the_environment(node, invoke):
+    assert json.loads(invoke("status", env={"MESHNODE_JSON": "1"}).stdout) == {"version": "1", "models": []}
+
+
+def test_an_address_that_is_none_is_one_line(node, invoke):
+    result = invoke("status", env={"MESHNODE_HOST": "no such\thost", "MESHNODE_PORT": "1"})
+    assert result.exit_code == 1
+    assert result.stderr.startswith("meshnode: http://no such\thost:1 is no address")
 
 
 def test_no_node_names_the_next_step(invoke, tmp_path):
@@ -137,6 +147,31 @@ def test_a_local_path_is_sent_absolute(node, invoke, tmp_path, monkeypatch):
     assert ("POST", "/api/admin/models", {"reference": str(tmp_path / "m.gguf"), "blocks": None}) in node.requests
 
 
+def test_blocks_can_come_from_the_environment(node, invoke):
+    node.answers["POST", "/api/admin/models"] = (201, {"name": "smol"})
+    assert invoke("models", "add", "starter", env={"MESHNODE_BLOCKS": "0:3"}).exit_code == 0
+    assert ("POST", "/api/admin/models", {"reference": "starter", "blocks": "0:3"}) in node.requests
+
+
+def test_a_node_that_goes_away_during_an_acquisition_is_one_line(node, invoke, monkeypatch):
+    import threading
+
+    gone = threading.Event()
+
+    def vanish(_):
+        node.server.socket.close()  # nobody can connect any more
+        gone.set()
+        raise ConnectionAbortedError
+
+    node.server.handle_error = lambda *_: None
+    node.answers["POST", "/api/admin/models"] = vanish
+    monkeypatch.setattr("meshnode.cli.models._POLL", 0.01)
+    result = invoke("models", "add", "starter")
+    assert gone.is_set()
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+
+
 def test_bad_blocks_are_wrong_usage(invoke):
     assert invoke("models", "add", "starter", "--blocks", "3:1").exit_code == 2
 
@@ -160,7 +195,7 @@ def test_run_hands_the_settings_over_and_exits_with_the_node_s_code(invoke, monk
 
     got = []
     process = types.ModuleType("meshnode.node.process")
-    process.run_node = lambda loaded: got.append(loaded) or 69
+    process.run_node = lambda loaded, screen: got.append(loaded) or 69
     monkeypatch.setitem(sys.modules, "meshnode.node.process", process)
     command = "run --host 0.0.0.0 --port 0 --model a --model b --blocks 0:4 --threads 3 --device cpu --offline"
     result = invoke(*command.split(), "--log-level", "debug", "--no-browser")
@@ -177,7 +212,7 @@ def test_flags_that_were_not_given_leave_the_environment_alone(invoke, monkeypat
 
     got = []
     process = types.ModuleType("meshnode.node.process")
-    process.run_node = lambda loaded: got.append(loaded) or 0
+    process.run_node = lambda loaded, screen: got.append(loaded) or 0
     monkeypatch.setitem(sys.modules, "meshnode.node.process", process)
     env = {"MESHNODE_OFFLINE": "1", "MESHNODE_MODEL": "x", "MESHNODE_NO_BROWSER": "yes"}
     assert invoke("run", env=env).exit_code == 0
@@ -208,6 +243,25 @@ def test_config_set_keeps_comments_and_show_names_the_origin(invoke, tmp_path):
     assert "api.port" in invoke("config", "show").stdout
 
 
+def test_config_set_writes_the_file_that_is_read(invoke, tmp_path, monkeypatch):
+    monkeypatch.delenv("MESHNODE_DATA_DIR")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert invoke("config", "set", "node.data_dir", str(tmp_path / "big")).exit_code == 0
+    assert invoke("config", "set", "chat.seed", "5").exit_code == 0
+    shown = json.loads(invoke("config", "show", "--json").stdout)
+    assert shown["node.data_dir"]["value"] == str(tmp_path / "big")
+    assert shown["chat.seed"]["value"] == 5
+    assert not (tmp_path / "big").exists()
+
+
+def test_config_set_leaves_a_link_in_place(invoke, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "config.toml").symlink_to(tmp_path / "elsewhere" / "mine.toml")
+    assert invoke("config", "set", "api.port", "9").exit_code == 0
+    assert (tmp_path / "config.toml").is_symlink()
+    assert "port = 9" in (tmp_path / "elsewhere" / "mine.toml").read_text()
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("api.prot", "1"), ("api.port", "x"), ("api.port", "70000"), ("node.data_dir", "/x")]
 )
@@ -219,3 +273,28 @@ def test_config_set_refuses_and_leaves_the_file(invoke, tmp_path, key, value):
     assert key in result.stderr
     assert file.read_text() == "[api]\nport = 1\n"
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_every_flag_is_also_a_variable_and_a_setting():
+    """`--no-browser` is the one that is the other way round in the file: api.open_browser."""
+    from meshnode.cli.main import root
+    from meshnode.config.loading import FLAG_VARIABLES, known_keys
+
+    variables = {*FLAG_VARIABLES, "MESHNODE_NO_BROWSER"}
+    variables |= {"MESHNODE_" + key.replace(".", "_").upper() for key in known_keys()}
+    seen = set()
+
+    def look(command, prefix):
+        for name, inner in getattr(command, "commands", {}).items():
+            look(inner, f"{prefix} {name}")
+        for option in command.params:
+            for flag in option.opts:
+                if flag.startswith("--"):
+                    plain = flag.removeprefix("--").replace("-", "_").upper()
+                    section = "CHAT_" if prefix == "chat" else ""
+                    assert {f"MESHNODE_{section}{plain}", f"MESHNODE_{plain}"} & variables, f"{prefix} {flag}"
+                    seen.add(f"{prefix} {flag}")
+
+    for name in ("run", "status", "chat", "models", "token", "config"):
+        look(root.get_command(None, name), name)
+    assert {"run --blocks", "chat --seed", "models add --blocks", "status --json", "config set --data-dir"} <= seen
