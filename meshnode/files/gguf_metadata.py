@@ -25,6 +25,9 @@ _CHANGES_RESULTS = (  # keys that other families use; a llama model that has one
     "residual_scale",
 )
 
+_PRE_WITH_BOS = frozenset({"llama-bpe", "llama-v3", "llama3", "falcon3", "pixtral", "tekken"})
+"""Pre-tokenizers of families whose texts begin with the BOS token unless the file says otherwise (llama-vocab.cpp)."""
+
 
 def model_config(metadata: TypedFields, *, vocabulary_size: int, tied: bool) -> ModelConfig:
     """Read the hyper-parameters.
@@ -84,25 +87,33 @@ def _rope_scale(metadata: TypedFields, arch: str) -> float:
 
 
 def tokenizer_data(metadata: TypedFields) -> TokenizerData:
-    """Read the vocabulary. Raises InvalidModelFile for what is missing or of the wrong type."""
+    """Read the vocabulary, with llama.cpp's defaults for keys that are not there.
+
+    Raises InvalidModelFile for what is missing or of the wrong type.
+    """
     model = metadata.need("tokenizer.ggml.model", str)
+    pre = metadata.get("tokenizer.ggml.pre", str, "default")
     tokens = _strings(metadata.need("tokenizer.ggml.tokens", list), "tokens")
     types = metadata.get("tokenizer.ggml.token_type", list, [])
-    scores = metadata.get("tokenizer.ggml.scores", list, [])
     is_spm = model == "llama"
+
+    def token(name: str, in_spm: int | None = None) -> int | None:
+        found = metadata.optional(f"tokenizer.ggml.{name}_token_id", int)
+        return in_spm if found is None and is_spm else found
+
     return TokenizerData(
         model=model,
-        pre=metadata.get("tokenizer.ggml.pre", str, "default"),
+        pre=pre,
         tokens=tokens,
         token_types=_integers(types, "token_type") or (1,) * len(tokens),
         merges=_strings(metadata.get("tokenizer.ggml.merges", list, []), "merges"),
-        scores=_floats(scores, "scores"),
-        bos_token=metadata.optional("tokenizer.ggml.bos_token_id", int),
-        eos_token=metadata.optional("tokenizer.ggml.eos_token_id", int),
-        eot_token=metadata.optional("tokenizer.ggml.eot_token_id", int),
-        unknown_token=metadata.optional("tokenizer.ggml.unknown_token_id", int),
-        padding_token=metadata.optional("tokenizer.ggml.padding_token_id", int),
-        add_bos=metadata.get("tokenizer.ggml.add_bos_token", bool, is_spm),
+        scores=_floats(metadata.get("tokenizer.ggml.scores", list, []), "scores"),
+        bos_token=token("bos", 1),
+        eos_token=token("eos", 2),
+        eot_token=token("eot"),
+        unknown_token=token("unknown", 0),
+        padding_token=token("padding"),
+        add_bos=metadata.get("tokenizer.ggml.add_bos_token", bool, is_spm or pre in _PRE_WITH_BOS),
         add_eos=metadata.get("tokenizer.ggml.add_eos_token", bool, default=False),
         add_space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", bool, is_spm),
         remove_extra_whitespaces=metadata.get("tokenizer.ggml.remove_extra_whitespaces", bool, default=False),

@@ -1,10 +1,11 @@
 """Where models come from: the protocol of a source, and what it hands to the import.
 
-To add a source, write a class with these two methods and pass it to the AcquisitionManager.
+To add a source, write a class with the methods of `Source` and pass it to the AcquisitionManager.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from meshnode.files.source_file import FileRegion, SourceFile
 from meshnode.types.manifest import ModelConfig, TensorDescriptor
 from meshnode.types.tokenizer import TokenizerData
 
-__all__ = ["ModelOpener", "ReportBytes", "Source", "SourceModel", "SourceTensor"]
+__all__ = ["ExaminedSource", "ModelOpener", "ReportBytes", "Source", "SourceModel", "SourceTensor"]
 
 ReportBytes = Callable[[int, int], None]
 """Told (bytes done, bytes in all); 0 in all means that nobody knows. What it raises ends the work."""
@@ -71,3 +72,37 @@ class Source(Protocol):
         cancelled. `report` hears of the download. Cancellation stops it. Raises FileError leafs.
         """
         ...
+
+
+@attrs.frozen(eq=False)
+class ExaminedSource:
+    """A source whose models somebody else has a say about before a byte of them is written.
+
+    What this package cannot judge, whether there is a tokenizer for the vocabulary for example, is refused then as early as
+    what it can.
+    """
+
+    source: Source
+    examine: Callable[[SourceModel], object]  # blocking; raises UnsupportedModel or InvalidModelFile
+
+    def accepts(self, reference: str) -> bool:
+        """As the source says."""
+        return self.source.accepts(reference)
+
+    def canonical(self, reference: str) -> str:
+        """As the source says."""
+        return self.source.canonical(reference)
+
+    def version(self, reference: str) -> str:
+        """As the source says."""
+        return self.source.version(reference)
+
+    async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:
+        """Prepare the source's model; opening it examines it."""
+        return partial(self._open, await self.source.prepare(reference, scratch, report))
+
+    @contextmanager
+    def _open(self, opener: ModelOpener) -> Iterator[SourceModel]:
+        with opener() as model:
+            self.examine(model)
+            yield model

@@ -39,16 +39,24 @@ class Running:
 
     async def settled(self, model: ModelManifest) -> None:
         """Wait until the catalog holds all of a model's wanted shards."""
-        while not set(self.catalog.entry(model.id).wanted) <= self.catalog.held(model.id):
-            await self.catalog.revision.changed(self.catalog.revision.version)
+        with trio.fail_after(20):
+            while not set(self.catalog.entry(model.id).wanted) <= self.catalog.held(model.id):
+                await self.catalog.revision.changed(self.catalog.revision.version)
 
     async def phase(self, phase: str) -> AcquisitionProgress:
         """Wait for a progress row in this phase."""
-        async for rows in self.progress.values():
-            for row in rows:
-                if row.phase == phase:
-                    return row
+        with trio.fail_after(20):
+            async for rows in self.progress.values():
+                for row in rows:
+                    if row.phase == phase:
+                        return row
         raise AssertionError
+
+    async def idle(self) -> None:
+        """Wait until no acquisition is shown any more."""
+        with trio.fail_after(20):
+            while self.progress.value:
+                await self.progress.changed(self.progress.version)
 
 
 @attrs.define(eq=False)

@@ -2,13 +2,25 @@
 
 import shutil
 
+import attrs
 import pytest
 import trio
 from support.tiny_gguf import write_tiny_llama
 
-from meshnode.errors import FileError, InvalidModelFile, RequestError, SourceUnavailable, Unavailable, UnknownModel
+from meshnode.errors import (
+    FileError,
+    InvalidModelFile,
+    RequestError,
+    SourceUnavailable,
+    Unavailable,
+    UnknownModel,
+    UnsupportedModel,
+)
 from meshnode.files.acquisitions import AcquireModel, RemoveModel
+from meshnode.files.builtin_sources import builtin_sources
+from meshnode.files.local_gguf import LocalGGUF
 from meshnode.files.shard_file import shard_path
+from meshnode.flow.lanes import Lanes
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ShardKind
 
@@ -261,6 +273,35 @@ async def test_a_bad_file_is_refused_and_leaves_nothing(data, tiny, tmp_path):
         assert "truncated" in (await node.phase("failed")).error
         assert data.files(".") == []
         assert node.catalog.manifests() == ()
+
+
+async def test_a_model_that_somebody_else_refuses_is_refused_before_a_byte_is_written(data, tiny):
+    def examine(model):
+        assert data.files(".") == []
+        raise UnsupportedModel(f"no tokenizer for {model.tokenizer.pre}")
+
+    data.sources = builtin_sources(Lanes(), offline=True, environment={}, examine=examine)
+    async with data.running() as node:
+        with pytest.raises(UnsupportedModel, match="no tokenizer for gpt-2"):
+            await node.mailbox.ask(AcquireModel(str(tiny)))
+        assert data.files(".") == []
+
+
+async def test_a_source_that_gives_something_else_under_the_same_version_changes_nothing(data, tiny, tmp_path):
+    @attrs.frozen
+    class Unversioned(LocalGGUF):
+        def version(self, reference):
+            return "always"
+
+    data.sources = (Unversioned(),)
+    path = shutil.copy2(tiny, tmp_path / "m.gguf")
+    async with data.running() as node:
+        manifest = await node.mailbox.ask(AcquireModel(str(path), BlockRange(0, 1)))
+        write_tiny_llama(path, blocks=3, seed=7)
+        with pytest.raises(SourceUnavailable, match="is no longer what tiny-llama was made from; remove it first"):
+            await node.mailbox.ask(AcquireModel(str(path)))
+        assert node.catalog.manifests() == (manifest,)
+        assert len(data.files(".")) == 3
 
 
 async def test_a_crash_in_a_source_fails_the_request_and_not_the_others(data, tiny):

@@ -1,6 +1,10 @@
 """Tokenizers of checkpoints: the ids the `tokenizers` library gives, or a refusal that names what cannot be expressed."""
 
+import functools
 import json
+import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,16 +64,26 @@ def byte_level(pre: str) -> tokenizers.Tokenizer:
     return core
 
 
-def sentencepiece() -> dict[str, Any]:
-    """Train a tokenizer of Llama 2's kind and return its JSON."""
+LINES = [line for line in Path(__file__).read_text().splitlines() if line and not re.search("<s>|</s>|<unk>", line)]
+
+
+@functools.cache
+def _sentencepiece() -> str:
     core = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
-    core.train_from_iterator(CORPUS, trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False
+    )
+    core.train_from_iterator([*CORPUS, *LINES], trainer)
     described = json.loads(core.to_str())
     described["added_tokens"] = described["added_tokens"][:3]
-    return described
+    return json.dumps(described)
+
+
+def sentencepiece() -> dict[str, Any]:
+    """Train a tokenizer of Llama 2's kind and return its JSON."""
+    return json.loads(_sentencepiece())
 
 
 def _read(described: dict[str, Any], size: int = 512, **texts: Any):
@@ -99,12 +113,13 @@ def test_byte_level_ids_are_those_of_the_library(pre):
 def test_sentencepiece_ids_are_those_of_the_library():
     described = sentencepiece()
     core = tokenizers.Tokenizer.from_str(json.dumps(described))
-    data = _read(described)
+    data = _read(described, size=1200)
     assert (data.model, data.merges, data.add_space_prefix) == ("llama", (), True)
     assert (data.token_types[0], data.token_types[1], data.token_types[3 + 65]) == (2, 3, 6)
-    ours = build_tokenizer(data)
-    for text in TEXTS:
-        if "<s>" not in text and text:
+    ours, order = build_tokenizer(data), random.Random(1)
+    shuffled = ["".join(order.sample(line, len(line))) for line in LINES]
+    for text in [*TEXTS, *LINES, *shuffled]:
+        if text and "<s>" not in text:
             assert ours.encode(text) == core.encode(text, add_special_tokens=False).ids, text
 
 
@@ -114,7 +129,7 @@ def test_the_newer_spelling_of_sentencepiece_is_read_too(scheme, prefix):
         "normalizer": None,
         "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False},
     }
-    assert _read(described).add_space_prefix is prefix
+    assert _read(described, size=1200).add_space_prefix is prefix
 
 
 def test_added_tokens_are_control_or_user_defined():

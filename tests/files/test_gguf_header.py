@@ -58,13 +58,18 @@ def test_agrees_with_the_reference_reader_on_a_real_file(starter_gguf):
     assert header.data_offset == reference.data_offset
 
 
-def test_reads_every_metadata_type(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "all.gguf", "llama")
-    values = {
-        "uint8": 200, "int8": -100, "uint16": 60_000, "int16": -30_000, "uint32": 4_000_000_000, "int32": -2_000_000_000,
-        "uint64": 2**63 + 1, "int64": -(2**62), "float32": 0.5, "float64": 0.1, "bool": True, "string": "Grüße ▁",
-    }  # fmt: skip
-    for kind, value in values.items():
+SCALARS = {
+    "uint8": 200, "int8": -100, "uint16": 60_000, "int16": -30_000, "uint32": 4_000_000_000, "int32": -2_000_000_000,
+    "uint64": 2**63 + 1, "int64": -(2**62), "float32": 0.5, "float64": 0.1, "bool": True, "string": "Grüße ▁",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def every_type(tmp_path_factory) -> bytes:
+    """A file with metadata of every type, written by the reference package."""
+    path = tmp_path_factory.mktemp("types") / "all.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for kind, value in SCALARS.items():
         getattr(writer, f"add_{kind}")(f"a.{kind}", value)
     writer.add_array("a.strings", ["", "x", "▁y"])
     writer.add_array("a.floats", [0.5, 1.5])
@@ -74,10 +79,14 @@ def test_reads_every_metadata_type(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    header = parse_header((tmp_path / "all.gguf").read_bytes())
+    return path.read_bytes()
+
+
+def test_reads_every_metadata_type(every_type):
+    header = parse_header(every_type)
     assert isinstance(header, GGUFHeader)
     assert {key.removeprefix("a."): value for key, value in header.metadata.items() if key[1] == "."} == {
-        **values, "strings": ["", "x", "▁y"], "floats": [0.5, 1.5], "bools": [True, False],
+        **SCALARS, "strings": ["", "x", "▁y"], "floats": [0.5, 1.5], "bools": [True, False],
     }  # fmt: skip
     assert header.tensors[0].shape == (2, 3)
 
@@ -90,16 +99,22 @@ def test_sizes_of_every_ggml_type_are_the_packages(kind):
     assert (header.tensors[0].ggml_type, header.tensors[0].nbytes) == (kind.name, 6 * size)
 
 
-def test_every_prefix_of_a_header_asks_for_more_and_with_the_file_size_says_truncated(tiny):
-    end = parse_header(tiny).data_offset
-    padding = tiny[:end].rstrip(b"\0")
-    shortest = next(n for n in range(len(padding), end + 1) if isinstance(parse_header(tiny[:n]), GGUFHeader))
-    for length in range(shortest):
-        answer = parse_header(tiny[:length])
+def _check_prefixes(raw: bytes, step: int) -> None:
+    end = parse_header(raw).data_offset
+    shortest = next(
+        n for n in range(len(raw[:end].rstrip(b"\0")), end + 1) if isinstance(parse_header(raw[:n]), GGUFHeader)
+    )
+    for length in range(0, shortest, step):
+        answer = parse_header(raw[:length])
         assert isinstance(answer, NeedMore), length
         assert length < answer.at_least <= shortest
         with pytest.raises(InvalidModelFile, match="truncated"):
-            parse_header(tiny[:length], file_size=length)
+            parse_header(raw[:length], file_size=length)
+
+
+def test_every_prefix_of_a_header_asks_for_more_and_with_the_file_size_says_truncated(every_type, tiny):
+    _check_prefixes(every_type, 1)
+    _check_prefixes(tiny, 17)
 
 
 def test_growing_to_what_is_asked_for_reaches_the_header(tiny):

@@ -14,6 +14,7 @@ from support.tiny_gguf import write_tiny_llama
 from meshnode.errors import FileError, InvalidModelFile, SourceUnavailable, UnsupportedModel
 from meshnode.files import importing
 from meshnode.files.importing import import_gguf
+from meshnode.files.local_gguf import open_gguf
 from meshnode.files.manifests import manifest_id, name_from_title
 from meshnode.files.shard_file import shard_path
 from meshnode.files.tokenizer_shard import decode_tokenizer
@@ -171,6 +172,19 @@ def test_the_tokenizer_shard_holds_the_vocabulary_and_the_template(tiny, tmp_pat
     assert (data.model, data.pre, data.bos_token, data.eos_token, data.eot_token) == ("gpt2", "gpt-2", 1, 2, 2)
     assert (data.add_bos, data.add_eos, data.unknown_token) == (False, False, None)
     assert data.chat_template == reader.fields["tokenizer.chat_template"].contents()
+
+
+@pytest.mark.parametrize(
+    ("model", "pre", "adds", "bos"),
+    [("gpt2", "gpt-2", False, None), ("gpt2", "llama-bpe", True, None), ("llama", "default", True, 1)],
+)
+def test_what_the_tokenizer_keys_leave_out_is_as_llama_cpp_has_it(model, pre, adds, bos, tiny, tmp_path):
+    left_out = ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"]
+    values = {"tokenizer.ggml.model": (STRING, model), "tokenizer.ggml.pre": (STRING, pre)}
+    with open_gguf(_edit(tiny, tmp_path / "m.gguf", values=values, remove=left_out)) as opened:
+        data = opened.tokenizer
+    assert (data.add_bos, data.bos_token, data.add_space_prefix) == (adds, bos, model == "llama")
+    assert (data.eos_token, data.unknown_token) == ((2, 0) if model == "llama" else (None, None))
 
 
 @pytest.mark.parametrize(

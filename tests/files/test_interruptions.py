@@ -1,5 +1,6 @@
 """Imports and removals that are cancelled, killed, or run out of room: nothing is lost and nothing is left lying about."""
 
+import errno
 import os
 import random
 import resource
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.errors import FileError, StoreError
@@ -58,12 +60,31 @@ async def test_a_cancelled_import_leaves_nothing_and_can_be_asked_for_again(data
             nursery.start_soon(node.mailbox.ask, AcquireModel(str(tiny)))
             await node.phase("importing")
             nursery.cancel_scope.cancel()
-        while node.progress.value:
-            await node.progress.changed(node.progress.version)
+        await node.idle()
         assert data.files(".") == []
         assert node.catalog.manifests() == ()
         manifest = await node.mailbox.ask(AcquireModel(str(tiny)))
         assert len(node.catalog.held(manifest.id)) == len(manifest.shards)
+
+
+async def test_cancelled_once_the_catalog_knows_the_model_it_is_completed_all_the_same(data, tiny):
+    class Cancelling(MemoryStore):
+        async def commit(self, batch, *, sync=False):
+            await super().commit(batch, sync=sync)
+            if any(len(key) > 64 for key, _ in batch.changes):  # a model's row
+                asking.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()  # until the cancellation is everywhere
+
+    data.store, asking = Cancelling(), trio.CancelScope()
+    async with data.running() as node:
+        with asking:
+            await node.mailbox.ask(AcquireModel(str(tiny)))
+        assert asking.cancelled_caught
+        await node.phase("done")
+        (manifest,) = node.catalog.manifests()
+        await node.settled(manifest)
+        assert {path.stem for path in data.files(".")} == {shard.id for shard in manifest.shards}
 
 
 async def test_stopping_in_the_middle_of_an_import_leaves_nothing(data, tiny):
@@ -138,6 +159,19 @@ async def test_stale_temporary_files_are_swept_at_start(data, tiny):
     (data.paths.partial / "loose").write_bytes(b"x")
     async with data.running():
         assert data.files(".") == []
+
+
+async def test_a_folder_that_cannot_be_tidied_does_not_keep_the_models_from_being_used(data, tiny, monkeypatch):
+    async with data.running() as node:
+        manifest = await node.mailbox.ask(AcquireModel(str(tiny)))
+    (data.paths.partial / "stale").mkdir()
+
+    def stuck(folder):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(staging, "discard", stuck)
+    async with data.running() as node:
+        await node.settled(manifest)
 
 
 # A child that does `actions` against a real store and dies by `os._exit` in the given function's nth call.
@@ -230,7 +264,7 @@ async def test_killed_at_random_moments_the_folder_always_agrees_with_the_catalo
             time.sleep(moments.uniform(0, 0.15))
             child.kill()
 
-    for _ in range(6):
+    for _ in range(4):
         await trio.to_thread.run_sync(kill_at_a_random_moment)
         async with open_store(data.paths.store, Lanes()) as data.store, data.running() as node:
             manifests = node.catalog.manifests()

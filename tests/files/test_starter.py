@@ -140,8 +140,7 @@ async def test_a_cancelled_download_ends_pip_and_leaves_nothing(data, wheel, rel
                     await index.stuck.wait()
                     assert _pips()
                     asking.cancel()
-            while node.progress.value:
-                await node.progress.changed(node.progress.version)
+            await node.idle()
             assert _pips() == []
             assert data.files(".") == []
         nursery.cancel_scope.cancel()
