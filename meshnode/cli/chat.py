@@ -69,7 +69,7 @@ class _Conversation:
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option("--model", help="Model to ask; the first one loaded unless told.  [env: MESHNODE_CHAT_MODEL]")
+@click.option("--model", help="Model to ask; one that is loaded unless told.  [env: MESHNODE_CHAT_MODEL]")
 @click.option("--system", help="System message.  [env: MESHNODE_CHAT_SYSTEM]")
 @click.option(
     "--temperature",
@@ -141,11 +141,13 @@ def _prompt(argument: str | None) -> str | None:
 
 def _first_model(client: Client) -> str:
     listed = client.get("/v1/models").get("data") or []
+    if not listed:
+        raise CommandFailed("the node has no model; add one with `meshnode models add starter`")
     loaded = [entry for entry in listed if entry.get("loaded", True)]
+    chosen = str((loaded or listed)[0]["id"])
     if not loaded:
-        state = "no model is loaded yet" if listed else "the node has no model"
-        raise CommandFailed(f"{state}; see `meshnode status`, or add one with `meshnode models add starter`")
-    return str(loaded[0]["id"])
+        click.echo(f"{printable(chosen)} is being loaded", err=True)  # the node answers once it is
+    return chosen
 
 
 def _answer_once(conversation: _Conversation, messages: list[dict[str, str]], *, as_json: bool) -> None:

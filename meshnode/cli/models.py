@@ -11,7 +11,7 @@ import click
 from meshnode.cli.address import is_named, locate
 from meshnode.cli.failures import CommandFailed, NodeDown
 from meshnode.cli.options import json_option, node_options, settings
-from meshnode.cli.printing import print_json, print_table
+from meshnode.cli.printing import print_json, print_models
 from meshnode.cli.progress import ProgressBar
 from meshnode.config.loading import LoadedConfig
 from meshnode.types.blocks import BlockRange
@@ -57,7 +57,7 @@ def list_(*, data_dir: Path | None, port: int | None, as_json: bool | None) -> N
     elif not found:
         click.echo("no models yet; `meshnode models add starter` fetches a small one")
     else:
-        print_table(["NAME", "ID", "QUANTIZATION", "CONTEXT", "STATE"], [_row(entry) for entry in found])
+        print_models(found)
 
 
 @models.command()
@@ -159,14 +159,3 @@ def _add_through_node(client: "Client", reference: str, blocks: str | None, bar:
     if isinstance(answer, CommandFailed):
         raise answer
     return str(answer["name"])
-
-
-def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    state = "loaded" if entry.get("loaded") else str(entry.get("detail") or "not loaded")
-    return (
-        str(entry.get("name", "")),
-        str(entry.get("id", ""))[:12],
-        str(entry.get("quantization", "")),
-        str(entry.get("context_length", "")),
-        state,
-    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-__all__ = ["print_json", "print_table", "print_tree", "printable", "size"]
+__all__ = ["print_json", "print_models", "print_table", "printable", "size"]
 
 _HARMLESS = frozenset("\n\t")
 
@@ -38,30 +38,13 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def print_tree(value: Mapping[str, Any], indent: str = "") -> None:
-    """Print nested JSON values, one to a line; lists of objects get a line for each object."""
-    for key, item in value.items():
-        name = indent + key.replace("_", " ")
-        if isinstance(item, Mapping):
-            click.echo(f"{name}:")
-            print_tree(item, indent + "  ")
-        elif isinstance(item, list):
-            click.echo(f"{name}: {'none' if not item else len(item)}")
-            for entry in item:
-                click.echo(f"{indent}  - {_line(entry)}")
-        else:
-            click.echo(f"{name}: {_line(item)}")
+def print_models(models: Iterable[Mapping[str, Any]]) -> None:
+    """Print models, as the admin API and the catalog list them."""
+    print_table(["NAME", "ID", "QUANTIZATION", "CONTEXT", "STATE"], [_model(entry) for entry in models])
 
 
-def _line(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(
-            f"{key.replace('_', ' ')} {_line(item)}" for key, item in value.items() if item not in (None, "", [])
-        )
-    if isinstance(value, list):
-        return " ".join(_line(item) for item in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.1f}"
-    return "none" if value is None else printable(str(value))
+def _model(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    state = "loaded" if entry.get("loaded") else str(entry.get("detail") or "not loaded")
+    plain = (str(entry.get(name, "")) for name in ("name", "id", "quantization", "context_length"))
+    name, identifier, quantization, context = plain
+    return name, identifier[:12], quantization, context, state

@@ -97,7 +97,14 @@ def test_a_refusal_shows_the_node_s_words(answering, invoke):
     assert (result.exit_code, result.stderr) == (1, "\nmeshnode: there is no model 'x'; there are: warm\n".lstrip())
 
 
-def test_no_loaded_model_says_what_to_do(answering, invoke):
+def test_a_model_that_is_being_loaded_is_asked_and_said_so(answering, invoke):
+    answering.answers["GET", "/v1/models"] = {"data": [{"id": "cold", "loaded": False}]}
+    result = invoke("chat", "Hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\u00e9\n", "cold is being loaded\n")
+    assert answering.requests[-1][2]["model"] == "cold"
+
+
+def test_no_model_says_what_to_do(answering, invoke):
     answering.answers["GET", "/v1/models"] = {"data": []}
     result = invoke("chat", "Hi")
     assert result.exit_code == 1

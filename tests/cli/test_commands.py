@@ -41,14 +41,40 @@ def test_every_command_has_help_with_an_example(invoke, command):
 def test_status_prints_what_the_node_says(node, invoke):
     node.answers["GET", "/api/admin/status"] = {
         "version": "9.9",
-        "subsystems": [{"name": "ApiServer", "state": "running"}],
-        "conditions": [],
+        "node": "box",
+        "pid": 7,
+        "uptime": 3700.5,
+        "subsystems": [
+            {"name": "ApiServer", "state": "running", "restarts": 0, "last_error": None},
+            {"name": "InferenceRouter", "state": "backing off", "restarts": 3, "last_error": "it broke\x1b[2J"},
+        ],
+        "models": [{"name": "m", "id": "f" * 64, "loaded": False, "detail": "loading", "context_length": 2048}],
+        "workers": [{"model": "m", "blocks": "0:30", "device": "cpu", "restarts": 1}],
+        "conditions": [{"code": "x", "subsystem": "ModelKeeper", "text": "the disk is full"}],
+        "acquisitions": [
+            {"reference": "old", "phase": "done", "done_bytes": 1, "total_bytes": 1},
+            {"reference": "starter", "phase": "importing", "done_bytes": 1, "total_bytes": 4},
+            {"reference": "bad", "phase": "failed", "error": "not a GGUF file"},
+        ],
     }
-    text = invoke("status").stdout
-    assert "version: 9.9" in text
-    assert "name ApiServer, state running" in text
-    assert "conditions: none" in text
+    lines = invoke("status").stdout.splitlines()
+    assert lines[0] == f"meshnode 9.9 on box, at http://127.0.0.1:{node.port}, process 7, running for 1:01:40"
+    for line in (
+        "ApiServer        running      0",
+        "InferenceRouter  backing off  3         it broke[2J",
+        "m     ffffffffffff                2048     loading",
+        "m           0:30    cpu     1",
+        "ModelKeeper   the disk is full",
+        "bad        not a GGUF file",
+    ):
+        assert line in lines
+    assert any(line.startswith("starter    importing") and " 25 %" in line for line in lines)
+    assert not any(line.startswith("old") for line in lines)
     assert json.loads(invoke("status", "--json").stdout)["version"] == "9.9"
+
+
+def test_status_of_a_node_without_models_names_the_next_step(node, invoke):
+    assert "meshnode models add starter" in invoke("status").stdout
 
 
 def test_json_can_be_asked_for_by_the_environment(node, invoke):
