@@ -40,7 +40,7 @@ class ProgressBar:
         if sys.stderr.isatty():
             click.echo(f"\r\x1b[K{drawn(progress)}", nl=False, err=True)
             self._drawn = True
-        elif phase != self._phase:
+        elif phase not in (self._phase, "done"):  # the command's own last line says that it is done
             click.echo(phase + (f" {size(total)}" if total else ""), err=True)
         self._phase = phase
 

@@ -31,7 +31,12 @@ __all__ = ["run"]
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="How much to log.  [env: MESHNODE_LOG_LEVEL]",
 )
-@click.option("--no-browser", is_flag=True, default=None, help="Do not open the dashboard.  [env: MESHNODE_NO_BROWSER]")
+@click.option(
+    "--no-browser",
+    is_flag=True,
+    default=None,
+    help="Open no browser; none is opened before there is a dashboard.  [env: MESHNODE_NO_BROWSER]",
+)
 @click.pass_context
 def run(
     ctx: click.Context,

@@ -31,7 +31,13 @@ def test_a_line_says_phase_share_and_bytes(progress, line):
 
 def test_elsewhere_than_on_a_terminal_each_phase_has_one_line(capsys):
     bar = ProgressBar()
-    for progress in (row("downloading", 1, 2000), row("downloading", 2, 2000), row("importing"), row("failed")):
+    for progress in (
+        row("downloading", 1, 2000),
+        row("downloading", 2, 2000),
+        row("importing"),
+        row("failed"),
+        row("done"),
+    ):
         bar.show(progress)
     bar.finish()
     assert capsys.readouterr().err == "downloading 2.0 kB\nimporting\n"
