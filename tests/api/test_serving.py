@@ -1,11 +1,19 @@
 """The adapter: slow clients, half-open ones, keep-alive and draining. Real sockets; no assertion on a duration."""
 
+import errno
+import socket
+import struct
+
 import attrs
 import msgspec
+import pytest
 import trio
-from support.api import CHAT, LIMITS, FakeRouter
+import trio.testing
+from support.api import CHAT, KEY, LIMITS, FakeRouter
 
+from meshnode.api.application import create_app
 from meshnode.api.serving import ServingLimits
+from meshnode.errors import SessionLost
 
 BODY = msgspec.json.encode(CHAT | {"stream": True})
 
@@ -46,7 +54,10 @@ async def test_a_client_that_half_closes_counts_as_gone(serve):
             await node.router.ended.wait()
 
 
-async def test_a_client_that_never_reads_is_cut_off(serve):
+@pytest.mark.parametrize("kernel_helps", [True, False])
+async def test_a_client_that_never_reads_is_cut_off(serve, monkeypatch, kernel_helps):
+    if not kernel_helps:
+        monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
     limits = attrs.evolve(LIMITS, write_timeout=0.5)
     async with serve(FakeRouter(words=["x" * 100_000] * 2000), limits) as node:
         stream = await node.raw()
@@ -80,9 +91,29 @@ async def test_draining_lets_a_stream_finish_and_takes_no_more(serve):
         data = await read_until(stream, b"word ")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.server.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            late = (
+                await node.raw()
+            )  # the listeners are the composition root's: whoever comes now waits for the next server
+            await late.send_all(node.head("GET", "/health"))
             with trio.fail_after(10):
                 data += await read_until(stream, b"[DONE]")
         assert data.count(b"word ") == 40
+        with trio.move_on_after(0.3) as waited:
+            await late.receive_some(100)
+        assert waited.cancelled_caught
+
+
+async def test_a_connection_that_drains_is_not_kept_alive(serve):
+    async with serve(FakeRouter(words=["word "] * 40, pace=0.01)) as node:
+        stream = await node.raw()
+        await stream.send_all(post(node))
+        await read_until(stream, b"word ")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.server.drain)
+            with trio.fail_after(10):
+                await read_until(stream, b"[DONE]")
+                await read_until(stream, b"nothing: until the end")
 
 
 async def test_draining_does_not_wait_for_idle_connections(serve):
@@ -134,8 +165,150 @@ async def test_connections_beyond_the_limit_wait_their_turn(serve):
         await second.aclose()
 
 
-async def test_quarts_own_timeout_does_not_cut_a_stream(serve):
+async def test_quarts_own_timeout_does_not_cut_a_stream(serve, monkeypatch):
+    """Quart ends a response after 60 s as if it were complete; every stream has to opt out by itself."""
+
+    def create_with_a_short_timeout(dependencies):
+        app = create_app(dependencies)
+        app.config["RESPONSE_TIMEOUT"] = 0.05
+        return app
+
+    monkeypatch.setattr("meshnode.api.server.create_app", create_with_a_short_timeout)
     async with serve(FakeRouter(words=["word "] * 30, pace=0.01)) as node, node.client() as client:
         reply = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
         assert reply.text.count("word ") == 30
         assert reply.text.endswith("[DONE]\n\n")
+
+
+async def test_a_client_that_leaves_the_queue_ends_its_generation(serve):
+    for stream_wanted in (True, False):
+        async with serve(FakeRouter(queue=trio.Event())) as node:
+            stream = await node.raw()
+            body = msgspec.json.encode(CHAT | {"stream": stream_wanted})
+            extra = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            await stream.send_all(node.head("POST", "/v1/chat/completions", extra) + body)
+            with trio.fail_after(10):
+                await node.router.begun.wait()
+                await stream.aclose()
+                await node.router.ended.wait()
+
+
+async def test_an_answer_is_freed_when_the_head_of_its_stream_cannot_be_sent(serve):
+    """A generator that nobody started is not closed either, so the body cannot be the one that frees."""
+    sent = []
+
+    async def receive():
+        if sent:
+            await trio.sleep_forever()
+        sent.append(True)
+        return {"type": "http.request", "body": BODY, "more_body": False}
+
+    async def send(_message):
+        raise OSError("the client is gone")
+
+    async with serve() as node:
+        names = {"host": "127.0.0.1", "authorization": f"Bearer {KEY}", "content-type": "application/json"}
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/v1/chat/completions", "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in names.items()], "client": ("127.0.0.1", 1), "extensions": {},
+        }  # fmt: skip
+        with pytest.RaisesGroup(OSError, flatten_subgroups=True):
+            await create_app(node.dependencies)(scope, receive, send)
+        assert len(node.router.requests) == 1
+        assert node.router.running == 0
+
+
+async def test_silence_in_the_queue_is_filled_and_its_end_is_an_answer_or_an_error_event(serve):
+    for error in (None, SessionLost("the worker is gone")):
+        router = FakeRouter(queue=trio.Event(), error=error)
+        async with serve(router, heartbeat=0.05) as node:
+            stream = await node.raw()
+            await stream.send_all(post(node))
+            with trio.fail_after(10):
+                data = await read_until(stream, b": waiting")
+                assert data.startswith(b"HTTP/1.1 200")
+                router.queue.set()
+                data += await read_until(stream, b"0\r\n\r\n")
+            assert (b"[DONE]" in data) == (error is None)
+            assert (b"session_lost" in data) == (error is not None)
+
+
+async def test_a_request_head_that_never_ends_does_not_hold_a_connection(serve):
+    limits = attrs.evolve(LIMITS, keep_alive_timeout=0.3)
+    async with serve(limits=limits) as node:
+        stream = await node.raw()
+        await stream.send_all(b"GET /health HTTP/1.1\r\nHost: 127")
+        with trio.fail_after(10):
+            assert await stream.receive_some(100) == b""
+
+
+async def test_running_out_of_descriptors_is_not_the_end(serve, monkeypatch):
+    accept, failures = trio.SocketListener.accept, [errno.EMFILE, errno.ENFILE, errno.ENOMEM]
+
+    async def failing(listener):
+        if failures:
+            raise OSError(failures.pop(), "none left")
+        return await accept(listener)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", failing)
+    async with serve() as node, node.client() as client:
+        with trio.fail_after(10):
+            assert (await client.get("/health")).status_code == 200
+    assert not failures
+
+
+async def test_an_offer_of_http2_is_answered_in_http1(serve):
+    """Its windows, kept shut by the client, would stall an answer where no deadline on writes can reach it."""
+    async with serve() as node:
+        stream = await node.raw()
+        offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+        await stream.send_all(node.head("GET", "/health", offer))
+        with trio.fail_after(10):
+            assert (await read_until(stream, b"ok")).startswith(b"HTTP/1.1 200")
+        stream = await node.raw()
+        await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        with trio.fail_after(10):
+            assert (await read_until(stream, b"\r\n")).startswith(b"HTTP/1.1 4")
+
+
+async def test_a_websocket_is_refused_before_it_opens(serve):
+    async with serve() as node, node.client() as client:
+        stream = await node.raw()
+        wish = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        await stream.send_all(node.head("GET", "/v1/models", wish))
+        with trio.fail_after(10):
+            assert (await read_until(stream, b"\r\n")).startswith(b"HTTP/1.1 403")
+        assert (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "target", ["?x", "http://[", "*", "http://127.0.0.1", "//", "/%00", "/%ff", "/" + "a" * 60_000]
+)
+async def test_no_target_is_an_error_of_ours(serve, target):
+    async with serve() as node:
+        stream = await node.raw()
+        await stream.send_all(node.head("GET", target))
+        with trio.fail_after(10):
+            reply = await read_until(stream, b"\r\n")
+        assert reply[9:12] in (b"200", b"404", b"400", b"431")
+
+
+async def test_nothing_breaks_when_many_clients_vanish_at_all_moments(serve):
+    async with serve(FakeRouter(words=["word "] * 100, pace=0.001)) as node, node.client() as client:
+
+        async def visit(number):
+            stream = await node.raw()
+            await stream.send_all(post(node)[: 40 + 20 * number])
+            with trio.move_on_after(0.005 * (number % 7)):
+                await stream.receive_some(number + 1)
+            if number % 2:  # an abrupt end: unread data makes the system send a reset
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await stream.aclose()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(visit, number)
+        with trio.fail_after(10):
+            assert (await client.get("/health")).status_code == 200
+            if node.router.running:
+                await node.router.ended.wait()

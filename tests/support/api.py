@@ -26,20 +26,26 @@ class FakeRouter:
     words: list = attrs.field(factory=lambda: ["Hello", ", ", "world"])
     error: MeshnodeError | None = None
     fail_after: int | None = None
-    pace: float = 0.0
+    pace: float = 0.0  # seconds before each word
+    queue: trio.Event | None = None  # the first event waits for it
     requests: list = attrs.field(factory=list)
     running: int = 0
-    ended: trio.Event = attrs.field(factory=trio.Event)
+    begun: trio.Event = attrs.field(factory=trio.Event)
+    ended: trio.Event = attrs.field(factory=trio.Event)  # set whenever none is running any more
 
     @asynccontextmanager
     async def generate(self, requests):
         self.requests.append(requests)
         self.running += 1
+        self.begun.set()
+        if self.ended.is_set():
+            self.ended = trio.Event()
         try:
             yield FakeEvents(self, requests)
         finally:
             self.running -= 1
-            self.ended.set()
+            if not self.running:
+                self.ended.set()
 
 
 class FakeEvents:
@@ -65,6 +71,8 @@ class FakeEvents:
 
     async def __anext__(self):
         await trio.lowlevel.checkpoint()
+        if self.router.queue is not None:
+            await self.router.queue.wait()
         if self.router.error is not None and self.router.fail_after is None:
             raise self.router.error
         if not self.items:
@@ -95,6 +103,7 @@ class FakeAdmin:
 @attrs.define(eq=False)
 class Served:
     server: ApiServer
+    dependencies: ApiDependencies
     router: FakeRouter
     port: int
     stopped: list
@@ -137,8 +146,9 @@ def serve():
             requests_per_minute=100_000,
         )
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        server = ApiServer(attrs.evolve(dependencies, **changes), listeners, limits, Pulse())
-        served = Served(server, router, listeners[0].socket.getsockname()[1], stopped)
+        dependencies = attrs.evolve(dependencies, **changes)
+        server = ApiServer(dependencies, listeners, limits, Pulse())
+        served = Served(server, dependencies, router, listeners[0].socket.getsockname()[1], stopped)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(server.run)
