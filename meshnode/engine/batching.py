@@ -28,10 +28,10 @@ from meshnode.engine.worker_messages import (
     Sampled,
     Step,
     StepDone,
-    failure,
 )
 from meshnode.errors import MeshnodeError, RequestError
 from meshnode.types.generation import TokenEvent
+from meshnode.wire.failures import failure
 
 __all__ = ["Batch", "Cache", "Stage"]
 

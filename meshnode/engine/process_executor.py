@@ -22,7 +22,6 @@ from meshnode.engine.worker_messages import (
     BatchLimits,
     Cancel,
     Envelope,
-    Failed,
     FrameCodec,
     Generate,
     Grant,
@@ -38,13 +37,13 @@ from meshnode.engine.worker_messages import (
     StatsRequest,
     Step,
     StepDone,
-    error_from,
     to_worker_codec,
 )
 from meshnode.engine.worker_process import WorkerProcess
 from meshnode.errors import EngineError, MeshnodeError, WorkerLost
 from meshnode.types.generation import TokenEvent
 from meshnode.types.ids import SessionId
+from meshnode.wire.failures import Failed, error_from
 
 __all__ = ["ProcessExecutor", "TokenStream"]
 

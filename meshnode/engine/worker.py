@@ -30,10 +30,10 @@ from meshnode.engine.worker_messages import (
     Ready,
     Stats,
     StatsRequest,
-    failure,
     from_worker_codec,
 )
 from meshnode.errors import EngineError, MeshnodeError, WireError
+from meshnode.wire.failures import failure
 
 __all__ = ["main"]
 

@@ -8,21 +8,10 @@ import attrs
 import msgspec
 
 from meshnode.engine.executor import ExecutorStats, Generation, StageSpec
-from meshnode.errors import (
-    ContextOverflow,
-    DeviceLost,
-    EngineError,
-    InvalidModelFile,
-    MeshnodeError,
-    OutOfMemory,
-    RequestError,
-    SessionLost,
-    ShardCorrupt,
-    UnknownMessage,
-    UnsupportedModel,
-)
+from meshnode.errors import UnknownMessage
 from meshnode.types.generation import SamplingParameters, TokenEvent
 from meshnode.types.ids import SessionId
+from meshnode.wire.failures import Failed
 from meshnode.wire.frames import Frame, FrameDecoder, FrameLimits, encode_frame
 from meshnode.wire.tagged import TaggedCodec
 
@@ -32,7 +21,6 @@ __all__ = [
     "BatchLimits",
     "Cancel",
     "Envelope",
-    "Failed",
     "FrameCodec",
     "Generate",
     "Grant",
@@ -50,8 +38,6 @@ __all__ = [
     "StatsRequest",
     "Step",
     "StepDone",
-    "error_from",
-    "failure",
     "from_worker_codec",
     "to_worker_codec",
 ]
@@ -69,23 +55,6 @@ class BatchLimits:
 
     prefill_alone: int = 512  # tokens
     prefill_mixed: int = 128  # tokens
-
-
-_ERRORS = {
-    kind.code: kind
-    for kind in (
-        ContextOverflow,
-        DeviceLost,
-        EngineError,
-        InvalidModelFile,
-        OutOfMemory,
-        RequestError,
-        SessionLost,
-        ShardCorrupt,
-        UnsupportedModel,
-    )
-}
-"""What a worker may fail with."""
 
 
 # Questions: daemon to worker. The exchange is in the frame.
@@ -208,13 +177,6 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     silent_for: float
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The exchange ended with this error."""
-
-    code: str
-    message: str
-
-
 Answer = Loading | Ready | Accepted | Progress | StepDone | Released | Stats | Pong | Failed
 
 
@@ -273,13 +235,3 @@ def to_worker_codec() -> FrameCodec:
 def from_worker_codec() -> FrameCodec:
     """Return the worker's end."""
     return FrameCodec(_answers(), _questions())
-
-
-def failure(error: MeshnodeError) -> Failed:
-    """Return the error as it travels."""
-    return Failed(error.code, str(error))
-
-
-def error_from(failed: Failed) -> MeshnodeError:
-    """Return the error that travelled as `failed`; a code from another version becomes an EngineError."""
-    return _ERRORS.get(failed.code, EngineError)(failed.message)

@@ -13,7 +13,6 @@ from meshnode.engine.worker_messages import (
     BatchLimits,
     Cancel,
     Envelope,
-    Failed,
     Generate,
     Grant,
     Progress,
@@ -25,6 +24,7 @@ from meshnode.engine.worker_messages import (
 from meshnode.errors import OutOfMemory
 from meshnode.types.generation import SamplingParameters
 from meshnode.types.ids import SessionId
+from meshnode.wire.failures import Failed
 
 GREEDY = SamplingParameters(temperature=0)
 VOCABULARY = 320

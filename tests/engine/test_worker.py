@@ -20,7 +20,6 @@ from meshnode.engine.worker_messages import (
     BatchLimits,
     Cancel,
     Envelope,
-    Failed,
     Generate,
     Load,
     Ping,
@@ -35,6 +34,7 @@ from meshnode.engine.worker_messages import (
 )
 from meshnode.types.generation import SamplingParameters
 from meshnode.types.ids import SessionId
+from meshnode.wire.failures import Failed
 from meshnode.wire.frames import Frame, FrameLimits, encode_frame
 
 pytestmark = pytest.mark.processes

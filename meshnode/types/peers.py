@@ -1,0 +1,40 @@
+"""What a node tells others about itself: which stages it can run, how fast, and where it is reached."""
+
+import attrs
+
+from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import ModelId, PeerId
+
+__all__ = ["Offer", "StageOffer"]
+
+
+@attrs.frozen
+class StageOffer:
+    """Blocks of one model that a node has loaded; any sub-range of `blocks` can be asked for."""
+
+    model: ModelId  # hash of the manifest: the only thing that identifies weights
+    name: str  # what people call it; two models may share a name
+    block_count: int  # of the whole model
+    hidden_size: int  # elements of one row of activations
+    context_length: int  # tokens
+    blocks: BlockRange
+    embedding: bool  # can turn tokens into activations, if the stage begins at block 0
+    head: bool  # can turn activations into tokens, if the stage ends at the last block
+    drift_class: str  # kernels, dtypes and device kind: equal classes give equal bits
+    block_seconds: float  # one decode row through one block
+    prefill_seconds: float  # one row of a long prompt through one block
+    free_tokens: int  # positions of KV cache that no session has reserved
+
+
+@attrs.frozen
+class Offer:
+    """The newest word of one node about itself. A higher sequence replaces a lower one."""
+
+    peer: PeerId
+    sequence: int  # milliseconds of the node's clock at its start, plus the number of offers since
+    issued: float  # Unix seconds
+    version: str
+    addresses: tuple[str, ...]  # multiaddrs with /p2p/, best first
+    stages: tuple[StageOffer, ...] = ()
+    sessions: int = 0  # being served
+    node: str = ""  # host name, for people

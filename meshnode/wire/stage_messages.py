@@ -1,0 +1,164 @@
+"""What nodes say to each other while they run a session together, over the stage link of each pair.
+
+The coordinator asks every stage to open the session (`OpenStage`, answered `StageOpened` or `Failed`). It then sends steps
+to the first stage; each stage acknowledges a step to the coordinator before it computes, and sends what it computed to the
+next; the last stage answers the coordinator. So a decode step is one trip round the ring. Replies to the coordinator travel
+on the link its `OpenStage` came on, and the session lives no longer than that link.
+
+After a loss the coordinator opens the session again under a higher `attempt`, at the stages that survived too: they keep
+their caches and say how far these reach. Rows are then replayed from the lowest position that any stage lacks, and a stage
+hands on only rows from `forward_from`, the lowest position that any later stage lacks.
+
+A node that cannot coordinate hands the whole request to one that can (`Delegate`); tokens come back as `DelegatedEvents`.
+"""
+
+import msgspec
+
+from meshnode.types.blocks import BlockRange
+from meshnode.types.generation import Finished, GenerationRequest, SamplingParameters, Started, TextDelta, TokenEvent
+from meshnode.types.ids import ModelId, PeerId, SessionId
+from meshnode.wire.failures import Failed
+
+__all__ = [
+    "Acknowledged",
+    "Answered",
+    "CancelExchange",
+    "CloseStage",
+    "Delegate",
+    "DelegatedEvents",
+    "GrantEvents",
+    "OpenStage",
+    "Probe",
+    "ProbeReply",
+    "StageFailed",
+    "StageMessage",
+    "StageOpened",
+    "StageStepMessage",
+]
+
+
+class OpenStage(msgspec.Struct, frozen=True, tag="open_stage", omit_defaults=True):
+    """Reserve what a session needs at one stage, or go on with what is there from an earlier attempt."""
+
+    session: SessionId
+    attempt: int  # 1, and one more after each loss; messages of lower attempts are dropped
+    model: ModelId
+    index: int  # of the stage in the route
+    blocks: BlockRange | None  # None: no block, only the embedding or the head
+    embedding: bool
+    head: bool
+    tokens: int  # positions of KV cache to reserve
+    previous: PeerId  # who sends the steps
+    next: PeerId | None  # who gets the activations; None: the coordinator gets the answers
+    prompt_length: int = 0  # for the head, with `history`: which tokens penalties count
+    history: tuple[int, ...] = ()  # generated so far
+    sampling: SamplingParameters | None = None  # for the head: how to sample
+
+
+class StageOpened(msgspec.Struct, frozen=True, tag="stage_opened"):
+    """The stage is ready; its cache holds positions 0 to `length`."""
+
+    length: int
+
+
+class StageStepMessage(msgspec.Struct, frozen=True, tag="step", omit_defaults=True, gc=False):
+    """Rows to compute: the body is u32 token ids for a stage with the embedding, else bfloat16 [rows, hidden] (little-endian)."""
+
+    session: SessionId
+    attempt: int
+    step: int  # counts up within an attempt
+    position: int  # of the first row
+    rows: int
+    sample: bool = False  # the head samples after the last row
+    forward_from: tuple[int, ...] = ()  # per stage: rows below this position are not handed on; empty: all are
+
+
+class Acknowledged(msgspec.Struct, frozen=True, tag="acknowledged", gc=False):
+    """A stage has received a step and not yet computed it."""
+
+    session: SessionId
+    attempt: int
+    step: int
+    index: int
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answered", omit_defaults=True):
+    """The last stage has computed a step. The body is its activations if it has no head."""
+
+    session: SessionId
+    attempt: int
+    step: int
+    position: int
+    token: TokenEvent | None = None
+
+
+class StageFailed(msgspec.Struct, frozen=True, tag="stage_failed", omit_defaults=True):
+    """A stage cannot go on with a session; `blames` is the peer it could not reach, if that is why."""
+
+    session: SessionId
+    attempt: int
+    index: int
+    code: str
+    message: str
+    blames: PeerId | None = None
+
+
+class CloseStage(msgspec.Struct, frozen=True, tag="close_stage"):
+    """The session is over: free everything. Not answered; unknown sessions are fine."""
+
+    session: SessionId
+
+
+class Probe(msgspec.Struct, frozen=True, tag="probe"):
+    """Ask for a sign of life of the node, whatever its workers do."""
+
+
+class ProbeReply(msgspec.Struct, frozen=True, tag="probe_reply"):
+    """It."""
+
+
+class Delegate(msgspec.Struct, frozen=True, tag="delegate", omit_defaults=True):
+    """Run this request as its coordinator. Answered with DelegatedEvents*, or Failed."""
+
+    model: ModelId
+    request: GenerationRequest
+    window: int  # events that may be sent before more are granted
+    resume: tuple[int, ...] = ()  # tokens that another coordinator had generated before it was lost
+    hops: int = 0  # how often the request has been handed on
+
+
+class DelegatedEvents(msgspec.Struct, frozen=True, tag="delegated_events", omit_defaults=True):
+    """What became certain, and the tokens it came from."""
+
+    started: Started | None = None  # first
+    deltas: tuple[TextDelta, ...] = ()
+    finished: Finished | None = None  # last
+    tokens: tuple[int, ...] = ()
+
+
+class GrantEvents(msgspec.Struct, frozen=True, tag="grant_events"):
+    """The asker has taken `count` more events of this exchange."""
+
+    count: int
+
+
+class CancelExchange(msgspec.Struct, frozen=True, tag="cancel_exchange"):
+    """Nobody waits for this exchange any more."""
+
+
+StageMessage = (
+    OpenStage
+    | StageOpened
+    | StageStepMessage
+    | Acknowledged
+    | Answered
+    | StageFailed
+    | CloseStage
+    | Probe
+    | ProbeReply
+    | Delegate
+    | DelegatedEvents
+    | GrantEvents
+    | CancelExchange
+    | Failed
+)
