@@ -1,11 +1,13 @@
 """What a node tells others about itself: which stages it can run, how fast, and where it is reached."""
 
+import enum
+
 import attrs
 
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 
-__all__ = ["Offer", "StageOffer"]
+__all__ = ["Liveness", "Offer", "PeerInfo", "StageOffer"]
 
 
 @attrs.frozen
@@ -38,3 +40,27 @@ class Offer:
     stages: tuple[StageOffer, ...] = ()
     sessions: int = 0  # being served
     node: str = ""  # host name, for people
+
+
+class Liveness(enum.Enum):
+    """What the failure detector says of a peer."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"  # has missed a heartbeat, or is known by hearsay alone
+    DEAD = "dead"
+
+
+@attrs.frozen
+class PeerInfo:
+    """What is known of one peer at this moment."""
+
+    peer: PeerId
+    liveness: Liveness
+    connected: bool  # over a control link of our own
+    relayed: bool = False  # that link goes through a third node
+    lan: bool = False  # reached at a private address, directly
+    pool: bool = False  # belongs to a pool of ours
+    round_trip: float | None = None  # seconds, None: not measured
+    offer: Offer | None = None
+    addresses: tuple[str, ...] = ()  # multiaddrs that have worked, newest first
+    failures: int = 0  # things no honest peer does, since it was first seen

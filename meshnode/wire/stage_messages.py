@@ -66,6 +66,7 @@ class StageStepMessage(msgspec.Struct, frozen=True, tag="step", omit_defaults=Tr
 
     session: SessionId
     attempt: int
+    index: int  # of the stage that is to compute
     step: int  # counts up within an attempt
     position: int  # of the first row
     rows: int
@@ -104,9 +105,10 @@ class StageFailed(msgspec.Struct, frozen=True, tag="stage_failed", omit_defaults
 
 
 class CloseStage(msgspec.Struct, frozen=True, tag="close_stage"):
-    """The session is over: free everything. Not answered; unknown sessions are fine."""
+    """Free what attempts below this one hold of a session. Not answered; unknown sessions are fine."""
 
     session: SessionId
+    below: int
 
 
 class Probe(msgspec.Struct, frozen=True, tag="probe"):
