@@ -109,10 +109,11 @@ class TokenLogprob:
 
 @attrs.frozen
 class TextDelta:
-    """Text that can no longer change, with the log-probabilities of the tokens it came from (if asked)."""
+    """Text that can no longer change, the tokens it came from, and their log-probabilities if asked for."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 @attrs.frozen
@@ -122,6 +123,9 @@ class Finished:
     reason: FinishReason
     usage: Usage
     stop_sequence: str | None = None
+    route: str = ""  # the last one, if a loss changed it
+    recoveries: int = 0  # losses on the way
+    pause: float = 0.0  # seconds without a token because of them, together
 
 
 GenerationEvent = Started | TextDelta | Finished

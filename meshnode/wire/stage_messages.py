@@ -22,10 +22,11 @@ from meshnode.wire.failures import Failed
 __all__ = [
     "Acknowledged",
     "Answered",
-    "CancelExchange",
+    "CancelDelegation",
     "CloseStage",
     "Delegate",
     "DelegatedEvents",
+    "DelegationFailed",
     "GrantEvents",
     "OpenStage",
     "Probe",
@@ -84,7 +85,7 @@ class Acknowledged(msgspec.Struct, frozen=True, tag="acknowledged", gc=False):
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answered", omit_defaults=True):
-    """The last stage has computed a step. The body is its activations if it has no head."""
+    """A step is done: by the last stage, or by one whose rows nobody behind it lacks."""
 
     session: SessionId
     attempt: int
@@ -120,32 +121,48 @@ class ProbeReply(msgspec.Struct, frozen=True, tag="probe_reply"):
 
 
 class Delegate(msgspec.Struct, frozen=True, tag="delegate", omit_defaults=True):
-    """Run this request as its coordinator. Answered with DelegatedEvents*, or Failed."""
+    """Run this request as its coordinator. Answered with DelegatedEvents* and at last one with `finished`, or DelegationFailed.
 
-    model: ModelId
-    request: GenerationRequest
-    window: int  # events that may be sent before more are granted
-    resume: tuple[int, ...] = ()  # tokens that another coordinator had generated before it was lost
-    hops: int = 0  # how often the request has been handed on
+    It ends early with CancelDelegation, and with the link.
+    """
+
+    session: SessionId  # names the delegation between these two nodes
+    request: GenerationRequest  # its model is a ModelId
+    window: int  # messages that may be sent before more are granted
+    resume: tuple[
+        int, ...
+    ] = ()  # tokens another coordinator had generated before it was lost; their text is not sent again
+    hops: int = 1  # how often the request has been handed on
 
 
 class DelegatedEvents(msgspec.Struct, frozen=True, tag="delegated_events", omit_defaults=True):
-    """What became certain, and the tokens it came from."""
+    """What became certain since the last one."""
 
-    started: Started | None = None  # first
-    deltas: tuple[TextDelta, ...] = ()
-    finished: Finished | None = None  # last
-    tokens: tuple[int, ...] = ()
+    session: SessionId
+    started: Started | None = None
+    delta: TextDelta | None = None
+    finished: Finished | None = None
 
 
 class GrantEvents(msgspec.Struct, frozen=True, tag="grant_events"):
-    """The asker has taken `count` more events of this exchange."""
+    """The asker has taken messages; `count` more may be sent."""
 
+    session: SessionId
     count: int
 
 
-class CancelExchange(msgspec.Struct, frozen=True, tag="cancel_exchange"):
-    """Nobody waits for this exchange any more."""
+class CancelDelegation(msgspec.Struct, frozen=True, tag="cancel_delegation"):
+    """Nobody waits for this delegation any more."""
+
+    session: SessionId
+
+
+class DelegationFailed(msgspec.Struct, frozen=True, tag="delegation_failed"):
+    """The coordinator could not finish it."""
+
+    session: SessionId
+    code: str
+    message: str
 
 
 StageMessage = (
@@ -161,6 +178,7 @@ StageMessage = (
     | Delegate
     | DelegatedEvents
     | GrantEvents
-    | CancelExchange
+    | CancelDelegation
+    | DelegationFailed
     | Failed
 )
