@@ -30,3 +30,10 @@ def bench(session: nox.Session) -> None:
     """Ratios against llama.cpp on the same file and threads, interleaved in one run; see docs/performance.md."""
     session.install(*INSTALL)
     session.run("python", "tests/bench/bench.py", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The node's page in a headless Chromium, which must be installed; CHROME_PATH says where."""
+    session.install(*INSTALL)
+    session.run("pytest", "tests/dashboard", "-m", "browser", *session.posargs)

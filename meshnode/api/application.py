@@ -9,7 +9,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from meshnode.api.admin.models import add_model_routes
 from meshnode.api.admin.node import add_node_routes
 from meshnode.api.bodies import read_json
-from meshnode.api.exposition import add_public_routes
+from meshnode.api.exposition import OPEN_PATHS, add_public_routes
 from meshnode.api.failures import Failure, describe, failure_of
 from meshnode.api.guards import Guards
 from meshnode.api.openai.chat import complete_chat
@@ -42,7 +42,7 @@ def create_app(dependencies: ApiDependencies) -> QuartTrio:
     app.config["BODY_TIMEOUT"] = None  # read_json has its own
     app.config["RESPONSE_TIMEOUT"] = None  # our own deadlines end requests; quart's would truncate a long answer
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    _add_guards(app, dependencies)
+    _add_guards(app, dependencies, dependencies.pages(app))
     _add_failures(app)
     add_public_routes(app, dependencies)
     _add_openai_routes(app, dependencies)
@@ -51,10 +51,10 @@ def create_app(dependencies: ApiDependencies) -> QuartTrio:
     return app
 
 
-def _add_guards(app: QuartTrio, dependencies: ApiDependencies) -> None:
+def _add_guards(app: QuartTrio, dependencies: ApiDependencies, pages: frozenset[str]) -> None:
     per_minute = dependencies.requests_per_minute
     buckets = KeyedBuckets(per_minute / 60, max(1.0, per_minute / 6))  # ten seconds' worth at once
-    guards = Guards(dependencies.key, frozenset({dependencies.host.lower()}), buckets)
+    guards = Guards(dependencies.key, frozenset({dependencies.host.lower()}), buckets, OPEN_PATHS | pages)
 
     @app.before_request
     async def guard() -> Response | None:

@@ -1,22 +1,20 @@
-"""What anybody may ask: who this is, whether it is healthy, and its metrics."""
+"""What anybody may ask: whether the node is healthy, and, on its own machine, its metrics."""
 
 from quart import Response
 from quart_trio import QuartTrio
 
-from meshnode import __version__
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
 from meshnode.observe.metrics import CONTENT_TYPE
 
-__all__ = ["add_public_routes"]
+__all__ = ["OPEN_PATHS", "add_public_routes"]
+
+OPEN_PATHS = frozenset({"/health", "/health/ready"})
+"""What needs no key."""
 
 
 def add_public_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     """Add the routes."""
-
-    @app.get("/")
-    async def root() -> Response:
-        return json_reply({"name": "meshnode", "version": __version__, "api": "/v1", "health": "/health"})
 
     @app.get("/health")
     async def health() -> Response:

@@ -16,7 +16,6 @@ from meshnode.flow.buckets import KeyedBuckets
 
 __all__ = ["Guards"]
 
-_OPEN = frozenset({"/", "/health", "/health/ready"})
 _FORWARDED = ("Forwarded", "Via", "X-Forwarded-For", "X-Real-Ip")
 
 
@@ -27,6 +26,7 @@ class Guards:
     key: str = attrs.field(repr=False)
     hosts: frozenset[str]  # names we answer to besides loopback and plain addresses, lower case
     buckets: KeyedBuckets
+    open_paths: frozenset[str]  # what needs no key
 
     def refusal(self, *, path: str, headers: Headers, client: str) -> Failure | None:
         """Return why the request is refused, or None. `client` is the address it came from."""
@@ -38,7 +38,7 @@ class Guards:
         wait = self.buckets.try_take(client if known else f"stranger at {client}")
         if wait is not None:
             return describe(429, f"too many requests from {client}; try again in {wait:.1f} s", retry_after=wait)
-        if known or path in _OPEN or (path == "/metrics" and _is_local(client, headers)):
+        if known or path in self.open_paths or (path == "/metrics" and _is_local(client, headers)):
             return None
         return describe(401, "a key is needed: send 'Authorization: Bearer KEY'; `meshnode token` prints it")
 

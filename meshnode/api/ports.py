@@ -5,11 +5,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import attrs
+from quart_trio import QuartTrio
 
 from meshnode.observe.metrics import Metrics
 from meshnode.types.generation import GenerationEvent, GenerationRequest
 
-__all__ = ["ApiDependencies", "Events", "Generate", "ModelAdmin", "ModelList", "ServedModel"]
+__all__ = ["ApiDependencies", "Events", "Generate", "ModelAdmin", "ModelList", "Pages", "ServedModel"]
 
 
 class Events(Protocol):
@@ -62,6 +63,14 @@ class ModelAdmin(Protocol):
         ...
 
 
+Pages = Callable[[QuartTrio], frozenset[str]]
+"""Adds routes that are not the API's own, and returns the paths of those that need no key."""
+
+
+def _no_pages(_app: QuartTrio) -> frozenset[str]:
+    return frozenset()
+
+
 @attrs.frozen(eq=False)
 class ApiDependencies:
     """Everything `create_app` is made from."""
@@ -74,6 +83,7 @@ class ApiDependencies:
     unready: Callable[[], tuple[str, ...]]  # names of subsystems and models that are not ready
     request_shutdown: Callable[[], None]
     metrics: Metrics
+    pages: Pages = _no_pages
     requests_per_minute: int = 600
     body_limit_bytes: int = 8 << 20
     body_timeout: float = 60.0  # seconds for a request's body to arrive

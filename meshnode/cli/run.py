@@ -35,7 +35,7 @@ __all__ = ["run"]
     "--no-browser",
     is_flag=True,
     default=None,
-    help="Open no browser; none is opened before there is a dashboard.  [env: MESHNODE_NO_BROWSER]",
+    help="Do not show the node's page when it is ready.  [env: MESHNODE_NO_BROWSER]",
 )
 @click.pass_context
 def run(

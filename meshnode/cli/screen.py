@@ -77,7 +77,8 @@ class Screen:
 
     def show_address(self, url: str, *, has_models: bool) -> None:
         """Say where the API is, and how to get a model if there is none."""
-        self._say(f"\nThe API is at {url}/v1, its key is what this prints:\n\n  {self._command('token')}\n")
+        self._say(f"\nOpen {url} in a browser. The API is at {url}/v1. The key of both is what this prints:\n")
+        self._say(f"  {self._command('token')}\n")
         if not has_models:
             self._say(f"There is no model yet. In another terminal:\n\n  {self._command('models add starter')}\n")
 

@@ -75,7 +75,7 @@ class ApiConfig:
     keep_alive_timeout: float = attrs.field(default=30.0, validator=_between(0.1, 3600))  # seconds of idle connection
     drain_timeout: float = attrs.field(default=10.0, validator=_between(0, 25))  # seconds to finish streams at stop
     max_connections: int = attrs.field(default=256, validator=_between(1, 65535))  # open at once
-    open_browser: bool = True  # show the dashboard at start, once there is one
+    open_browser: bool = True  # show the node's page at start, when a person sits at this machine's screen
 
 
 @attrs.frozen

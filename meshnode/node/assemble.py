@@ -13,6 +13,7 @@ from meshnode.api.server import ApiServer
 from meshnode.api.serving import ServingLimits
 from meshnode.config.loading import LoadedConfig
 from meshnode.config.schema import NodeConfig
+from meshnode.dashboard.routes import Dashboard
 from meshnode.engine.devices import physical_cores
 from meshnode.files.acquisition import AcquisitionManager
 from meshnode.files.builtin_sources import builtin_sources
@@ -47,6 +48,7 @@ class Node:
     supervisor: Supervisor
     health: HealthBoard
     view: NodeView
+    dashboard: Dashboard
 
 
 @asynccontextmanager
@@ -78,6 +80,7 @@ def _connect(
     url = f"http://{host}:{bound_port(listeners)}"
     models = ModelViews(catalog, channels.loaded, channels.intent, config.engine.context_length, config.models.aliases)
     view = NodeView(url, models, channels.progress, health)
+    dashboard = Dashboard(key)
     sources = builtin_sources(lanes, offline=config.node.offline, environment=os.environ)
     executors = Executors(metrics, config.engine.prefill_chunk)
     keeper = KeeperResources(
@@ -99,6 +102,7 @@ def _connect(
             unready=lambda: view.unready(supervisor.states()),
             request_shutdown=supervisor.request_stop,
             metrics=metrics,
+            pages=dashboard.add_to,
             requests_per_minute=config.api.requests_per_minute,
             body_limit_bytes=config.api.body_limit_bytes,
             host=config.api.host,
@@ -117,7 +121,7 @@ def _connect(
         on_crash=lambda name: metrics.supervise_restarts_total.labels(subsystem=name).inc(),
         watchdog=watchdog,
     )
-    return Node(supervisor, health, view)
+    return Node(supervisor, health, view, dashboard)
 
 
 def _serving_limits(config: NodeConfig) -> ServingLimits:

@@ -12,6 +12,7 @@ from meshnode.config.loading import LoadedConfig
 from meshnode.errors import ConfigError, Fatal, StoreError
 from meshnode.node.assemble import open_node
 from meshnode.node.audience import Screen, inform
+from meshnode.node.browser import open_page, page_address, should_open
 from meshnode.node.lifecycle import run_tree
 from meshnode.node.notify import ServiceManager
 from meshnode.observe.logging import configure_logging
@@ -56,6 +57,7 @@ def run_node(loaded: LoadedConfig, screen: Screen | None = None) -> int:
 
 async def _serve(loaded: LoadedConfig, screen: Screen | None, *, metrics: Metrics, watchdog: ShutdownWatchdog) -> None:
     manager = ServiceManager.from_environment(os.environ)
+    wants_browser, has_terminal = loaded.config.api.open_browser, sys.stdout.isatty()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             open_node(loaded, metrics=metrics, watchdog=watchdog) as node,
@@ -63,6 +65,9 @@ async def _serve(loaded: LoadedConfig, screen: Screen | None, *, metrics: Metric
         ):
             if screen is not None:
                 nursery.start_soon(inform, screen, node.supervisor.started, node.view)
+            if should_open(wants_browser, has_terminal=has_terminal, env=os.environ, platform=sys.platform):
+                issue = node.dashboard.tickets.issue
+                nursery.start_soon(open_page, node.supervisor.started, lambda: page_address(node.view.url, issue()))
             await run_tree(node.supervisor, node.health, manager, url=node.view.url, signals=signals)
             nursery.cancel_scope.cancel()
 

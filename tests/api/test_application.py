@@ -156,9 +156,9 @@ async def test_the_key_is_needed_where_it_matters(serve):
             assert reply.status_code == 401
             assert reply.json()["error"]["code"] == "invalid_api_key"
             assert reply.headers["www-authenticate"] == "Bearer"
-        for path in ("/", "/health", "/health/ready", "/metrics"):
+        for path in ("/health", "/health/ready", "/metrics"):
             assert (await client.get(path)).status_code == 200
-        assert (await client.head("/")).status_code == 200
+        assert (await client.head("/health")).status_code == 200
 
 
 async def test_foreign_hosts_and_origins_are_refused(serve):

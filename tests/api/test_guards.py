@@ -4,6 +4,7 @@ import pytest
 from support.api import KEY
 from werkzeug.datastructures import Headers
 
+from meshnode.api.exposition import OPEN_PATHS
 from meshnode.api.guards import Guards
 from meshnode.flow.buckets import KeyedBuckets
 
@@ -11,7 +12,7 @@ HOME = "127.0.0.1:8800"
 
 
 def guards(rate=1000.0, burst=1000.0):
-    return Guards(KEY, frozenset({"node.example"}), KeyedBuckets(rate, burst))
+    return Guards(KEY, frozenset({"node.example"}), KeyedBuckets(rate, burst), OPEN_PATHS | {"/"})
 
 
 def ask(guard, path="/v1/models", client="127.0.0.1", **headers):
