@@ -1,9 +1,15 @@
 """The table of children: order, criticality and budgets, as docs/architecture.md has them."""
 
+import random
+
 import pytest
+import trio
 
 from meshnode.node.children import Builders, child_specs
-from meshnode.supervise.subsystem import Criticality, Pulse
+from meshnode.supervise.health import HealthBoard
+from meshnode.supervise.subsystem import Criticality, Pulse, Status
+from meshnode.supervise.supervisor import Supervisor
+from meshnode.supervise.watchdog import ShutdownWatchdog
 
 
 @pytest.fixture
@@ -44,3 +50,44 @@ def test_the_router_restarts_its_workers_too_and_both_budgets_together_stay_smal
 
 def test_streams_have_the_configured_time_to_finish(specs):
     assert specs[-1].drain_timeout == 7.0
+
+
+class Sluggish:
+    """Drains for ever, and takes nearly all of its time to stop."""
+
+    def __init__(self, pulse=None):
+        self.pulse = pulse
+
+    async def run(self, *, task_status):
+        task_status.started()
+        try:
+            while True:
+                if self.pulse is not None:
+                    self.pulse.touch()
+                await trio.sleep(1)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.9)
+
+    async def drain(self):
+        await trio.sleep_forever()
+
+
+class Timed:
+    """A watchdog that only remembers when it was armed."""
+
+    def arm(self):
+        self.at = trio.current_time()
+
+
+async def test_a_stop_that_takes_all_its_time_is_over_before_the_watchdog_takes_it_for_stuck(autojump_clock):
+    builders = Builders(acquisition=Sluggish, router=Sluggish, keeper=Sluggish, api=Sluggish)
+    watchdog = Timed()
+    supervisor = Supervisor(
+        child_specs(builders, api_drain=25.0), health=HealthBoard(), rng=random.Random(0), watchdog=watchdog
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        supervisor.request_stop()
+    assert 25.0 <= trio.current_time() - watchdog.at < ShutdownWatchdog().seconds
+    assert {state.status for state in supervisor.states()} == {Status.STOPPED}
