@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -22,10 +22,18 @@ _EIGHT_BIT_SCRATCH = 12
 _UNLIMITED = 1 << 60  # version 1 of control groups writes "no limit" as a number near 2**63
 
 
-def physical_cores() -> int:
-    """Return the cores this process may use; hyper-threads do not help a memory-bound loop."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+def physical_cores(root: Path = Path("/"), allowed: Iterable[int] | None = None) -> int:
+    """Return the cores this process may use; hyper-threads do not help a memory-bound loop.
+
+    `allowed` are the logical CPUs it may run on, unless told those of its affinity. A quota of its control groups counts in
+    whole cores: the threads of a kernel wait for each other, so one that is throttled holds up all.
+    """
+    if allowed is None:
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cpus = frozenset(allowed)
+    siblings = [_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in cpus]
+    known = len(set(siblings)) if all(siblings) else psutil.cpu_count(logical=False) or len(cpus)
+    return max(1, int(min([known, len(cpus), *_quotas(root)])))
 
 
 def available_bytes(root: Path = Path("/")) -> int:
@@ -82,21 +90,37 @@ def _scratch(tensor: TensorDescriptor) -> int:
 
 def _left_in_groups(root: Path) -> Iterator[int]:
     """Yield what each control group around this process leaves of its limit: a container or service may have less."""
+    for folder, is_unified in _groups(root, "memory"):
+        if is_unified:
+            limit_name, used_name, cache_name = "memory.max", "memory.current", "inactive_file"
+        else:
+            limit_name, used_name, cache_name = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        limit, used = _read(folder / limit_name), _read(folder / used_name)
+        if limit.isdecimal() and used.isdecimal() and int(limit) < _UNLIMITED:
+            yield int(limit) - int(used) + _statistic(folder / "memory.stat", cache_name)
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the CPU time per time that each control group around this process allows, where it sets a limit."""
+    for folder, is_unified in _groups(root, "cpu"):
+        if is_unified:
+            quota, _, period = _read(folder / "cpu.max").partition(" ")  # "max 100000" without a limit
+        else:
+            quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")  # -1 without
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            yield int(quota) / int(period)
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """Yield the folders of the control groups around this process, innermost first, and whether they are of version 2."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit_name, used_name, cache_name = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, limit_name, used_name = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache_name = "total_inactive_file"
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
-        top = root / base
+        top = root / "sys/fs/cgroup" / (controller if controllers else "")
         group = top / path.lstrip("/")
         for folder in (group, *group.parents):  # in a container, the outer ones may not be there to be read
-            limit, used = _read(folder / limit_name), _read(folder / used_name)
-            if limit.isdecimal() and used.isdecimal() and int(limit) < _UNLIMITED:
-                yield int(limit) - int(used) + _statistic(folder / "memory.stat", cache_name)
+            yield folder, not controllers
             if folder == top:
                 break
 

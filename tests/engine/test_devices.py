@@ -84,5 +84,55 @@ def test_a_group_without_a_limit_and_a_system_without_groups_leave_the_machines_
         assert available_bytes(place) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
 
 
+def cores(root, threads):
+    """Lay out a machine's cores, each with its hyper-threads as the kernel lists them."""
+    for listed in threads:
+        for cpu in map(int, listed.split(",")):
+            place = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+            place.mkdir(parents=True)
+            (place / "thread_siblings_list").write_text(listed + "\n")
+    return root
+
+
+def quota(root, folder, **files):
+    place = root / folder
+    place.mkdir(parents=True, exist_ok=True)
+    for name, value in files.items():
+        (place / name.replace("_", ".", 1)).write_text(f"{value}\n")
+
+
 def test_there_is_at_least_one_core():
     assert physical_cores() >= 1
+
+
+def test_hyper_threads_are_not_counted_and_cores_that_are_not_ours_neither(tmp_path):
+    root = cores(tmp_path, ["0,4", "1,5", "2,6", "3,7"])
+    assert physical_cores(root, range(8)) == 4
+    assert physical_cores(root, {0, 4, 1}) == 2
+    assert physical_cores(root, {6}) == 1
+
+
+def test_where_the_layout_is_not_known_there_are_no_more_cores_than_cpus(tmp_path):
+    assert physical_cores(tmp_path, {3}) == 1
+
+
+@pytest.mark.parametrize(("quota_us", "count"), [(200_000, 2), (190_000, 1), (50_000, 1), ("max", 64)])
+def test_a_container_of_two_cpus_on_a_large_machine_has_two(tmp_path, quota_us, count):
+    root = machine(cores(tmp_path, [f"{cpu}" for cpu in range(64)]), "0::/\n")
+    quota(root, "sys/fs/cgroup", cpu_max=f"{quota_us} 100000")
+    assert physical_cores(root, range(64)) == count
+
+
+def test_the_tightest_group_decides(tmp_path):
+    root = machine(cores(tmp_path, [f"{cpu}" for cpu in range(64)]), "0::/system.slice/meshnode.service\n")
+    quota(root, "sys/fs/cgroup/system.slice/meshnode.service", cpu_max="800000 100000")
+    quota(root, "sys/fs/cgroup/system.slice", cpu_max="150000 50000")
+    assert physical_cores(root, range(64)) == 3
+    assert physical_cores(root, range(2)) == 2
+
+
+@pytest.mark.parametrize(("quota_us", "count"), [(200_000, 2), (-1, 8)])
+def test_the_older_control_groups_count_too(tmp_path, quota_us, count):
+    root = machine(cores(tmp_path, [f"{cpu}" for cpu in range(8)]), "4:memory:/x\n3:cpu,cpuacct:/docker/abc\n")
+    quota(root, "sys/fs/cgroup/cpu", cpu_cfs_quota_us=quota_us, cpu_cfs_period_us=100_000)
+    assert physical_cores(root, range(8)) == count
