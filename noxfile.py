@@ -27,7 +27,7 @@ def test(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Ratios against llama.cpp on the same file and threads, interleaved in one run; see docs/performance.md."""
+    """Speed, start, overhead, memory and quality with their goals; `-- --only NAME`, `-- --json`; docs/performance.md."""
     session.install(*INSTALL)
     session.run("python", "tests/bench/bench.py", *session.posargs)
 
