@@ -87,7 +87,9 @@ class EngineConfig:
     cache_bytes: int = attrs.field(default=0, validator=_between(0, 1 << 50))  # bytes of KV cache; 0: from free memory
     context_length: int = attrs.field(default=0, validator=_between(0, 1 << 24))  # tokens; 0: the model's, up to 8192
     max_batch: int = attrs.field(default=8, validator=_between(1, 1024))  # sessions in one decode step
-    prefill_chunk: int = attrs.field(default=512, validator=_between(1, 65536))  # prompt tokens in one step
+    prefill_chunk: int = attrs.field(  # prompt tokens in one step; no more than 128 of them while others decode
+        default=512, validator=_between(1, 65536)
+    )
 
 
 @attrs.frozen

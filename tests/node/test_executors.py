@@ -2,11 +2,19 @@
 
 import pytest
 import trio
+from support.stages import stage_of, tiny_manifest
+from support.tiny_gguf import write_tiny_llama
 
+from meshnode.config import load_config
+from meshnode.engine.executor import Generation
 from meshnode.engine.process_executor import ProcessExecutor
+from meshnode.node import assemble
 from meshnode.node.executors import Executors
 from meshnode.observe.metrics import Metrics
+from meshnode.supervise.watchdog import ShutdownWatchdog
 from meshnode.types.blocks import BlockRange
+from meshnode.types.generation import SamplingParameters
+from meshnode.types.ids import SessionId
 
 
 @pytest.fixture
@@ -46,3 +54,33 @@ def test_a_step_is_never_larger_than_the_settings_say(spec):
     assert (limits.prefill_alone, limits.prefill_mixed) == (64, 64)
     limits = Executors(Metrics(), 512).build(spec)._limits
     assert (limits.prefill_alone, limits.prefill_mixed) == (512, 128)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("chunk", "step"), [("3", 3), ("1000", 700)])
+async def test_the_worker_reads_a_prompt_in_the_steps_that_config_toml_asks_for(tmp_path, monkeypatch, chunk, step):
+    made = []
+
+    class Kept(Executors):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(assemble, "Executors", Kept)
+    settings = tmp_path / "config.toml"
+    settings.write_text(f"[engine]\nprefill_chunk = {chunk}\n[api]\nport = 0\n")
+    loaded = load_config(flags={"node.data_dir": tmp_path / "data"}, env={}, file=settings)
+    async with assemble.open_node(loaded, metrics=Metrics(), watchdog=ShutdownWatchdog()):
+        (executors,) = made
+    manifest = tiny_manifest(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "shards")
+    executor = executors.build(stage_of(manifest, tmp_path / "shards", cache=64 << 20))
+    request = Generation(SessionId("s"), (5,) * 700, 700, 1, SamplingParameters(temperature=0))
+    read = {0}
+    async with trio.open_nursery() as nursery:
+        await nursery.start(executor.run)
+        async with executor.generate(request):
+            while max(read) < 700:
+                read.add((await executor.stats()).prefill_tokens)  # answered between two steps
+        nursery.cancel_scope.cancel()
+    assert {count % step for count in read - {700}} == {0}
+    assert step == 700 or len(read) > 2  # seen on the way, not only at the ends
