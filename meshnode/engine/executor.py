@@ -15,7 +15,7 @@ from meshnode.types.generation import SamplingParameters, TokenEvent
 from meshnode.types.ids import ModelId, SessionId
 from meshnode.types.manifest import ModelConfig, ShardDescriptor
 
-__all__ = ["ExecutorStats", "Generation", "StageExecutor", "StageResult", "StageSpec", "StageStep"]
+__all__ = ["ExecutorStats", "Generation", "StageExecutor", "StageReservation", "StageResult", "StageSpec", "StageStep"]
 
 
 @attrs.frozen
@@ -58,19 +58,32 @@ class Generation:
 
 
 @attrs.frozen
-class StageStep:
-    """One forward of one session at this stage. Exactly one of `tokens` and `activations` is set.
+class StageReservation:
+    """What one session needs of a loaded stage, or of a part of it."""
 
-    The rows are appended to the session's cache at `position`; a position below the cache's length truncates it first.
-    `activations` are raw little-endian bfloat16, [rows, hidden_size].
+    blocks: BlockRange | None  # within the stage's; None: no block, only the embedding or the head
+    embedding: bool
+    head: bool
+    tokens: int  # positions of KV cache
+    prompt_length: int = 0  # for the head: the answer's first token is at this position
+    history: tuple[int, ...] = ()  # for the head: the answer so far
+    sampling: SamplingParameters | None = None  # for the head
+
+
+@attrs.frozen
+class StageStep:
+    """One forward of one session. Exactly one of `tokens` and `activations` is set.
+
+    The rows are appended to the session's cache at `position`; a position below the cache's length truncates it, and the
+    history of sampled tokens, first. `activations` are raw little-endian bfloat16, [rows, hidden_size].
     """
 
     session: SessionId
     position: int
     tokens: tuple[int, ...] = ()
     activations: bytes = b""
-    sampling: SamplingParameters | None = None  # a head stage samples after the last row when set
-    history: tuple[int, ...] = ()  # generated tokens so far, for the penalties
+    sample: bool = False  # the head samples after the last row
+    return_from: int = 0  # rows below this position are computed and not returned
 
 
 @attrs.frozen
@@ -78,7 +91,7 @@ class StageResult:
     """What a step gave: activations for the next stage, or a token if the stage has the head and sampling was asked."""
 
     session: SessionId
-    position: int
+    position: int  # of the first row returned
     activations: bytes = b""
     token: TokenEvent | None = None
 
@@ -94,6 +107,10 @@ class ExecutorStats:
     resident_bytes: int  # of the worker process; 0 when unknown
     prefill_tokens: int  # since the start
     decode_tokens: int
+    block_seconds: float = 0.0  # one decode row through one block, as measured lately
+    prefill_seconds: float = 0.0  # one row of a long prompt through one block
+    free_tokens: int = 0  # positions that can still be reserved for the whole stage
+    drift_class: str = ""  # kernels, dtypes and device kind: equal classes give equal bits
 
 
 class StageExecutor(Protocol):
@@ -108,8 +125,19 @@ class StageExecutor(Protocol):
         """
         ...
 
+    async def reserve(self, session: SessionId, reservation: StageReservation) -> int:
+        """Reserve memory for a session and return how many positions its cache holds.
+
+        A session that is there with the same blocks and room enough keeps its cache, and 0 is returned for a new one. Raises
+        OutOfMemory, RequestError for blocks that are not loaded, WorkerLost.
+        """
+        ...
+
     async def step(self, step: StageStep) -> StageResult:
-        """Run one step. Cancellation abandons the answer; the step itself may still run."""
+        """Run one step. Cancellation abandons the answer; the step itself may still run.
+
+        Raises SessionLost for a session without a reservation, RequestError for rows that do not fit it, WorkerLost.
+        """
         ...
 
     async def release(self, session: SessionId) -> None:

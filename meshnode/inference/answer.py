@@ -25,6 +25,7 @@ class Answer:
     _stop: str | None = attrs.field(default=None, init=False)
     _detokenizer: Detokenizer = attrs.field(init=False)
     _matcher: StopMatcher = attrs.field(init=False)
+    _unsent: list[int] = attrs.field(factory=list, init=False)  # tokens whose text has not been returned
     _logprobs: list[TokenLogprob] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -42,12 +43,22 @@ class Answer:
             self._reason = FinishReason.STOP
             return None
         self.tokens += 1
+        self._unsent.append(event.token)
         if self.wants_logprobs:
             self._logprobs.append(self._logprob(event))
         text, self._stop = self._matcher.push(self._detokenizer.push(event.token))
         if self._stop is not None:
             self._reason = FinishReason.STOP
         return self._delta(text)
+
+    def resume(self, tokens: Sequence[int]) -> None:
+        """Take tokens whose text has been delivered elsewhere; only what comes after them is returned from now on."""
+        for token in tokens:
+            self.tokens += 1
+            _, self._stop = self._matcher.push(self._detokenizer.push(token))
+            if self._stop is not None:
+                self._reason = FinishReason.STOP
+                return
 
     def ending(self) -> tuple[TextDelta | None, Finished]:
         """Return what was held back, and how it ended: without an end token or stop sequence, by length."""
@@ -62,7 +73,8 @@ class Answer:
         if not text and not (last and self._logprobs):
             return None
         logprobs, self._logprobs = tuple(self._logprobs), []
-        return TextDelta(text, logprobs)
+        tokens, self._unsent = tuple(self._unsent), []
+        return TextDelta(text, logprobs, tokens)
 
     def _logprob(self, event: TokenEvent) -> TokenLogprob:
         top = tuple(self._entry(token, logprob) for token, logprob in event.top)

@@ -1,20 +1,24 @@
 """A loaded model: its worker under supervision, its tokenizer, and how far it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import attrs
 import trio
 
-from meshnode.engine.executor import StageSpec
-from meshnode.errors import NoRoute, Unavailable
+from meshnode.engine.executor import ExecutorStats, StageSpec
+from meshnode.errors import NoRoute, Unavailable, WorkerLost
 from meshnode.flow.latest import Latest
 from meshnode.inference.assets import ModelAssets
 from meshnode.inference.ports import BuildExecutor, Catalog, SupervisedExecutor
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildSpec, RestartPolicy
 from meshnode.supervise.supervisor import Supervisor
+from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ModelManifest, ShardKind
+from meshnode.types.peers import StageOffer
+
+_MEASURE_EVERY = 2.0  # seconds; one small message to the worker
 
 __all__ = ["EngineSettings", "LoadedModel", "stage_spec"]
 
@@ -31,23 +35,25 @@ class EngineSettings:
 
 
 def stage_spec(manifest: ModelManifest, catalog: Catalog, settings: EngineSettings) -> StageSpec:
-    """Describe the whole model as one stage. Raises NoRoute, naming what is missing, when a shard is not here."""
+    """Describe the stage that can be loaded from the shards that are here: the longest run of blocks, embedding and head.
+
+    Raises NoRoute when there is none.
+    """
     config = manifest.config
-    shards = manifest.shards_for(config.blocks, embedding=True, head=True)
     held = catalog.held(manifest.id)
-    missing = [shard for shard in shards if shard.id not in held]
-    if missing:
-        what = ", ".join(shard.kind.value if shard.block is None else f"block {shard.block}" for shard in missing[:3])
-        raise NoRoute(
-            f"this node holds a part of {manifest.name} only; {len(missing)} of {len(shards)} shards are missing ({what} …)"
-        )
+    kinds = {shard.kind for shard in manifest.shards if shard.id in held}
+    embedding, head = ShardKind.EMBEDDING in kinds, ShardKind.HEAD in kinds
+    blocks = _longest_run([shard.block for shard in manifest.shards if shard.block is not None and shard.id in held])
+    if blocks is None:
+        raise NoRoute(f"this node holds no block of {manifest.name}; add it with `meshnode models add`")
+    shards = manifest.shards_for(blocks, embedding=embedding, head=head)
     limit = settings.context_length or min(config.context_length, 8192)
     return StageSpec(
         model=manifest.id,
         config=config,
-        blocks=config.blocks,
-        embedding=True,
-        head=True,
+        blocks=blocks,
+        embedding=embedding,
+        head=head,
         shards=shards,
         paths=tuple(str(catalog.path(shard.id)) for shard in shards),
         device=settings.device,
@@ -56,6 +62,17 @@ def stage_spec(manifest: ModelManifest, catalog: Catalog, settings: EngineSettin
         cache_bytes=settings.cache_bytes,
         max_batch=settings.max_batch,
     )
+
+
+def _longest_run(blocks: Sequence[int]) -> BlockRange | None:
+    """Return the longest range without a gap, the first of equals; None for no block."""
+    runs: list[BlockRange] = []
+    for block in sorted(blocks):
+        if runs and runs[-1].end == block:
+            runs[-1] = BlockRange(runs[-1].start, block + 1)
+        else:
+            runs.append(BlockRange(block, block + 1))
+    return max(runs, key=lambda run: (len(run), -run.start), default=None)
 
 
 @attrs.define(eq=False)
@@ -72,7 +89,8 @@ class LoadedModel:
     health: HealthBoard
     assets: ModelAssets | None = None
     sessions: int = attrs.field(default=0, init=False)  # generations that hold, or ask for, memory of the worker
-    departures: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)  # generations that have given it back
+    stats: ExecutorStats | None = attrs.field(default=None, init=False)  # the newest of this incarnation
+    measured: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)  # how often `stats` has been looked at
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _problem: Latest[str | None] = attrs.field(factory=lambda: Latest(None), init=False)
     _seen: int = attrs.field(default=0, init=False)  # the executor's incarnation at the last crash
@@ -89,6 +107,11 @@ class LoadedModel:
         """Make the executor without starting it. Raises NoRoute."""
         spec = stage_spec(manifest, catalog, settings)
         return cls(manifest, spec, build(spec), health)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this node alone can answer with it."""
+        return self.spec.is_whole_model
 
     @property
     def is_ready(self) -> bool:
@@ -126,7 +149,6 @@ class LoadedModel:
             yield
         finally:
             self.sessions -= 1
-            self.departures.set(self.departures.value + 1)
 
     async def serve(self) -> None:
         """Keep the worker running until `scope` is cancelled."""
@@ -141,7 +163,41 @@ class LoadedModel:
             [spec], health=self.health, total_stop_budget=8.0, on_crash=lambda _: self._crashed(supervisor)
         )
         with self.scope:
-            await supervisor.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._measure)
+                await supervisor.run()
+                nursery.cancel_scope.cancel()
+
+    def offer(self) -> StageOffer | None:
+        """Say what can be asked of this stage; None while its worker is not there, or not measured yet."""
+        stats, spec, config = self.stats, self.spec, self.manifest.config
+        if stats is None or not self.is_ready or not self.executor.is_ready:
+            return None
+        return StageOffer(
+            model=self.manifest.id,
+            name=self.manifest.name,
+            block_count=config.block_count,
+            hidden_size=config.hidden_size,
+            context_length=spec.context_length,
+            blocks=spec.blocks,
+            embedding=spec.embedding,
+            head=spec.head,
+            drift_class=stats.drift_class,
+            block_seconds=stats.block_seconds,
+            prefill_seconds=stats.prefill_seconds,
+            free_tokens=stats.free_tokens,
+        )
+
+    async def _measure(self) -> None:
+        """Keep `stats` fresh."""
+        while True:
+            await self.executor.ready()
+            try:
+                self.stats = await self.executor.stats()
+            except WorkerLost:
+                self.stats = None
+            self.measured.set(self.measured.value + 1)
+            await trio.sleep(_MEASURE_EVERY)
 
     def _crashed(self, supervisor: Supervisor) -> None:
         if self.executor.incarnation == self._seen:  # it has not been ready since the crash before

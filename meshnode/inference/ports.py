@@ -9,8 +9,14 @@ from meshnode.flow.latest import Latest
 from meshnode.supervise.subsystem import Subsystem
 from meshnode.types.ids import ModelId, ShardId
 from meshnode.types.manifest import ModelManifest
+from meshnode.types.peers import PeerInfo
 
-__all__ = ["BuildExecutor", "Catalog", "SupervisedExecutor"]
+__all__ = [
+    "BuildExecutor",
+    "Catalog",
+    "MeshView",
+    "SupervisedExecutor",
+]
 
 
 class SupervisedExecutor(StageExecutor, Subsystem, Protocol):
@@ -19,6 +25,11 @@ class SupervisedExecutor(StageExecutor, Subsystem, Protocol):
     @property
     def incarnation(self) -> int:
         """How many times it has become ready."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be used at this moment."""
         ...
 
     async def ready(self) -> None:
@@ -48,4 +59,17 @@ class Catalog(Protocol):
 
     def path(self, shard: ShardId) -> Path:
         """Return where a held shard lies."""
+        ...
+
+
+class MeshView(Protocol):
+    """What is known of other nodes."""
+
+    @property
+    def changed(self) -> Latest[int]:
+        """Set when anything below is."""
+        ...
+
+    def peers(self) -> tuple[PeerInfo, ...]:
+        """Return all peers, ourselves not among them."""
         ...

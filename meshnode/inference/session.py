@@ -1,89 +1,73 @@
-"""One generation over an executor that may die on the way.
+"""What one generation knows. Everything needed to go on elsewhere is here: the prompt and the tokens so far.
 
-When the worker is lost, the session waits for its successor and replays prompt and answer so far. Since rows are invariant and
-sampling is a function of (seed, position), the continuation is the one there would have been: the reader sees a pause.
+Since rows are invariant and sampling is a function of (seed, position), whoever goes on gives the tokens there would have been.
 """
 
 from collections.abc import Awaitable, Callable
 
 import attrs
-import structlog
 import trio
 
-from meshnode.engine.executor import Generation
-from meshnode.errors import SessionLost, WorkerLost
-from meshnode.inference.ports import SupervisedExecutor
 from meshnode.types.generation import SamplingParameters, TokenEvent
-from meshnode.types.ids import new_session_id
+from meshnode.types.ids import SessionId, new_session_id
+from meshnode.types.routes import Route
 
 __all__ = ["Session", "Take"]
 
 Take = Callable[[TokenEvent], Awaitable[bool]]
 """Hears each token once; returns whether more are wanted."""
 
-_log = structlog.get_logger(__name__)
-
 
 @attrs.define(eq=False)
 class Session:
-    """Everything one generation knows; it lives and dies with its task."""
+    """Lives and dies with the task of its request."""
 
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: SamplingParameters
     end_tokens: frozenset[int]
-    max_recoveries: int = 3
-    recovery_timeout: float = 60.0  # seconds for a lost worker to come back
-    generated: list[int] = attrs.field(factory=list, init=False)
+    generated: list[int] = attrs.field(factory=list)
+    id: SessionId = attrs.field(factory=new_session_id)
+    route: Route | None = attrs.field(default=None, init=False)  # the newest
     recoveries: int = attrs.field(default=0, init=False)
-
-    async def run(self, executor: SupervisedExecutor, take: Take) -> None:
-        """Generate, handing each token to `take` once, until it returns False or the generation ends.
-
-        Cancellation frees the session's memory. Raises OutOfMemory, and SessionLost when the worker cannot be replaced.
-        """
-        while True:
-            await executor.ready()
-            incarnation = executor.incarnation
-            try:
-                await self._attempt(executor, take)
-            except WorkerLost as error:
-                if self._is_complete:  # lost between the last token and the word that it was the last
-                    return
-                await self._recover(executor, incarnation, error)
-            else:
-                return
+    losses_in_a_row: int = attrs.field(default=0, init=False)  # without a token between them
+    pause: float = attrs.field(default=0.0, init=False)  # seconds lost to recoveries
+    _lost_at: float | None = attrs.field(default=None, init=False)
 
     @property
-    def _is_complete(self) -> bool:
+    def length(self) -> int:
+        """Tokens so far, the prompt's included."""
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def capacity(self) -> int:
+        """Positions of KV cache it may need."""
+        return len(self.prompt) + self.max_tokens
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last token is an end token, or as many as asked for are there."""
         ended = bool(self.generated) and self.generated[-1] in self.end_tokens
         return ended or len(self.generated) >= self.max_tokens
 
-    async def _attempt(self, executor: SupervisedExecutor, take: Take) -> None:
-        async with executor.generate(self._remainder()) as events:
-            async for event in events:
-                self.generated.append(event.token)
-                if not await take(event):
-                    return
+    def tokens(self, begin: int, end: int) -> tuple[int, ...]:
+        """Return the tokens at positions `begin` to `end` (excluded)."""
+        return (*self.prompt, *self.generated)[begin:end] if begin < len(self.prompt) else self._answer(begin, end)
 
-    def _remainder(self) -> Generation:
-        return Generation(
-            session=new_session_id(),
-            tokens=(*self.prompt, *self.generated),
-            prompt_length=len(self.prompt),
-            max_tokens=self.max_tokens - len(self.generated),
-            sampling=self.sampling,
-            end_tokens=self.end_tokens,
-        )
+    def _answer(self, begin: int, end: int) -> tuple[int, ...]:
+        return tuple(self.generated[begin - len(self.prompt) : end - len(self.prompt)])
 
-    async def _recover(self, executor: SupervisedExecutor, incarnation: int, error: WorkerLost) -> None:
+    def lost(self) -> None:
+        """Note that a stage or worker was lost."""
         self.recoveries += 1
-        if self.recoveries > self.max_recoveries:
-            raise SessionLost(f"the worker was lost {self.recoveries} times during this answer: {error}") from error
-        _log.warning("worker lost, answer resumes", tokens_so_far=len(self.generated), error=str(error))
-        with trio.move_on_after(self.recovery_timeout):
-            while executor.incarnation == incarnation:  # a new attempt needs a new worker
-                await trio.sleep(0.02)
-                await executor.ready()
-            return
-        raise SessionLost(f"the worker did not come back within {self.recovery_timeout:.0f} s") from error
+        self.losses_in_a_row += 1
+        if self._lost_at is None:
+            self._lost_at = trio.current_time()
+
+    def token_came(self, token: int) -> None:
+        """Take a token; the first after a loss ends the pause."""
+        self.generated.append(token)
+        self.losses_in_a_row = 0
+        if self._lost_at is not None:
+            self.pause += trio.current_time() - self._lost_at
+            self._lost_at = None

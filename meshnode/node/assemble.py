@@ -20,6 +20,7 @@ from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
 from meshnode.flow.lanes import Lanes
 from meshnode.inference.calls import open_generations
+from meshnode.inference.model_loading import ModelTables
 from meshnode.inference.models import EngineSettings
 from meshnode.inference.router import InferenceRouter, RouterResources, RouterSettings
 from meshnode.node.api_key import load_api_key
@@ -28,6 +29,7 @@ from meshnode.node.children import Builders, child_specs
 from meshnode.node.data_folder import announce, hold_data_folder
 from meshnode.node.executors import Executors
 from meshnode.node.listeners import bind, bound_port
+from meshnode.node.mesh import solitary_mesh
 from meshnode.node.model_keeper import KeeperResources, ModelKeeper
 from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.observe.metrics import Metrics
@@ -37,6 +39,7 @@ from meshnode.supervise.subsystem import Pulse
 from meshnode.supervise.supervisor import Supervisor
 from meshnode.supervise.watchdog import ShutdownWatchdog
 from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import PeerId
 
 __all__ = ["Node", "open_node"]
 
@@ -86,7 +89,9 @@ def _connect(
     keeper = KeeperResources(
         catalog, channels.acquisitions, channels.progress, channels.intent, channels.wanted, health
     )
-    router = RouterResources(channels.generations, catalog, channels.wanted, channels.loaded, lanes, metrics, health)
+    tables = ModelTables(catalog, channels.wanted, channels.loaded)
+    mesh = solitary_mesh(PeerId("here"), channels.stage_messages)
+    router = RouterResources(channels.generations, tables, mesh, lanes, metrics, health)
     blocks = None if config.models.blocks is None else BlockRange.parse(config.models.blocks)
 
     def build_acquisition(pulse: Pulse) -> AcquisitionManager:

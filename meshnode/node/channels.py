@@ -7,6 +7,7 @@ from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.calls import GenerationCall
 from meshnode.inference.models import LoadedModel
+from meshnode.network.stage_links import Received
 from meshnode.node.model_keeper import Intent
 from meshnode.types.ids import ModelId
 from meshnode.types.manifest import ModelManifest
@@ -31,6 +32,10 @@ class Channels:
     )
     intent: Latest[Intent] = attrs.field(
         factory=lambda: Latest(Intent())  # ModelKeeper -> readiness
+    )
+    stage_messages: Mailbox[Received, None] = attrs.field(
+        # MessageDispatcher, and ourselves -> InferenceRouter, 64: beyond it the reader of the peer's link waits
+        factory=lambda: Mailbox("InferenceRouter stages", 64)
     )
     wanted: Latest[frozenset[ModelId]] = attrs.field(
         factory=lambda: Latest(

@@ -14,13 +14,15 @@ from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.calls import open_generations
+from meshnode.inference.model_loading import ModelTables
 from meshnode.inference.models import EngineSettings
 from meshnode.inference.router import InferenceRouter, RouterResources, RouterSettings
+from meshnode.node.mesh import solitary_mesh
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.generation import ChatMessage, GenerationRequest, TextDelta
-from meshnode.types.ids import RequestId
+from meshnode.types.ids import PeerId, RequestId
 
 SETTINGS = RouterSettings(
     EngineSettings("cpu", 1, 0, 1 << 20, 8), queue_length=4, max_concurrent=2, request_timeout=1000.0
@@ -93,9 +95,10 @@ def bench(models):
         mailbox = Mailbox("router")
         resources = RouterResources(
             mailbox,
-            Catalog(folder, *manifests),
-            Latest(frozenset(manifests[number].id for number in wanted)),
-            Latest({}),
+            ModelTables(
+                Catalog(folder, *manifests), Latest(frozenset(manifests[number].id for number in wanted)), Latest({})
+            ),
+            solitary_mesh(PeerId("me"), Mailbox("stages", 64)),
             InlineLanes(),
             Metrics(),
             HealthBoard(),

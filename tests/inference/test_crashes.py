@@ -15,13 +15,15 @@ from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.calls import open_generations
+from meshnode.inference.model_loading import ModelTables
 from meshnode.inference.models import EngineSettings
 from meshnode.inference.router import InferenceRouter, RouterResources, RouterSettings
+from meshnode.node.mesh import solitary_mesh
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.generation import ChatMessage, Finished, GenerationRequest, SamplingParameters, TextDelta
-from meshnode.types.ids import RequestId
+from meshnode.types.ids import PeerId, RequestId
 
 pytestmark = pytest.mark.processes
 
@@ -97,7 +99,14 @@ def opened(catalog):
     async def run():
         node = Node(Mailbox("router"))
         wanted = Latest(frozenset({catalog.manifest.id}))
-        resources = RouterResources(node.mailbox, catalog, wanted, Latest({}), Lanes(), Metrics(), HealthBoard())
+        resources = RouterResources(
+            node.mailbox,
+            ModelTables(catalog, wanted, Latest({})),
+            solitary_mesh(PeerId("me"), Mailbox("stages", 64)),
+            Lanes(),
+            Metrics(),
+            HealthBoard(),
+        )
         router = InferenceRouter(resources, SETTINGS, node.build, Pulse())
         async with trio.open_nursery() as nursery:
             await nursery.start(router.run)

@@ -59,7 +59,7 @@ async def test_it_answers_once_a_later_try_has_succeeded(bench, autojump_clock):
             await node.answer()
         await trio.sleep(20)
         assert await node.answer(max_tokens=3) != ""
-        (model,) = node.resources.loaded.value.values()
+        (model,) = node.resources.models.loaded.value.values()
         assert model.is_ready
         assert executor.runs == 3
 
@@ -88,9 +88,9 @@ async def test_a_model_that_is_wanted_twice_is_loaded_once(bench, autojump_clock
         return Slow(5.0)
 
     async with bench(build, wanted=()) as node:
-        ids = [manifest.id for manifest in node.resources.catalog.manifests()]
+        ids = [manifest.id for manifest in node.resources.models.catalog.manifests()]
         for _ in range(20):
-            node.resources.wanted.set(frozenset(ids))
+            node.resources.models.wanted.set(frozenset(ids))
             await trio.lowlevel.checkpoint()
         await trio.sleep(10)
         assert sorted(built) == [0, 1]
@@ -99,14 +99,14 @@ async def test_a_model_that_is_wanted_twice_is_loaded_once(bench, autojump_clock
 async def test_a_model_that_is_no_longer_wanted_is_unloaded_and_can_come_back(bench, autojump_clock):
     executor = Slow()
     async with bench(lambda _: executor) as node:
-        wanted = node.resources.wanted.value
+        wanted = node.resources.models.wanted.value
         await node.answer(max_tokens=1)
-        node.resources.wanted.set(frozenset())
+        node.resources.models.wanted.set(frozenset())
         await wait_all_tasks_blocked()
-        node.resources.wanted.set(wanted)
+        node.resources.models.wanted.set(wanted)
         await trio.sleep(5)
         assert executor.runs == 2
-        assert len(node.resources.loaded.value) == 1
+        assert len(node.resources.models.loaded.value) == 1
 
 
 async def test_memory_that_others_hold_is_waited_for(bench, autojump_clock):

@@ -1,45 +1,42 @@
-"""One generation over an executor that may die on the way, in virtual time."""
-
-from contextlib import asynccontextmanager
+"""What a session knows of itself."""
 
 import pytest
+import trio
 
-from meshnode.errors import WorkerLost
 from meshnode.inference.session import Session
-from meshnode.types.generation import SamplingParameters, TokenEvent
+from meshnode.types.generation import SamplingParameters
 
 
-class DiesAfter:
-    """Gives the tokens and then, instead of ending, loses its worker."""
-
-    incarnation = 1
-
-    def __init__(self, tokens):
-        self.tokens, self.attempts = tokens, 0
-
-    async def ready(self):
-        pass
-
-    @asynccontextmanager
-    async def generate(self, request):
-        self.attempts += 1
-
-        async def events():
-            for token in self.tokens:
-                yield TokenEvent(token)
-            raise WorkerLost("the worker process ended")
-
-        yield events()
+def session(limit=3):
+    return Session((7, 8, 9), limit, SamplingParameters(), frozenset({2}))
 
 
-@pytest.mark.parametrize(("tokens", "limit"), [([5, 6, 7], 3), ([5, 2], 10)])
-async def test_an_answer_that_had_come_to_its_end_is_not_asked_for_again(autojump_clock, tokens, limit):
-    executor, taken = DiesAfter(tokens), []
+@pytest.mark.parametrize(("tokens", "complete"), [([], False), ([5, 6], False), ([5, 6, 7], True), ([5, 2], True)])
+def test_it_is_complete_with_an_end_token_or_enough_tokens(tokens, complete):
+    one = session()
+    one.generated += tokens
+    assert one.is_complete is complete
 
-    async def take(event):
-        taken.append(event.token)
-        return True
 
-    session = Session((1,), limit, SamplingParameters(), frozenset({2}))
-    await session.run(executor, take)
-    assert (taken, executor.attempts, session.recoveries) == (tokens, 1, 0)
+def test_positions_count_prompt_and_answer():
+    one = session()
+    one.generated += [5, 6]
+    assert (one.length, one.capacity) == (5, 6)
+    assert [one.tokens(0, 5), one.tokens(2, 4), one.tokens(3, 5), one.tokens(4, 5)] == [
+        (7, 8, 9, 5, 6), (9, 5), (5, 6), (6,)
+    ]  # fmt: skip
+
+
+async def test_the_pause_is_from_the_loss_to_the_next_token(autojump_clock):
+    one = session()
+    one.token_came(5)
+    await trio.sleep(1)
+    one.lost()
+    await trio.sleep(2)
+    one.lost()
+    await trio.sleep(0.5)
+    assert one.losses_in_a_row == 2
+    one.token_came(6)
+    await trio.sleep(9)
+    one.token_came(7)
+    assert (one.recoveries, one.pause, one.losses_in_a_row) == (2, 2.5, 0)

@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from meshnode.engine.executor import ExecutorStats
 from meshnode.errors import WorkerLost
 from meshnode.types.generation import TokenEvent
 
@@ -31,6 +32,14 @@ class FakeExecutor:
 
     async def ready(self):
         await self._ready.wait()
+
+    @property
+    def is_ready(self):
+        return self._ready.is_set()
+
+    async def stats(self):
+        await trio.lowlevel.checkpoint()
+        return ExecutorStats(0, 0, 1, self.running, 0, 0, 0, self.pace, self.pace, 1 << 16, "fake")
 
     def come_back(self):
         self.incarnation += 1

@@ -1,0 +1,142 @@
+"""Runs sessions from this node to their end, over as many routes as that takes.
+
+A loss bars the peer for this session until something new is heard of it, and the session goes on over the next best route
+with the tokens it has. The reader sees a pause.
+"""
+
+from collections.abc import Callable
+
+import attrs
+import structlog
+import trio
+
+from meshnode.engine.executor import Generation
+from meshnode.errors import NoRoute, OutOfMemory, SessionLost, WorkerLost
+from meshnode.inference.losses import StageLost
+from meshnode.inference.models import LoadedModel
+from meshnode.inference.pipeline import Pipeline, PipelineTimes, close_session
+from meshnode.inference.planner import RouteRequest
+from meshnode.inference.route_finder import RouteFinder
+from meshnode.inference.session import Session, Take
+from meshnode.network.stage_links import StageLinks
+from meshnode.types.ids import ModelId, PeerId, SessionId, new_session_id
+from meshnode.types.routes import Route
+
+__all__ = ["Coordinator", "Patience"]
+
+_log = structlog.get_logger(__name__)
+
+
+@attrs.frozen
+class Patience:
+    """How long a session waits for others, in seconds, and how many losses it outlives."""
+
+    first_route: float = 5.0
+    new_route: float = 60.0  # after a loss: a worker that reloads a large model needs that long
+    busy: float = 0.5  # before a peer without room is asked again
+    losses_in_a_row: int = 5  # without a token between them: the request itself may be what kills workers
+    pipeline: PipelineTimes = attrs.field(factory=PipelineTimes)
+
+
+@attrs.define(eq=False)
+class Coordinator:
+    """What sessions coordinated here share."""
+
+    own: PeerId
+    finder: RouteFinder
+    links: StageLinks
+    model_of: Callable[[ModelId], LoadedModel | None]  # that is ready
+    chunk: int  # rows of a prompt per step through a pipeline
+    patience: Patience = Patience()
+    pipelines: dict[SessionId, Pipeline] = attrs.field(factory=dict, init=False)  # that run now
+
+    async def run(self, session: Session, request: RouteRequest, take: Take) -> None:
+        """Generate until the session is complete or `take` wants no more.
+
+        Cancellation frees what the session holds, on every node. Raises NoRoute when nobody is left to run it, OutOfMemory
+        when it fits nowhere, SessionLost after too many losses.
+        """
+        barred: dict[PeerId, int] = {}
+        busy: frozenset[PeerId] = frozenset()
+        used: frozenset[PeerId] = frozenset()
+        attempt = 0
+        try:
+            while not session.is_complete:
+                patience = self.patience.new_route if session.recoveries else self.patience.first_route
+                try:
+                    route = await self.finder.wait(request, barred, busy, patience)
+                except NoRoute as error:
+                    if not busy and session.recoveries:
+                        raise SessionLost(f"what was lost did not come back within {patience:.0f} s: {error}") from error
+                    if not busy:
+                        raise
+                    busy = frozenset()
+                    await trio.sleep(self.patience.busy)
+                    continue
+                request = attrs.evolve(request, drift_class=route.drift_class)
+                session.route, attempt = route, attempt + 1
+                incarnation = self.finder.sequence(self.own)
+                try:
+                    await self._attempt(session, route, take, attempt, used)
+                except StageLost as lost:
+                    used |= route.peers
+                    if lost.busy:
+                        busy |= {lost.peer}
+                        continue
+                    # Our own worker may be back before its loss is noticed; of others we hear later than of the loss.
+                    barred[lost.peer] = incarnation if lost.peer == self.own else self.finder.sequence(lost.peer)
+                    self._note_loss(session, lost)
+                else:
+                    used |= route.peers
+                    return
+        finally:
+            if used or session.route is not None:
+                peers = used | (session.route.peers if session.route is not None else frozenset())
+                with trio.move_on_after(1, shield=True):
+                    await close_session(self.links, peers, session.id, attempt + 1)
+
+    async def _attempt(
+        self, session: Session, route: Route, take: Take, attempt: int, before: frozenset[PeerId]
+    ) -> None:
+        if len(route.stages) == 1 and route.coordinator == self.own:
+            await self._run_here(session, route, take)
+            return
+        pipeline = Pipeline(self.own, self.links, session, route, self.chunk, self.patience.pipeline, attempt, before)
+        self.pipelines[session.id] = pipeline
+        try:
+            await pipeline.run(take)
+        finally:
+            del self.pipelines[session.id]
+
+    async def _run_here(self, session: Session, route: Route, take: Take) -> None:
+        """Let the worker of the whole model run on its own. Raises StageLost."""
+        model = self.model_of(route.model)
+        if model is None:
+            raise StageLost(self.own, "the worker has just gone")
+        generation = Generation(
+            session=new_session_id(),
+            tokens=session.tokens(0, session.length),
+            prompt_length=len(session.prompt),
+            max_tokens=session.max_tokens - len(session.generated),
+            sampling=session.sampling,
+            end_tokens=session.end_tokens,
+        )
+        with model.session():
+            try:
+                async with model.executor.generate(generation) as events:
+                    async for event in events:
+                        session.token_came(event.token)
+                        if not await take(event):
+                            return
+            except WorkerLost as error:
+                raise StageLost(self.own, str(error)) from error
+            except OutOfMemory as error:
+                if model.sessions == 1:
+                    raise  # nobody will give back what this session lacks
+                raise StageLost(self.own, str(error), busy=True) from error
+
+    def _note_loss(self, session: Session, lost: StageLost) -> None:
+        session.lost()
+        _log.warning("stage lost, answer resumes", tokens_so_far=len(session.generated), error=str(lost))
+        if session.losses_in_a_row > self.patience.losses_in_a_row:
+            raise SessionLost(f"a stage was lost {session.losses_in_a_row} times at the same token: {lost}")

@@ -1,0 +1,149 @@
+"""Hands a request to the node that coordinates its route best, and takes its events from there.
+
+The asker needs neither weights nor tokenizer. When the coordinator is lost, another one gets the request with the tokens whose
+text has been delivered, and goes on behind them.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Self
+
+import attrs
+import trio
+
+from meshnode.errors import MeshnodeError, Overloaded, PeerUnreachable, Unavailable
+from meshnode.inference.losses import StageLost
+from meshnode.network.stage_links import StageLink, StageLinks
+from meshnode.types.generation import GenerationRequest
+from meshnode.types.ids import ModelId, PeerId, SessionId, new_session_id
+from meshnode.wire.failures import Failed, error_from
+from meshnode.wire.stage_messages import (
+    CancelDelegation,
+    Delegate,
+    DelegatedEvents,
+    DelegationFailed,
+    GrantEvents,
+    Probe,
+)
+
+__all__ = ["Delegation", "Delegations"]
+
+_WINDOW = 64  # messages a coordinator may be ahead of its asker
+_GRANT = 16
+_LOOK = 0.25  # seconds between looks at the link
+_QUIET = 3.0  # seconds without a message before the coordinator is asked for a sign of life
+_PROBE = 2.0  # seconds for it
+
+_ELSEWHERE = frozenset({"no_route", "unavailable", "session_lost", "overloaded", "worker_lost", "internal", "engine"})
+"""Failures that another coordinator may not have; the others are the request's own."""
+
+_Message = DelegatedEvents | DelegationFailed
+
+
+@attrs.define(eq=False)
+class Delegations:
+    """The requests of this node that others coordinate, by peer and name."""
+
+    links: StageLinks
+    _waiting: dict[tuple[PeerId, SessionId], trio.MemorySendChannel[_Message]] = attrs.field(factory=dict, init=False)
+
+    def push(self, sender: PeerId, message: _Message) -> None:
+        """Take what a coordinator sends; what nobody waits for, or is beyond the window, is dropped."""
+        channel = self._waiting.get((sender, message.session))
+        if channel is not None:
+            try:
+                channel.send_nowait(message)
+            except trio.WouldBlock:
+                channel.close()  # it sends more than was granted: the asker sees the end and goes elsewhere
+
+    @asynccontextmanager
+    async def open(
+        self, peer: PeerId, model: ModelId, request: GenerationRequest, resume: tuple[int, ...], hops: int
+    ) -> AsyncIterator["Delegation"]:
+        """Delegate and yield the events. Leaving, by cancellation too, ends the work there. Raises StageLost."""
+        name = new_session_id()
+        send, receive = trio.open_memory_channel[_Message](2 * _WINDOW)
+        try:
+            link = await self.links.to(peer)
+            question = Delegate(name, attrs.evolve(request, model=model), _WINDOW, resume, hops)
+            self._waiting[peer, name] = send
+            await link.send(question)
+        except PeerUnreachable as error:
+            self._waiting.pop((peer, name), None)
+            raise StageLost(peer, str(error)) from error
+        delegation = Delegation(name, link, receive)
+        try:
+            yield delegation
+        except PeerUnreachable as error:
+            raise StageLost(peer, str(error)) from error
+        finally:
+            del self._waiting[peer, name]
+            send.close()
+            receive.close()
+            if not delegation.is_over:
+                with trio.move_on_after(1, shield=True):
+                    await _cancel(link, name)
+
+
+@attrs.define(eq=False)
+class Delegation:
+    """The events of one delegated request; iterate them."""
+
+    name: SessionId
+    link: StageLink
+    _receive: trio.MemoryReceiveChannel[_Message]
+    is_over: bool = attrs.field(default=False, init=False)
+    _taken: int = attrs.field(default=0, init=False)
+
+    def __aiter__(self) -> Self:
+        """Iterate the events."""
+        return self
+
+    async def __anext__(self) -> DelegatedEvents:
+        """Return the next. Raises StageLost when another coordinator should be asked, or what the request failed with."""
+        if self.is_over:
+            raise StopAsyncIteration
+        message = await self._next()
+        self.is_over = isinstance(message, DelegationFailed) or message.finished is not None
+        if isinstance(message, DelegationFailed):
+            raise _failure(self.link.peer, message)
+        self._taken += 1
+        if self._taken % _GRANT == 0 and not self.is_over:
+            await self.link.send(GrantEvents(self.name, _GRANT))
+        return message
+
+    async def _next(self) -> _Message:
+        """Wait for a message; while none comes, make sure that the coordinator lives."""
+        silent = 0.0  # seconds
+        while True:
+            with trio.move_on_after(_LOOK):
+                try:
+                    return await self._receive.receive()
+                except trio.EndOfChannel:
+                    raise StageLost(self.link.peer, "it sent more than it was granted") from None
+            if self.link.closed.is_set():
+                raise StageLost(self.link.peer, "its link ended")
+            silent += _LOOK
+            if silent >= _QUIET:
+                await self._probe()
+                silent = 0.0
+
+    async def _probe(self) -> None:
+        try:
+            await self.link.ask(Probe(), timeout=_PROBE)
+        except MeshnodeError as error:
+            raise StageLost(self.link.peer, f"no sign of life: {error}") from error
+
+
+def _failure(peer: PeerId, message: DelegationFailed) -> MeshnodeError:
+    error = error_from(Failed(message.code, message.message), Unavailable)
+    if message.code in _ELSEWHERE:
+        return StageLost(peer, message.message, busy=isinstance(error, Overloaded))
+    return error
+
+
+async def _cancel(link: StageLink, name: SessionId) -> None:
+    try:
+        await link.send(CancelDelegation(name))
+    except PeerUnreachable:
+        return

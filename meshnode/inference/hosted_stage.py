@@ -1,0 +1,178 @@
+"""One stage of one session, run here for its coordinator (which may be this node).
+
+Steps come in order from the previous stage, are acknowledged to the coordinator before work starts, computed by the model's
+executor, and handed on. The task that serves a stage owns its cache: when it ends, for whatever reason, the memory is free.
+"""
+
+import attrs
+import structlog
+import trio
+
+from meshnode.engine.executor import StageReservation, StageResult, StageStep
+from meshnode.errors import MeshnodeError, PeerUnreachable
+from meshnode.inference.ports import SupervisedExecutor
+from meshnode.network.stage_links import StageLink, StageLinks
+from meshnode.types.ids import PeerId, SessionId, new_session_id
+from meshnode.wire.stage_messages import (
+    Acknowledged,
+    Answered,
+    OpenStage,
+    StageFailed,
+    StageStepMessage,
+)
+
+__all__ = ["STEP_BUFFER", "HostedStage", "ReceivedStep"]
+
+STEP_BUFFER = 16
+"""Steps that may wait at a stage. A coordinator keeps fewer than this on their way, so one more is a mistake of a peer."""
+
+_RELEASE_TIMEOUT = 5.0  # seconds to tell the worker; if it does not listen, it is being replaced
+
+_log = structlog.get_logger(__name__)
+
+
+@attrs.frozen
+class ReceivedStep:
+    """A step and its rows."""
+
+    message: StageStepMessage
+    body: bytes
+
+
+@attrs.define(eq=False)
+class HostedStage:
+    """The state of one stage of one session; its fields change only when the session is opened again after a loss."""
+
+    opened: OpenStage
+    coordinator: StageLink  # where answers go; the stage lives no longer than this link
+    executor: SupervisedExecutor
+    links: StageLinks
+    cache_name: SessionId = attrs.field(factory=new_session_id, init=False)  # the executor's: nobody else can name it
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _send: trio.MemorySendChannel[ReceivedStep] = attrs.field(init=False)
+    _receive: trio.MemoryReceiveChannel[ReceivedStep] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[ReceivedStep](STEP_BUFFER)
+
+    def is_same_work(self, opened: OpenStage) -> bool:
+        """Whether what is cached here serves the stage that `opened` asks for."""
+        mine = self.opened
+        return (mine.model, mine.blocks, mine.embedding, mine.head) == (
+            opened.model,
+            opened.blocks,
+            opened.embedding,
+            opened.head,
+        )
+
+    async def reserve(self) -> int:
+        """Reserve, or keep, the memory; return how many positions it holds.
+
+        Raises OutOfMemory, WorkerLost, and PeerUnreachable when there is no link to the next stage.
+        """
+        opened = self.opened
+        if opened.next is not None:
+            await self.links.to(opened.next)  # now, not in the first step
+        return await self.executor.reserve(
+            self.cache_name,
+            StageReservation(
+                blocks=opened.blocks,
+                embedding=opened.embedding,
+                head=opened.head,
+                tokens=opened.tokens,
+                prompt_length=opened.prompt_length,
+                history=opened.history,
+                sampling=opened.sampling,
+            ),
+        )
+
+    def push(self, sender: PeerId, step: ReceivedStep) -> None:
+        """Take a step. What is not from the previous stage, or not of this attempt, is dropped.
+
+        Raises trio.WouldBlock when more steps are waiting than any coordinator sends.
+        """
+        if sender == self.opened.previous and step.message.attempt == self.opened.attempt:
+            self._send.send_nowait(step)
+
+    async def serve(self) -> None:
+        """Run steps until cancelled or the coordinator's link ends; then the memory is free."""
+        with self.scope:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._end_with_link)
+                    async for step in self._receive:
+                        await self._run(self.opened, step)
+            finally:
+                with trio.move_on_after(_RELEASE_TIMEOUT, shield=True):
+                    await _release(self.executor, self.cache_name)
+
+    async def _end_with_link(self) -> None:
+        await self.coordinator.closed.wait()
+        self.scope.cancel()
+
+    async def _run(self, opened: OpenStage, step: ReceivedStep) -> None:
+        """Run one step; a failure is told to the coordinator, who decides what happens to the session."""
+        message = step.message
+        if message.attempt != opened.attempt:
+            return  # it waited while the session was opened again
+        try:
+            await self.coordinator.send(
+                Acknowledged(opened.session, opened.attempt, message.step, opened.index),
+            )
+            result = await self.executor.step(self._executor_step(opened, step))
+            await self._hand_on(opened, step, result)
+        except MeshnodeError as error:
+            blames = opened.next if isinstance(error, PeerUnreachable) else None
+            _log.warning("stage failed", session=opened.session, error=str(error))
+            failed = StageFailed(opened.session, opened.attempt, opened.index, error.code, str(error)[:500], blames)
+            try:
+                await self.coordinator.send(failed)
+            except PeerUnreachable:
+                return  # its link ended, and this stage ends with it
+
+    def _executor_step(self, opened: OpenStage, step: ReceivedStep) -> StageStep:
+        message = step.message
+        return StageStep(
+            session=self.cache_name,
+            position=message.position,
+            tokens=_tokens(step.body) if opened.embedding else (),
+            activations=b"" if opened.embedding else step.body,
+            sample=message.sample and opened.head,
+            return_from=self._forward_from(opened, message),
+        )
+
+    def _forward_from(self, opened: OpenStage, message: StageStepMessage) -> int:
+        starts = message.forward_from
+        return starts[opened.index] if opened.index < len(starts) else 0
+
+    async def _hand_on(self, opened: OpenStage, step: ReceivedStep, result: StageResult) -> None:
+        """Send the rows on, or answer the coordinator: with a token, with rows, or that nobody further on needs them."""
+        message = step.message
+        skipped = max(0, self._forward_from(opened, message) - message.position)
+        if opened.next is None or skipped >= message.rows:
+            answer = Answered(opened.session, opened.attempt, message.step, message.position, result.token)
+            await self.coordinator.send(answer)
+            return
+        link = await self.links.to(opened.next)
+        forwarded = StageStepMessage(
+            session=opened.session,
+            attempt=opened.attempt,
+            index=opened.index + 1,
+            step=message.step,
+            position=message.position + skipped,
+            rows=message.rows - skipped,
+            sample=message.sample,
+            forward_from=message.forward_from,
+        )
+        await link.send(forwarded, result.activations)
+
+
+def _tokens(body: bytes) -> tuple[int, ...]:
+    return tuple(memoryview(body).cast("I")) if len(body) % 4 == 0 else ()
+
+
+async def _release(executor: SupervisedExecutor, name: SessionId) -> None:
+    try:
+        await executor.release(name)
+    except MeshnodeError:
+        return  # a worker that is gone holds nothing

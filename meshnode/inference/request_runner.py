@@ -1,0 +1,270 @@
+"""Runs one request to its end: here as the coordinator of its session, or through the node that coordinates it best."""
+
+import attrs
+import trio
+
+from meshnode.errors import NoRoute, RequestError, SessionLost, Unavailable, UnknownModel
+from meshnode.flow.lanes import Lanes
+from meshnode.inference.answer import Answer
+from meshnode.inference.calls import GenerationCall
+from meshnode.inference.coordination import Coordinator
+from meshnode.inference.delegation import Delegations
+from meshnode.inference.losses import StageLost
+from meshnode.inference.model_loading import ModelLoader
+from meshnode.inference.models import LoadedModel
+from meshnode.inference.planner import RouteRequest
+from meshnode.inference.request_record import RequestRecord
+from meshnode.inference.session import Session
+from meshnode.types.generation import Finished, GenerationEvent, GenerationRequest, Started, TextDelta, TokenEvent
+from meshnode.types.ids import ModelId, PeerId
+from meshnode.types.manifest import ModelManifest
+from meshnode.types.peers import StageOffer
+from meshnode.types.routes import Route
+
+__all__ = ["RequestRunner"]
+
+_EXPECTED_ANSWER = 256  # tokens, when the request does not say
+_BYTES_PER_TOKEN = 3  # guess, to ask for enough memory where there is no tokenizer
+_MAX_HOPS = 2
+
+
+@attrs.frozen
+class _Target:
+    """The model a request is for; `manifest` only if this node has it."""
+
+    id: ModelId
+    name: str
+    block_count: int
+    context_length: int
+    manifest: ModelManifest | None = None
+
+
+@attrs.frozen(eq=False)
+class RequestRunner:
+    """What requests share."""
+
+    loader: ModelLoader
+    coordinator: Coordinator
+    delegations: Delegations
+    lanes: Lanes
+
+    async def prepare(self, request: GenerationRequest) -> None:
+        """Have the model loaded if it is here and not loaded: not on a turn that a request for another could have.
+
+        Raises UnknownModel, and Unavailable when it cannot be loaded.
+        """
+        await self._loaded(self._resolve(request.model))
+
+    async def run(self, call: GenerationCall, record: RequestRecord) -> None:
+        """Generate. Cancellation frees everything, on every node. Raises InferenceError, RequestError and EngineError leafs."""
+        target = self._resolve(call.request.model)
+        model = await self._loaded(target)
+        if model is None or model.assets is None:
+            await self._delegate(call, record, target, self._guess(call.request, target), barred=frozenset())
+            return
+        context = min(model.spec.context_length, target.context_length)
+        prompt = await self.lanes.run("template", model.assets.encode, call.request, context)
+        room = context - len(prompt)
+        limit = room if call.request.max_tokens is None else min(room, call.request.max_tokens)
+        wish = RouteRequest(
+            model=target.id,
+            block_count=target.block_count,
+            tokens=len(prompt) + limit,
+            prompt_tokens=len(prompt),
+            answer_tokens=min(limit, _EXPECTED_ANSWER),
+        )
+        if call.delegated.hops == 0:
+            best = await self.coordinator.finder.wait(wish, {}, frozenset(), self.coordinator.patience.first_route)
+            if best.coordinator != self.coordinator.own:
+                await self._delegate(call, record, target, wish, barred=frozenset())
+                return
+        session = Session(
+            prompt, limit, call.request.sampling, model.assets.tokenizer.end_tokens, list(call.delegated.resume)
+        )
+        await self._coordinate(call, record, model, session, wish)
+
+    # Here
+
+    async def _coordinate(
+        self, call: GenerationCall, record: RequestRecord, model: LoadedModel, session: Session, wish: RouteRequest
+    ) -> None:
+        request, assets = call.request, model.assets
+        assert assets is not None
+        answer = Answer(assets.tokenizer, len(session.prompt), request.stop, request.sampling.top_logprobs is not None)
+        answer.resume(session.generated)
+        route = await self._first_route(session, wish)
+        await _send(call, record, Started(model.manifest.name, len(session.prompt), self._describe(route)))
+
+        async def take(event: TokenEvent) -> bool:
+            record.tokens_came(0 if event.token in session.end_tokens else 1)
+            delta = answer.push(event)
+            if delta is not None:
+                await _send(call, record, delta)
+            return not answer.is_done
+
+        if not answer.is_done:
+            await self.coordinator.run(session, wish, take)
+        rest, finished = answer.ending()
+        if rest is not None:
+            await _send(call, record, rest)
+        if session.recoveries and session.route is not None:
+            route_now = self._describe(session.route)
+            finished = attrs.evolve(
+                finished, route=route_now, recoveries=session.recoveries, pause=round(session.pause, 3)
+            )
+        await _send(call, record, finished)
+
+    async def _first_route(self, session: Session, wish: RouteRequest) -> Route:
+        del session
+        patience = self.coordinator.patience.first_route
+        try:
+            own = attrs.evolve(wish, coordinator=self.coordinator.own)
+            return self.coordinator.finder.plan(own)
+        except NoRoute:
+            return await self.coordinator.finder.wait(wish, {}, frozenset(), patience)
+
+    def _describe(self, route: Route) -> str:
+        if route.peers == {self.coordinator.own} and len(route.stages) == 1:
+            return f"local {route.stages[0].blocks}"
+        return str(route)
+
+    # Elsewhere
+
+    async def _delegate(
+        self,
+        call: GenerationCall,
+        record: RequestRecord,
+        target: _Target,
+        wish: RouteRequest,
+        barred: frozenset[PeerId],
+    ) -> None:
+        """Have others coordinate, until one finishes. Raises NoRoute when nobody can, SessionLost after too many losses."""
+        if call.delegated.hops >= _MAX_HOPS:
+            raise NoRoute(
+                f"{target.name}: the request has been handed on {_MAX_HOPS} times; nobody near can coordinate it"
+            )
+        forward = _Forward(call, record, list(call.delegated.resume))
+        finder, patience = self.coordinator.finder, self.coordinator.patience
+        lost: dict[PeerId, int] = {}
+        busy: frozenset[PeerId] = barred
+        while not forward.is_over:
+            waits = patience.new_route if forward.losses else patience.first_route
+            try:
+                route = await finder.wait(wish, lost, busy, waits)
+            except NoRoute:
+                if not busy:
+                    raise
+                busy = frozenset()
+                await trio.sleep(patience.busy)
+                continue
+            peer = route.coordinator
+            if peer == self.coordinator.own:
+                raise Unavailable(f"{target.name} has just come back to this node; try again")
+            try:
+                resume = tuple(forward.tokens)
+                async with self.delegations.open(
+                    peer, target.id, call.request, resume, call.delegated.hops + 1
+                ) as events:
+                    async for event in events:
+                        await forward.take(event.started, event.delta, event.finished)
+            except StageLost as error:
+                if error.busy:
+                    busy |= {peer}
+                    continue
+                lost[peer] = finder.sequence(peer)
+                forward.lost()
+                if forward.losses_in_a_row > patience.losses_in_a_row:
+                    raise SessionLost(f"{forward.losses_in_a_row} coordinators were lost at the same token") from error
+
+    def _guess(self, request: GenerationRequest, target: _Target) -> RouteRequest:
+        """Say what a request needs, without its tokens."""
+        nbytes = sum(len(message.content) for message in request.messages) + len(request.prompt or "")
+        prompt = 1 + nbytes // _BYTES_PER_TOKEN
+        answer = request.max_tokens or _EXPECTED_ANSWER
+        tokens = min(target.context_length, prompt + answer)
+        return RouteRequest(target.id, target.block_count, tokens, prompt, min(answer, _EXPECTED_ANSWER))
+
+    # Models
+
+    async def _loaded(self, target: _Target) -> LoadedModel | None:
+        """Return the model if shards of its weights are here, loading it if need be."""
+        if target.manifest is None:
+            return None
+        try:
+            return await self.loader.load(target.manifest)
+        except NoRoute:
+            return None
+
+    def _resolve(self, name: str) -> _Target:
+        """Find a model here, or among what peers offer. Raises UnknownModel."""
+        manifest = self.loader.any_loaded() if name == "auto" else None
+        if manifest is None:
+            try:
+                manifest = self.loader.tables.catalog.resolve(name)
+            except UnknownModel as error:
+                return self._offered(name, error)
+        config = manifest.config
+        return _Target(manifest.id, manifest.name, config.block_count, config.context_length, manifest)
+
+    def _offered(self, name: str, unknown: RequestError) -> _Target:
+        offers = [
+            stage
+            for peer in self.coordinator.finder.mesh.peers()
+            if peer.offer is not None
+            for stage in peer.offer.stages
+        ]
+        named = [stage for stage in offers if name in (stage.name, stage.model, "auto")]
+        found = named or [stage for stage in offers if stage.name.startswith(name)]
+        if not found or (not named and len({stage.name for stage in found}) > 1):
+            elsewhere = ", ".join(sorted({stage.name for stage in offers}))
+            also = f"; models of peers: {elsewhere}" if elsewhere else ""
+            raise UnknownModel(f"{unknown}{also}", param="model")
+        best = max({stage.model for stage in found}, key=lambda model: (_covered(found, model), model))
+        stage = next(stage for stage in found if stage.model == best)
+        return _Target(stage.model, stage.name, stage.block_count, stage.context_length)
+
+
+@attrs.define(eq=False)
+class _Forward:
+    """Events on their way from whoever coordinates to the caller, who must not notice that it changed."""
+
+    call: GenerationCall
+    record: RequestRecord
+    tokens: list[int]  # whose text the caller has
+    losses: int = 0
+    losses_in_a_row: int = 0  # without text between them
+    is_over: bool = False
+    _started: bool = False
+
+    def lost(self) -> None:
+        """Note that a coordinator was lost."""
+        self.losses += 1
+        self.losses_in_a_row += 1
+
+    async def take(self, started: Started | None, delta: TextDelta | None, finished: Finished | None) -> None:
+        """Hand on one event."""
+        if started is not None and not self._started:
+            self._started = True
+            await _send(self.call, self.record, started)
+        if delta is not None:
+            self.losses_in_a_row = 0
+            self.tokens += delta.tokens
+            self.record.tokens_came(len(delta.tokens))
+            await _send(self.call, self.record, delta)
+        if finished is not None:
+            self.is_over = True
+            recoveries = finished.recoveries + self.losses
+            await _send(self.call, self.record, attrs.evolve(finished, recoveries=recoveries))
+
+
+def _covered(offers: list[StageOffer], model: ModelId) -> int:
+    """Count the blocks of a model that somebody offers."""
+    return len({block for stage in offers if stage.model == model for block in stage.blocks})
+
+
+async def _send(call: GenerationCall, record: RequestRecord, event: GenerationEvent) -> None:
+    if isinstance(event, Started):
+        record.start(event)
+    elif isinstance(event, Finished):
+        record.finish(event)
+    await call.events.send((call.index, event))

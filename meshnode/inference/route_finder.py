@@ -1,0 +1,82 @@
+"""Plans routes over what this node has loaded and what its peers offer, and waits when there is none yet."""
+
+from collections.abc import Callable, Mapping
+
+import attrs
+import trio
+
+from meshnode.errors import NoRoute
+from meshnode.inference.planner import Candidate, RouteRequest, plan_route
+from meshnode.inference.ports import MeshView
+from meshnode.inference.privacy import Privacy, may_see
+from meshnode.types.ids import PeerId
+from meshnode.types.peers import Liveness, StageOffer
+from meshnode.types.routes import Route
+
+__all__ = ["OwnStage", "RouteFinder"]
+
+_UNKNOWN_ROUND_TRIP = 0.05  # seconds, for a peer known by hearsay
+_LOOK_AGAIN = 0.1  # seconds; a worker that comes back tells nobody
+
+
+@attrs.frozen
+class OwnStage:
+    """A stage loaded here."""
+
+    offer: StageOffer
+    incarnation: int  # of its worker
+    sessions: int
+
+
+@attrs.frozen(eq=False)
+class RouteFinder:
+    """Every route of this node is planned here, so the privacy rule holds for all of them."""
+
+    own: PeerId
+    mesh: MeshView
+    own_stages: Callable[[], tuple[OwnStage, ...]]  # whose worker is ready now
+    privacy: Privacy
+    boomerang: bool  # text and tokens stay here: embedding and head run on this node
+
+    def plan(self, request: RouteRequest) -> Route:
+        """Return the cheapest route that the privacy rule allows. Raises NoRoute."""
+        if self.boomerang:
+            request = attrs.evolve(request, boomerang=self.own)
+        return plan_route(request, self._candidates())
+
+    async def wait(
+        self, request: RouteRequest, barred: Mapping[PeerId, int], busy: frozenset[PeerId], patience: float
+    ) -> Route:
+        """Plan, waiting up to `patience` seconds for somebody to come whose absence is why there is no route.
+
+        A barred peer may be used again once its sequence differs: that is a new fact. Raises NoRoute.
+        """
+        deadline = trio.current_time() + patience
+        while True:
+            still = frozenset(peer for peer, sequence in barred.items() if self.sequence(peer) == sequence)
+            version = self.mesh.changed.version
+            try:
+                return self.plan(attrs.evolve(request, barred=still | busy))
+            except NoRoute:
+                if busy or trio.current_time() >= deadline:
+                    raise
+            with trio.move_on_after(_LOOK_AGAIN):
+                await self.mesh.changed.changed(version)
+
+    def sequence(self, peer: PeerId) -> int:
+        """Return a number that changes when a node says something new about itself; -1: it is not there."""
+        if peer == self.own:
+            return max((stage.incarnation for stage in self.own_stages()), default=-1)
+        for known in self.mesh.peers():
+            if known.peer == peer:
+                return -1 if known.offer is None else known.offer.sequence
+        return -1
+
+    def _candidates(self) -> list[Candidate]:
+        found = [Candidate(self.own, stage.offer, 0.0, stage.sessions) for stage in self.own_stages()]
+        for peer in self.mesh.peers():
+            if peer.offer is None or peer.liveness is Liveness.DEAD or not may_see(peer, self.privacy):
+                continue
+            round_trip = _UNKNOWN_ROUND_TRIP if peer.round_trip is None else peer.round_trip
+            found += (Candidate(peer.peer, stage, round_trip, peer.offer.sessions) for stage in peer.offer.stages)
+        return found

@@ -1,0 +1,111 @@
+"""All stages that this node runs for coordinators, itself among them: who may open one, and which message is for which."""
+
+from collections.abc import Callable
+
+import attrs
+import structlog
+import trio
+
+from meshnode.errors import MeshnodeError, NoRoute, Overloaded, PeerMisbehaved
+from meshnode.inference.hosted_stage import HostedStage, ReceivedStep
+from meshnode.inference.models import LoadedModel
+from meshnode.network.stage_links import StageLink, StageLinks
+from meshnode.types.ids import ModelId, PeerId, SessionId
+from meshnode.wire.failures import failure
+from meshnode.wire.stage_messages import CloseStage, OpenStage, StageOpened, StageStepMessage
+
+__all__ = ["StageServer"]
+
+_log = structlog.get_logger(__name__)
+_Key = tuple[SessionId, int]
+
+
+@attrs.define(eq=False)
+class StageServer:
+    """Hosted stages by session and place in the route; each is a task of `nursery` and gone when its task is."""
+
+    links: StageLinks
+    model_of: Callable[[ModelId], LoadedModel | None]  # that is ready
+    limit: int  # stages at once
+    nursery: trio.Nursery
+    _stages: dict[_Key, HostedStage] = attrs.field(factory=dict, init=False)
+
+    def __len__(self) -> int:
+        return len(self._stages)
+
+    async def open(self, link: StageLink, exchange: int, message: OpenStage) -> None:
+        """Open a stage, or open it again under a higher attempt, and answer. Raises PeerUnreachable if nobody hears it."""
+        try:
+            length = await self._open(link, message)
+        except MeshnodeError as error:
+            await link.send(failure(error), exchange=exchange)
+        else:
+            await link.send(StageOpened(length), exchange=exchange)
+
+    def step(self, sender: PeerId, message: StageStepMessage, body: bytes) -> None:
+        """Hand a step to its stage; for a stage that is gone, it is dropped. Raises PeerMisbehaved for one too many."""
+        stage = self._stages.get((message.session, message.index))
+        if stage is None:
+            return
+        try:
+            stage.push(sender, ReceivedStep(message, body))
+        except trio.WouldBlock:
+            stage.scope.cancel()
+            raise PeerMisbehaved(
+                "more steps on their way than a coordinator may send; the session is dropped"
+            ) from None
+
+    def close(self, coordinator: PeerId, message: CloseStage) -> None:
+        """Free what lower attempts of a session hold here."""
+        for key, stage in list(self._stages.items()):
+            mine = key[0] == message.session and stage.coordinator.peer == coordinator
+            if mine and stage.opened.attempt < message.below:
+                stage.scope.cancel()
+
+    async def _open(self, link: StageLink, message: OpenStage) -> int:
+        model = self.model_of(message.model)
+        if model is None:
+            raise NoRoute("this node does not have that model loaded now")
+        stage = self._kept(link, message)
+        if stage is None:
+            if len(self._stages) >= self.limit:
+                raise Overloaded(f"this node runs {self.limit} stages already")
+            stage = HostedStage(message, link, model.executor, self.links)
+            self._stages[message.session, message.index] = stage
+            self.nursery.start_soon(self._serve, stage)
+        try:
+            return await stage.reserve()
+        except BaseException:
+            stage.scope.cancel()
+            raise
+
+    def _kept(self, link: StageLink, message: OpenStage) -> HostedStage | None:
+        """Find the stage of an earlier attempt whose cache serves this one; what is in its place otherwise has to go."""
+        found: HostedStage | None = None
+        for key, stage in list(self._stages.items()):
+            if key[0] != message.session:
+                continue
+            if stage.coordinator.peer != link.peer:
+                raise PeerMisbehaved("this session belongs to another coordinator")
+            if stage.opened.attempt >= message.attempt:
+                if key[1] == message.index:
+                    raise PeerMisbehaved("this stage is open already")
+            elif stage.is_same_work(message) and stage.coordinator is link and not stage.scope.cancel_called:
+                del self._stages[key]
+                found = stage
+            elif key[1] == message.index:
+                del self._stages[key]
+                stage.scope.cancel()
+        if found is not None:
+            found.opened = message
+            self._stages[message.session, message.index] = found
+        return found
+
+    async def _serve(self, stage: HostedStage) -> None:
+        """Run one stage to its end; nothing it raises is the router's crash."""
+        try:
+            await stage.serve()
+        except Exception as error:  # noqa: BLE001  # the stage's rim
+            _log.error("hosted stage crashed", session=stage.opened.session, exc_info=error)
+        finally:
+            self._stages = {key: each for key, each in self._stages.items() if each is not stage}

@@ -1,0 +1,219 @@
+"""Sessions over several nodes: the same tokens as on one, whatever is lost on the way. In memory, on virtual time."""
+
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+from support.memory_mesh import MemoryNetwork
+from support.toy_executor import ToyExecutor, toy_answer
+
+from meshnode.errors import SessionLost
+from meshnode.inference.coordination import Coordinator
+from meshnode.inference.delegation import Delegations
+from meshnode.inference.planner import RouteRequest
+from meshnode.inference.privacy import Privacy
+from meshnode.inference.route_finder import OwnStage, RouteFinder
+from meshnode.inference.session import Session
+from meshnode.inference.stage_inbox import StageInbox
+from meshnode.inference.stage_server import StageServer
+from meshnode.types.blocks import BlockRange
+from meshnode.types.generation import SamplingParameters
+from meshnode.types.peers import StageOffer
+
+BLOCKS = 12
+PROMPT = tuple(range(40))
+WISH = RouteRequest("model", BLOCKS, 400, prompt_tokens=len(PROMPT))
+
+
+@attrs.define
+class Model:
+    executor: ToyExecutor
+    sessions: int = 0
+
+
+@attrs.define
+class Node:
+    """The parts of a router that sessions go through."""
+
+    peer: str
+    executor: ToyExecutor
+    coordinator: Coordinator
+    hosted: StageServer
+
+
+@attrs.define
+class Mesh:
+    network: MemoryNetwork
+    nursery: trio.Nursery
+    nodes: dict = attrs.field(factory=dict)
+
+    async def add(self, name, start, end, boomerang=False, **options):
+        known = self.network.add(name)
+        executor = ToyExecutor(BLOCKS, BlockRange(start, end), embedding=options.pop("embedding", start == 0),
+                               head=options.pop("head", end == BLOCKS), **options)
+
+        def offers():
+            if not executor.is_ready:
+                return ()
+            room = 1 << 16
+            return (StageOffer("model", "toy", BLOCKS, 4, 1 << 16, executor.blocks, executor.embedding, executor.head,
+                               "toy", executor.pace, executor.pace / 4, room),)
+
+        known.stages = offers
+        known.sequence = lambda: 2 * executor.incarnation + executor.is_ready
+        finder = RouteFinder(
+            name, known, lambda: tuple(OwnStage(offer, executor.incarnation, 0) for offer in offers()),
+            Privacy.ANYONE, boomerang,
+        )
+        coordinator = Coordinator(name, finder, known, lambda _: Model(executor), 16)
+        scope = trio.CancelScope()
+
+        async def live(*, task_status):
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._work, executor)
+                    hosted = StageServer(known, lambda _: Model(executor), 64, nursery)
+                    inbox = StageInbox(hosted, coordinator, Delegations(known), None, nursery)
+                    task_status.started(hosted)
+                    with known.received.serve() as letters:
+                        async for letter in letters:
+                            inbox.take(letter.question)
+
+        hosted = await self.nursery.start(live)
+        self.nodes[name] = node = Node(name, executor, coordinator, hosted)
+        self.scopes[name] = scope
+        await executor.ready()
+        return node
+
+    scopes: dict = attrs.field(factory=dict)
+
+    async def _work(self, executor):
+        while True:
+            try:
+                await executor.run()
+            except Exception:
+                await trio.sleep(1)
+
+    def kill(self, name):
+        self.network.kill(name)
+        self.scopes[name].cancel()
+        self.nodes.pop(name)
+
+    def held(self):
+        return {name: len(node.executor.sessions) + len(node.hosted) for name, node in self.nodes.items()}
+
+
+@pytest.fixture
+async def mesh(nursery):
+    return Mesh(MemoryNetwork(nursery), nursery)
+
+
+def new_session(count=60, **sampling):
+    return Session(PROMPT, count, SamplingParameters(**sampling), frozenset())
+
+
+async def generate(node, session, at=None, wish=WISH):
+    """Run; `at` maps a number of tokens to what happens then."""
+
+    async def take(_event):
+        action = (at or {}).pop(len(session.generated), None)
+        if action is not None:
+            action()
+        return True
+
+    await node.coordinator.run(session, wish, take)
+    return session.generated
+
+
+async def test_three_stages_give_the_tokens_of_one(mesh, autojump_clock):
+    nodes = [await mesh.add(name, start, end) for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12))]
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), 60)
+    for node in nodes:
+        session = new_session()
+        assert await generate(node, session) == expected
+        assert [str(stage.blocks) for stage in session.route.stages] == ["0:4", "4:9", "9:12"]
+    await trio.sleep(1)
+    assert set(mesh.held().values()) == {0}
+
+
+@pytest.mark.parametrize("victim", ["b", "c"])
+@pytest.mark.parametrize("moment", [1, 17, 59])
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+async def test_a_lost_stage_costs_a_pause_not_the_answer(mesh, autojump_clock, victim, moment, how, temperature):
+    for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12), ("spare", 4, 12)):
+        await mesh.add(name, start, end, pace=1e-3 if name == "spare" else 1e-4)
+    sampling = SamplingParameters(temperature=temperature, seed=7)
+    expected = await toy_answer(BLOCKS, PROMPT, sampling, 60)
+    session = new_session(temperature=temperature, seed=7)
+    loss = {moment: lambda: mesh.kill(victim) if how == "kill" else mesh.network.freeze(victim)}
+    assert await generate(mesh.nodes["a"], session, loss) == expected
+    assert session.recoveries == 1
+    assert session.pause < (1 if how == "kill" else 5)
+    await trio.sleep(1)
+    left = mesh.held()
+    if how == "freeze":
+        left.pop(victim)
+    assert set(left.values()) == {0}
+
+
+async def test_survivors_keep_their_cache(mesh, autojump_clock):
+    """Only the new stage, and those before it, compute again; those behind it go on with what they have."""
+    for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12), ("spare", 4, 9)):
+        await mesh.add(name, start, end, pace=1e-3 if name == "spare" else 1e-4)
+    session = new_session()
+    await generate(mesh.nodes["a"], session, {50: lambda: mesh.kill("b")})
+    behind = mesh.nodes["c"].executor
+    assert behind.rows <= 3 * (len(PROMPT) + 60 + 2)
+
+
+async def test_a_stage_that_comes_back_is_waited_for(mesh, autojump_clock):
+    """Nobody else has these blocks: the worker's return is the new fact."""
+    for name, start, end in (("a", 0, 6), ("b", 6, 12)):
+        await mesh.add(name, start, end)
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), 60)
+    session = new_session()
+    assert await generate(mesh.nodes["a"], session, {20: mesh.nodes["b"].executor.crash}) == expected
+    assert session.recoveries >= 1
+
+
+async def test_no_route_left_ends_with_an_error_that_names_the_blocks(mesh, autojump_clock):
+    for name, start, end in (("a", 0, 6), ("b", 6, 12)):
+        await mesh.add(name, start, end)
+    with pytest.raises(SessionLost, match="6:12"):
+        await generate(mesh.nodes["a"], new_session(), {20: lambda: mesh.kill("b")})
+    await trio.sleep(1)
+    assert mesh.held() == {"a": 0}
+
+
+async def test_a_client_that_leaves_frees_every_node_within_a_second(mesh, autojump_clock):
+    for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12)):
+        await mesh.add(name, start, end)
+    with trio.move_on_after(0.05):
+        await generate(mesh.nodes["a"], new_session(300))
+    await trio.sleep(1)
+    assert set(mesh.held().values()) == {0}
+
+
+async def test_boomerang_sends_no_token_to_others(mesh, autojump_clock):
+    await mesh.add("a", 0, 2, boomerang=True, head=True)
+    await mesh.add("b", 2, 8)
+    await mesh.add("c", 8, 12)
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), 60)
+    session = new_session()
+    assert await generate(mesh.nodes["a"], session) == expected
+    for sender, receiver, message, body in mesh.network.seen:
+        text = repr(message)
+        assert "history=(" not in text.replace("history=()", "") and "token=TokenEvent" not in text, (sender, receiver)
+        assert len(body) % 8 == 0
+
+
+async def test_a_long_prompt_overlaps_the_stages(mesh, autojump_clock):
+    """Three stages of equal work in a chain take about as long as one and a bit, not as three."""
+    for name, start, end in (("a", 0, 4), ("b", 4, 8), ("c", 8, 12)):
+        await mesh.add(name, start, end, pace=1e-3)
+    session = Session(tuple(range(640)), 1, SamplingParameters(), frozenset())
+    began = trio.current_time()
+    await generate(mesh.nodes["a"], session, wish=attrs.evolve(WISH, tokens=700))
+    assert trio.current_time() - began < 640 * 4 * 1e-3 * 1.2

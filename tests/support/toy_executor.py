@@ -1,0 +1,192 @@
+"""A stage executor whose model is a chain of hashes: cheap, exact, and wrong at once if a row is missing, doubled or changed.
+
+A block's output row is a hash of its input row and of the whole of its cache, as attention's is. So stages compose, a replay
+gives the same rows, and a token depends on every row of every block before it.
+"""
+
+from contextlib import asynccontextmanager
+from hashlib import blake2b
+
+import attrs
+import trio
+
+from meshnode.engine.executor import ExecutorStats, StageReservation, StageResult
+from meshnode.errors import OutOfMemory, RequestError, SessionLost, WorkerLost
+from meshnode.types.blocks import BlockRange
+from meshnode.types.generation import TokenEvent
+
+__all__ = ["WIDTH", "ToyExecutor", "toy_answer"]
+
+WIDTH = 8  # bytes of a row
+
+
+def _hash(*parts):
+    return blake2b(b"".join(parts), digest_size=WIDTH).digest()
+
+
+@attrs.define
+class _Cache:
+    reservation: StageReservation
+    running: dict  # block -> hashes of its cache after each position
+    length: int = 0
+    history: list = attrs.field(factory=list)
+
+
+class ToyExecutor:
+    """Runs `blocks` of a model of `block_count`; a row through a block takes `pace` seconds of virtual time."""
+
+    def __init__(self, block_count, blocks=None, *, embedding=True, head=True, vocabulary=64, pace=1e-4, room=1 << 20):
+        self.block_count, self.blocks = block_count, blocks or BlockRange(0, block_count)
+        self.embedding, self.head, self.vocabulary, self.pace, self.room = embedding, head, vocabulary, pace, room
+        self.sessions, self.incarnation, self.is_ready = {}, 0, False
+        self.rows = 0  # computed so far, times blocks
+        self._ready, self._lost = trio.Event(), trio.Event()
+        self._busy = trio.Lock()
+
+    async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
+        self.incarnation += 1
+        self.is_ready, self.sessions, self._lost = True, {}, trio.Event()
+        self._ready.set()
+        task_status.started()
+        try:
+            await self._lost.wait()
+            raise WorkerLost("the worker process ended")
+        finally:
+            self.is_ready, self.sessions, self._ready = False, {}, trio.Event()
+            self._lost.set()
+
+    def crash(self):
+        self._lost.set()
+        self.is_ready, self.sessions = False, {}
+
+    async def drain(self):
+        pass
+
+    async def ready(self):
+        while not self.is_ready:
+            await self._ready.wait()
+
+    async def reserve(self, session, reservation):
+        await trio.lowlevel.checkpoint()
+        self._check()
+        within = reservation.blocks is None or (
+            self.blocks.start <= reservation.blocks.start and reservation.blocks.end <= self.blocks.end
+        )
+        if not within or reservation.embedding > self.embedding or reservation.head > self.head:
+            raise RequestError("these blocks are not loaded here")
+        there = self.sessions.get(session)
+        if there is not None and there.reservation.blocks == reservation.blocks:
+            there.reservation, there.history = reservation, list(reservation.history)
+            return there.length
+        if sum(each.reservation.tokens for each in self.sessions.values()) + reservation.tokens > self.room:
+            raise OutOfMemory("the KV cache is full")
+        blocks = reservation.blocks or ()
+        self.sessions[session] = _Cache(reservation, {block: [b""] for block in blocks}, 0, list(reservation.history))
+        return 0
+
+    async def step(self, step):
+        self._check()
+        cache = self.sessions.get(step.session)
+        if cache is None:
+            raise SessionLost("no such session")
+        wants = cache.reservation
+        rows = (
+            [_hash(b"token", token.to_bytes(4, "little")) for token in step.tokens]
+            if wants.embedding
+            else [step.activations[at : at + WIDTH] for at in range(0, len(step.activations), WIDTH)]
+        )
+        if not rows or step.position > cache.length:
+            raise RequestError(f"a gap: {step.position} after {cache.length}, {len(rows)} rows")
+        async with self._busy:
+            await trio.sleep(self.pace * len(rows) * len(cache.running))
+        self._check()
+        if self.sessions.get(step.session) is not cache:
+            raise SessionLost("released meanwhile")
+        for block, running in cache.running.items():
+            del running[step.position + 1 :]
+            out = []
+            for row in rows:
+                running.append(_hash(running[-1], row))
+                out.append(_hash(block.to_bytes(4, "little"), row, running[-1]))
+            rows = out
+            self.rows += len(rows)
+        cache.length = step.position + len(rows)
+        token = None
+        if wants.head and step.sample:
+            token = self._sample(cache, rows[-1])
+        first = max(step.position, step.return_from)
+        activations = b"" if wants.head else b"".join(rows[first - step.position :])
+        return StageResult(step.session, first, activations, token)
+
+    def _sample(self, cache, row):
+        wants, at = cache.reservation, cache.length - cache.reservation.prompt_length
+        del cache.history[at:]
+        assert len(cache.history) == at, "the head does not know the answer so far"
+        salt = repr((wants.sampling.seed, wants.sampling.temperature, cache.history[-3:])).encode()
+        chosen = int.from_bytes(_hash(b"head", row, salt), "little") % self.vocabulary
+        cache.history.append(chosen)
+        return TokenEvent(chosen)
+
+    async def release(self, session):
+        await trio.lowlevel.checkpoint()
+        self.sessions.pop(session, None)
+
+    async def stats(self):
+        await trio.lowlevel.checkpoint()
+        self._check()
+        used = sum(each.reservation.tokens for each in self.sessions.values())
+        return ExecutorStats(0, used, self.room, len(self.sessions), 0, 0, 0,
+                             self.pace, self.pace, self.room - used, "toy")
+
+    @asynccontextmanager
+    async def generate(self, request):
+        wants = StageReservation(self.blocks, True, True, len(request.tokens) + request.max_tokens,
+                                 request.prompt_length, request.tokens[request.prompt_length :], request.sampling)
+        await self.reserve(request.session, wants)
+        try:
+            yield self._events(request)
+        finally:
+            self.sessions.pop(request.session, None)
+
+    def _events(self, request):
+        return _Events(self, request)
+
+    def _check(self):
+        if not self.is_ready:
+            raise WorkerLost("the worker process is not running")
+
+
+class _Events:
+    def __init__(self, executor, request):
+        self.executor, self.request = executor, request
+        self.tokens, self.sent = list(request.tokens), 0
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        from meshnode.engine.executor import StageStep
+
+        request, last = self.request, self.tokens[-1]
+        if self.sent == request.max_tokens or (self.sent and last in request.end_tokens):
+            raise StopAsyncIteration
+        begin = len(self.tokens) - 1 if self.sent else 0
+        step = StageStep(request.session, begin, tuple(self.tokens[begin:]), sample=True)
+        event = (await self.executor.step(step)).token
+        self.tokens.append(event.token)
+        self.sent += 1
+        return event
+
+
+async def toy_answer(block_count, prompt, sampling, count):
+    """Return the tokens one executor with everything gives."""
+    from meshnode.engine.executor import Generation
+
+    executor = ToyExecutor(block_count, pace=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(executor.run)
+        await executor.ready()
+        async with executor.generate(Generation("reference", tuple(prompt), len(prompt), count, sampling)) as events:
+            tokens = [event.token async for event in events]
+        nursery.cancel_scope.cancel()
+    return tokens
