@@ -14,7 +14,9 @@ import torch
 
 from meshnode.errors import OutOfMemory
 
-__all__ = ["PAGE", "LayerCache", "PagePool", "SessionCache"]
+__all__ = ["PAGE", "PagePool", "SessionCache"]
+
+Views = tuple[torch.Tensor, ...]
 
 PAGE = 256
 """Positions per page. Attention reduces over whole pages, so this number is part of the drift class."""
@@ -63,42 +65,22 @@ class PagePool:
         self._reserved -= pages
 
 
-@attrs.frozen(eq=False)
-class LayerCache:
-    """One block's keys and values of one session."""
-
-    keys: torch.Tensor  # bfloat16 [pages, kv_heads, PAGE, head_size]
-    values: torch.Tensor  # the same
-
-    def write(self, keys_values: torch.Tensor, position: int) -> None:
-        """Copy float32 [n, 2 * kv_heads, head_size], keys first, to `position` and on."""
-        kv_heads, done, n = self.keys.shape[1], 0, keys_values.shape[0]
-        source = keys_values.transpose(0, 1)
-        while done < n:
-            page, offset = divmod(position + done, PAGE)
-            count = min(PAGE - offset, n - done)
-            piece = source[:, done : done + count]
-            self.keys[page, :, offset : offset + count].copy_(piece[:kv_heads])
-            self.values[page, :, offset : offset + count].copy_(piece[kv_heads:])
-            done += count
-
-
 @attrs.define(eq=False)
 class SessionCache:
     """The KV cache of one session at this stage: `length` positions are filled."""
 
     pool: PagePool
     pages: int  # reserved
-    layers: tuple[LayerCache, ...]  # one per block of the stage
+    memory: torch.Tensor  # bfloat16 [blocks, 2, pages, kv_heads, PAGE, head_size]: of each block keys, then values
     length: int = attrs.field(default=0, init=False)
     _closed: bool = attrs.field(default=False, init=False)
+    _batches: tuple[int, Views, Views] | None = attrs.field(default=None, init=False)  # what `batches` returned last
 
     @classmethod
     def open(cls, pool: PagePool, tokens: int) -> Self:
         """Reserve room for `tokens` positions. Raises OutOfMemory."""
         pages = -(-tokens // PAGE)
-        memory = pool.reserve(pages)
-        return cls(pool, pages, tuple(LayerCache(layer[0], layer[1]) for layer in memory))
+        return cls(pool, pages, pool.reserve(pages))
 
     @property
     def capacity(self) -> int:
@@ -115,6 +97,27 @@ class SessionCache:
         if self._closed or self.length + tokens > self.capacity:
             raise OutOfMemory(f"this session reserved {self.capacity} positions and needs {self.length + tokens}")
 
+    def slots(self, count: int) -> list[Views]:
+        """Return where the next `count` positions go: per page, and in it per block, a view [2, kv_heads, n, head_size]."""
+        pieces, start, end = [], self.length, self.length + count
+        while start < end:
+            page, offset = divmod(start, PAGE)
+            n = min(PAGE - offset, end - start)
+            pieces.append(self.memory[:, :, page, :, offset : offset + n].unbind())
+            start += n
+        return pieces
+
+    def batches(self, pages: int) -> tuple[Views, Views]:
+        """Return the first `pages` pages as batches for a product with one row: per block views of keys and of values.
+
+        They are [pages * kv_heads, head_size, PAGE] and [pages * kv_heads, PAGE, head_size], and good until the cache is
+        closed. They are kept, since making 60 views takes as long as one block's attention.
+        """
+        if self._batches is None or self._batches[0] != pages:
+            keys, values = self.memory[:, :, :pages].flatten(2, 3).unbind(1)
+            self._batches = pages, keys.transpose(2, 3).unbind(), values.unbind()
+        return self._batches[1:]
+
     def truncate(self, length: int) -> None:
         """Forget positions from `length` on; they are overwritten by the next forward."""
         if not 0 <= length <= self.length:
@@ -125,5 +128,5 @@ class SessionCache:
         """Give everything back; closing twice is fine."""
         if not self._closed:
             self._closed = True
-            self.layers = ()
+            self.memory, self._batches = self.memory.new_empty(0), None
             self.pool.give_back(self.pages)

@@ -15,6 +15,7 @@ from meshnode.engine.architectures.llama import LlamaBlock
 from meshnode.engine.architectures.registry import block_class
 from meshnode.engine.executor import StageSpec
 from meshnode.engine.kv_cache import PagePool, SessionCache
+from meshnode.engine.layers.attention import Attention
 from meshnode.engine.layers.embedding import Embedding
 from meshnode.engine.layers.linear import Linear, build_linear
 from meshnode.engine.layers.norm import RMSNorm
@@ -105,15 +106,13 @@ class StageModel:
         counts = [len(entry.inputs) for entry in rows]
         for entry, count in zip(rows, counts, strict=True):
             entry.cache.require(count)
-        positions = torch.cat(
-            [torch.arange(e.cache.length, e.cache.length + n) for e, n in zip(rows, counts, strict=True)]
-        )
         inputs = rows[0].inputs.clone() if len(rows) == 1 else torch.cat([entry.inputs for entry in rows])
         activations = self.embedding(inputs) if self.embedding is not None else inputs.to(self.pool.device)
-        rotations = self.rotary.rotations(positions)
         caches = [(entry.cache, count) for entry, count in zip(rows, counts, strict=True)]
-        for layer, block in enumerate(self.blocks):
-            activations = block.forward(activations, rotations, caches, layer)
+        rotations = self.rotary.rotations([(cache.length, count) for cache, count in caches])
+        attention = Attention.begin(rotations, caches, self.spec.config.head_count)
+        for index, block in enumerate(self.blocks):
+            activations = block.forward(activations, attention, index)
         for cache, count in caches:
             cache.length += count
         pieces = list(activations.split(counts))
@@ -134,5 +133,5 @@ def _wanted(piece: torch.Tensor, logits: Literal["none", "last", "all"]) -> torc
 
 
 def _load_head(weights: StageWeights, spec: StageSpec, device: torch.device) -> Head:
-    norm = RMSNorm.from_weight(weights.vector("output_norm.weight"), spec.config.norm_epsilon).to(device)
+    norm = RMSNorm.from_weight(weights.vector("output_norm.weight"), spec.config.norm_epsilon, device)
     return Head(norm, build_linear([weights.matrix("output.weight")], device=device))

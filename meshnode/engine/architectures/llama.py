@@ -8,12 +8,11 @@ from typing import Self
 import attrs
 import torch
 
-from meshnode.engine.kv_cache import SessionCache
-from meshnode.engine.layers.attention import attend
+from meshnode.engine.layers.attention import Attention
 from meshnode.engine.layers.linear import Linear, build_linear
 from meshnode.engine.layers.mlp import GatedMLP
 from meshnode.engine.layers.norm import RMSNorm
-from meshnode.engine.layers.rotary import Rotary, interleaving
+from meshnode.engine.layers.rotary import interleaving
 from meshnode.engine.weights import StageWeights
 from meshnode.types.manifest import ModelConfig
 
@@ -29,7 +28,6 @@ class LlamaBlock:
     output: Linear
     mlp_norm: RMSNorm
     mlp: GatedMLP
-    query_heads: int
 
     @classmethod
     def load(cls, weights: StageWeights, config: ModelConfig, block: int, device: torch.device) -> Self:
@@ -37,8 +35,8 @@ class LlamaBlock:
         prefix = f"blk.{block}."
         query_order, key_order = interleaving(config, config.head_count), interleaving(config, config.kv_head_count)
         return cls(
-            attention_norm=RMSNorm.from_weight(weights.vector(prefix + "attn_norm.weight"), config.norm_epsilon).to(
-                device
+            attention_norm=RMSNorm.from_weight(
+                weights.vector(prefix + "attn_norm.weight"), config.norm_epsilon, device
             ),
             qkv=build_linear(
                 [
@@ -49,7 +47,7 @@ class LlamaBlock:
                 device=device,
             ),
             output=build_linear([weights.matrix(prefix + "attn_output.weight")], device=device),
-            mlp_norm=RMSNorm.from_weight(weights.vector(prefix + "ffn_norm.weight"), config.norm_epsilon).to(device),
+            mlp_norm=RMSNorm.from_weight(weights.vector(prefix + "ffn_norm.weight"), config.norm_epsilon, device),
             mlp=GatedMLP(
                 build_linear(
                     [weights.matrix(prefix + "ffn_gate.weight"), weights.matrix(prefix + "ffn_up.weight")],
@@ -57,7 +55,6 @@ class LlamaBlock:
                 ),
                 build_linear([weights.matrix(prefix + "ffn_down.weight")], device=device),
             ),
-            query_heads=config.head_count,
         )
 
     @property
@@ -66,21 +63,7 @@ class LlamaBlock:
         parts = (self.attention_norm, self.qkv, self.output, self.mlp_norm, self.mlp)
         return sum(part.nbytes for part in parts)
 
-    def forward(
-        self, rows: torch.Tensor, rotations: torch.Tensor, caches: list[tuple[SessionCache, int]], layer: int
-    ) -> torch.Tensor:
-        """Advance bfloat16 [n, hidden] in place; `caches` says whose rows they are, in order, and how many of each."""
-        turned = Rotary.apply(self.qkv(self.attention_norm(rows)), rotations)
-        if len(caches) == 1:
-            cache, _ = caches[0]
-            attended = attend(turned, cache.layers[layer], cache.length, self.query_heads)
-        else:
-            pieces = turned.split([count for _, count in caches])
-            attended = torch.cat(
-                [
-                    attend(piece, cache.layers[layer], cache.length, self.query_heads)
-                    for piece, (cache, _) in zip(pieces, caches, strict=True)
-                ]
-            )
-        rows.add_(self.output(attended))
+    def forward(self, rows: torch.Tensor, attention: Attention, block: int) -> torch.Tensor:
+        """Advance bfloat16 [n, hidden] in place, as block `block` of its stage."""
+        rows.add_(self.output(attention(self.qkv(self.attention_norm(rows)), block)))
         return rows.add_(self.mlp(self.mlp_norm(rows)))

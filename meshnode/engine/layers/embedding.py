@@ -23,5 +23,5 @@ class Embedding:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the rows of `tokens`."""
-        rows = dequantize_rows(self.matrix.data[tokens], self.matrix.ggml_type)
-        return rows.to(torch.bfloat16).to(self.device)
+        rows = dequantize_rows(self.matrix.data.index_select(0, tokens), self.matrix.ggml_type)
+        return rows.to(self.device, torch.bfloat16)

@@ -72,8 +72,12 @@ class Int8Linear:
         scaled = inputs * self.column
         largest = torch.linalg.vector_norm(scaled, torch.inf, 1, keepdim=True).clamp_min_(1e-30)
         rounded = scaled.mul_(_STEPS / largest).add_(32768.5).int()  # positive, so truncation rounds
-        rows = rounded.view(torch.uint8).view(n, columns, 4)[..., :2].permute(2, 0, 1).reshape(2 * n, columns)
+        # For one row oneDNN is a third faster with three rows of bytes than with two (the head of SmolLM2: 2.1 against 3.0 ms
+        # with a cold cache), so the third byte, which is always 0, goes along.
+        kinds = 3 if n == 1 else 2
+        rows = rounded.view(torch.uint8).view(n, columns, 4)[..., :kinds].permute(2, 0, 1).reshape(kinds * n, columns)
         sums: torch.Tensor = torch.ops.onednn.qlinear_pointwise.default(
             rows, 1.0, 128, self.packed, self.scale, self.no_zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return sums[n:].mul_(256).add_(sums[:n]).add_(self.shift).mul_(largest / _STEPS)
+        low, high = sums[:n], sums[n : 2 * n]
+        return high.mul_(256).add_(low).add_(self.shift).mul_(largest / _STEPS)

@@ -22,6 +22,5 @@ class GatedMLP:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Map bfloat16 [n, hidden] to bfloat16 [n, hidden]."""
-        stacked = self.gate_up(rows)
-        width = stacked.shape[1] // 2
-        return self.down(torch.nn.functional.silu(stacked[:, :width]).mul_(stacked[:, width:]))
+        gate, up = self.gate_up(rows).chunk(2, 1)
+        return self.down(torch.nn.functional.silu(gate).mul_(up))

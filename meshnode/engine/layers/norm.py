@@ -11,31 +11,30 @@ class RMSNorm:
     """Normalises rows, bfloat16 [n, hidden] to bfloat16 [n, hidden].
 
     Computed as the layer norm of (x, -x), whose mean is zero and whose variance is mean(x**2): on the CPU torch's RMS norm
-    is six kernels (13.6 us for one row of 576), its layer norm is one, and this takes 5.3 us, 61 times per token.
+    is six kernels (15 us for one row of 576), its layer norm is one, and this takes 5.8 us, 61 times per token.
     Each row is reduced by itself, so the law holds.
     """
 
-    mirrored: torch.Tensor  # float32 [2 * hidden]: the weight, and then zeros, since that half is thrown away
-    shift: torch.Tensor  # float32 zeros [2 * hidden]: the kernel wants both or neither
+    weight: torch.Tensor  # float32 [2, hidden]: the weight, and then zeros, since that half is thrown away
+    shift: torch.Tensor  # float32 zeros [2, hidden]: the kernel wants both or neither
+    mirror: torch.Tensor  # bfloat16 [2, 1]: 1 and -1
     epsilon: float
 
     @classmethod
-    def from_weight(cls, weight: torch.Tensor, epsilon: float) -> "RMSNorm":
+    def from_weight(cls, weight: torch.Tensor, epsilon: float, device: torch.device) -> "RMSNorm":
         """Build from float [hidden]."""
-        weight = weight.float()
-        return cls(torch.cat([weight, torch.zeros_like(weight)]), torch.zeros(2 * weight.numel()), epsilon)
-
-    def to(self, device: torch.device) -> "RMSNorm":
-        """Return the same norm on `device`."""
-        return RMSNorm(self.mirrored.to(device), self.shift.to(device), self.epsilon)
+        weight = weight.float().to(device)
+        mirror = torch.tensor([[1.0], [-1.0]], dtype=torch.bfloat16, device=device)
+        nothing = torch.zeros_like(weight)
+        return cls(torch.stack([weight, nothing]), torch.stack([nothing, nothing]), mirror, epsilon)
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights held."""
-        return self.mirrored.nbytes + self.shift.nbytes
+        return self.weight.nbytes + self.shift.nbytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Normalise each row."""
-        doubled = torch.cat([rows, -rows], dim=-1)
-        normed = torch.layer_norm(doubled, self.mirrored.shape, self.mirrored, self.shift, self.epsilon)
-        return normed[:, : rows.shape[1]].contiguous()
+        mirrored = torch.mul(rows.unsqueeze(1), self.mirror)
+        normed = torch.layer_norm(mirrored, self.weight.shape, self.weight, self.shift, self.epsilon)
+        return normed.select(1, 0).contiguous()

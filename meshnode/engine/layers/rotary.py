@@ -5,6 +5,8 @@ Dimensions (2i, 2i + 1) of a head are the complex number that is turned by posit
 score, so that there is one kernel.
 """
 
+from collections.abc import Sequence
+
 import attrs
 import torch
 
@@ -25,12 +27,12 @@ def interleaving(config: ModelConfig, heads: int) -> torch.Tensor | None:
 
 @attrs.frozen(eq=False)
 class Rotary:
-    """The rotations of every position up to the context's end, and the attention scale folded into the queries."""
+    """The rotation of every position up to the context's end; its length carries the attention scale.
 
-    table: torch.Tensor  # complex64 [context, head_size / 2]; pairs past rope_size are not turned
-    query_heads: int
-    key_heads: int
-    query_scale: float
+    Queries and keys are both multiplied by it, so each takes the square root of the scale, head_size ** -0.5.
+    """
+
+    table: torch.Tensor  # complex64 [context, 1, head_size / 2]; pairs past rope_size are not turned
 
     @classmethod
     def from_config(cls, config: ModelConfig, context_length: int, device: torch.device) -> "Rotary":
@@ -41,28 +43,10 @@ class Rotary:
             frequencies = frequencies / torch.tensor(config.rope_factors, dtype=torch.float64)
         angles = torch.outer(torch.arange(context_length, dtype=torch.float64), frequencies)
         angles = torch.nn.functional.pad(angles, (0, (config.head_size - config.rope_size) // 2))
-        table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
-        return cls(table.to(device), config.head_count, config.kv_head_count, config.head_size**-0.5)
+        table = torch.polar(torch.full_like(angles, config.head_size**-0.25), angles).to(torch.complex64)
+        return cls(table.unsqueeze(1).to(device))
 
-    def rotations(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return complex64 [n, query_heads + 2 * key_heads, head_size / 2] for int64 [n] positions.
-
-        It is made once per step and used by every block: queries are turned and scaled, keys turned, values kept.
-        """
-        turn = self.table[positions].unsqueeze(1)
-        n, _, pairs = turn.shape
-        return torch.cat(
-            [
-                (turn * self.query_scale).expand(n, self.query_heads, pairs),
-                turn.expand(n, self.key_heads, pairs),
-                torch.ones(n, self.key_heads, pairs, dtype=turn.dtype, device=turn.device),
-            ],
-            dim=1,
-        )
-
-    @staticmethod
-    def apply(fused: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-        """Turn a fused projection, bfloat16 [n, heads * head_size], into float32 [n, heads, head_size]."""
-        n, heads, pairs = rotations.shape
-        turned = fused.float().view(torch.complex64).view(n, heads, pairs).mul_(rotations)
-        return turned.view(torch.float32)
+    def rotations(self, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Return complex64 [n, 1, head_size / 2] for spans of (position, count): what queries and keys are multiplied by."""
+        pieces = [self.table[position : position + count] for position, count in spans]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
