@@ -77,7 +77,7 @@ class Node:
                 if len(text) > 40 and not disturbed:
                     disturbed = True
                     disturb()
-        return text, finished
+        return text, finished.reason, finished.usage
 
     async def memory(self):
         return (await self.executors[0].stats()).cache_bytes_used
@@ -120,7 +120,7 @@ async def test_a_killed_or_frozen_worker_costs_a_pause_and_no_text(opened):
     with trio.fail_after(120):
         async with opened() as node:
             whole = await node.answer()
-            assert whole[1].usage.completion_tokens > 100
+            assert whole[2].completion_tokens > 50
             for how in (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV):
                 incarnation = node.executors[0].incarnation
                 assert await node.answer(lambda how=how: worker().send_signal(how)) == whole
