@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import click
 
-from meshnode.cli.address import locate
+from meshnode.cli.address import find_api_key, locate
 from meshnode.cli.client import Client
 from meshnode.cli.failures import CommandFailed, NodeDown
 from meshnode.cli.options import json_option, node_options, settings
@@ -92,6 +92,7 @@ def chat(
     seed: int | None,
     data_dir: Path | None,
     port: int | None,
+    api_key: str | None,
     as_json: bool | None,
 ) -> None:
     """Talk to a model of the running node.
@@ -110,8 +111,10 @@ def chat(
     if prompt is None and as_json:
         raise click.UsageError("--json needs a PROMPT, or text on standard input")
     given = {"model": model, "system": system, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    loaded = settings(data_dir, port, as_json, **{f"chat_{name}": value for name, value in given.items()})
-    with Client(locate(loaded)) as client:
+    loaded = settings(
+        data_dir, port, as_json, api_key=api_key, **{f"chat_{name}": value for name, value in given.items()}
+    )
+    with Client(locate(loaded), find_api_key(loaded)) as client:
         asked = loaded.config.chat
         sampling = {"temperature": asked.temperature, "max_tokens": asked.max_tokens, "seed": asked.seed}
         fixed: dict[str, object] = {name: value for name, value in sampling.items() if value is not None}

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import httpx
 
-from meshnode.cli.address import Address, read_api_key
+from meshnode.cli.address import Address, ApiKey
 from meshnode.cli.failures import CommandFailed, NodeDown
 
 __all__ = ["Client"]
@@ -21,13 +21,13 @@ _ANSWER_TIMEOUT = 30.0  # seconds a node may take for an ordinary answer
 class Client:
     """One connection pool to one node. Use it in a `with` statement."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, key: ApiKey) -> None:
         self.address = address
-        key = read_api_key(address.paths)
+        self._key = key
         try:
             self._http = httpx.Client(
                 base_url=address.url,
-                headers={"Authorization": f"Bearer {key}"},
+                headers={"Authorization": f"Bearer {key.text}"},
                 timeout=httpx.Timeout(_ANSWER_TIMEOUT, connect=_CONNECT_TIMEOUT),
                 trust_env=False,  # a proxy must not see the key
             )
@@ -102,8 +102,8 @@ class Client:
     def _refusal(self, response: httpx.Response) -> CommandFailed:
         if response.status_code == httpx.codes.UNAUTHORIZED:
             return CommandFailed(
-                f"the node at {self.address.url} does not accept the key in {self.address.paths.api_key}; "
-                "is --data-dir the folder of that node?"
+                f"the node at {self.address.url} does not accept the key {self._key.origin}; is --data-dir "
+                "the folder of that node? A key from elsewhere is given with MESHNODE_API_KEY or --api-key"
             )
         try:
             message = _message(_object(response.text))

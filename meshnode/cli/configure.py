@@ -16,6 +16,8 @@ from meshnode.errors import ConfigError
 
 __all__ = ["config"]
 
+_HIDDEN = "(set)"
+
 
 @click.group()
 def config() -> None:
@@ -36,6 +38,8 @@ def show(*, data_dir: Path | None, as_json: bool | None) -> None:
     """Print every setting, its value and where the value came from."""
     loaded = settings(data_dir, as_json=as_json)
     values: Mapping[str, Mapping[str, Any]] = attrs.asdict(loaded.config)
+    if loaded.config.api.key is not None:
+        values = {**values, "api": {**values["api"], "key": _HIDDEN}}  # `meshnode token` prints it
     rows = {
         f"{section}.{name}": (_plain(value), str(loaded.origins[f"{section}.{name}"]))
         for section, fields in values.items()
@@ -70,6 +74,8 @@ def set_(*, key: str, value: str, data_dir: Path | None, as_json: bool | None) -
         load_config(flags={key: value}, env={}, file=file)  # refuses it by name, with a hint
     written = _plain(convert(key, value, origin))
     _write(file, key, written)
+    if key == "api.key":
+        written = _HIDDEN
     if loaded.config.cli.json:
         print_json({"key": key, "value": written, "file": str(file)})
     else:

@@ -75,6 +75,11 @@ def root(ctx: click.Context) -> None:
     line in config.toml; `meshnode config show` says where each value came from.
 
     \b
+    Commands find the running node and its key through the data folder. A node
+    elsewhere, or one that systemd gave its key, is reached with
+    MESHNODE_PORT=8800 MESHNODE_API_KEY=... (or --port and --api-key).
+
+    \b
     Exit codes: 0 done, 1 the command failed, 2 wrong usage, 64 wrong
     configuration, 69 the node stopped because a vital part failed,
     130 interrupted.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshnode.cli.address import is_named, locate
+from meshnode.cli.address import find_api_key, is_named, locate
 from meshnode.cli.failures import CommandFailed, NodeDown
 from meshnode.cli.options import json_option, node_options, settings
 from meshnode.cli.printing import print_json, print_models
@@ -41,9 +41,9 @@ def models() -> None:
 @models.command("list")
 @node_options
 @json_option
-def list_(*, data_dir: Path | None, port: int | None, as_json: bool | None) -> None:
+def list_(*, data_dir: Path | None, port: int | None, api_key: str | None, as_json: bool | None) -> None:
     """List the models this node has."""
-    loaded = settings(data_dir, port, as_json)
+    loaded = settings(data_dir, port, as_json, api_key=api_key)
     client = _running(loaded)
     if client is None:
         from meshnode.node.offline import list_models
@@ -65,7 +65,15 @@ def list_(*, data_dir: Path | None, port: int | None, as_json: bool | None) -> N
 @click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]")
 @node_options
 @json_option
-def add(*, reference: str, blocks: str | None, data_dir: Path | None, port: int | None, as_json: bool | None) -> None:
+def add(
+    *,
+    reference: str,
+    blocks: str | None,
+    data_dir: Path | None,
+    port: int | None,
+    api_key: str | None,
+    as_json: bool | None,
+) -> None:
     """Add a model, from REFERENCE: `starter`, a GGUF file, or a folder of safetensors.
 
     Waits until every shard is written and verified. Ctrl-C stops; what is
@@ -79,7 +87,7 @@ def add(*, reference: str, blocks: str | None, data_dir: Path | None, port: int 
     path = os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # these two raise for no text at all
     if os.path.exists(path) and reference != "starter":  # noqa: PTH110
         reference = path  # the node has another working folder
-    loaded = settings(data_dir, port, as_json, models_blocks=blocks)
+    loaded = settings(data_dir, port, as_json, api_key=api_key, models_blocks=blocks)
     as_json, blocks = loaded.config.cli.json, loaded.config.models.blocks
     bar = ProgressBar(enabled=not as_json)
     client = _running(loaded)
@@ -103,9 +111,9 @@ def add(*, reference: str, blocks: str | None, data_dir: Path | None, port: int 
 @click.argument("name")
 @node_options
 @json_option
-def remove(*, name: str, data_dir: Path | None, port: int | None, as_json: bool | None) -> None:
+def remove(*, name: str, data_dir: Path | None, port: int | None, api_key: str | None, as_json: bool | None) -> None:
     """Remove a model and the shards that no other model uses."""
-    loaded = settings(data_dir, port, as_json)
+    loaded = settings(data_dir, port, as_json, api_key=api_key)
     client = _running(loaded)
     if client is None:
         from meshnode.node.offline import remove_model
@@ -126,7 +134,7 @@ def _running(loaded: LoadedConfig) -> "Client | None":
         address = locate(loaded)
         from meshnode.cli.client import Client
 
-        client = Client(address)
+        client = Client(address, find_api_key(loaded))
         client.get("/api/admin/status")
     except NodeDown:  # also a runtime file that a killed node left behind; the folder's lock guards against a live one
         if is_named(loaded):

@@ -31,13 +31,19 @@ def json_option(function: F) -> F:
 
 
 def node_options(function: F) -> F:
-    """Add what finds a running node: `--data-dir` and `--port`."""
+    """Add what finds a running node and opens it: `--data-dir`, `--port` and `--api-key`."""
     port = click.option(
         "--port",
         type=click.IntRange(1, 65535),
         help="Port of the running node, instead of asking its data folder.  [env: MESHNODE_PORT]",
     )
-    return data_dir_option(port(function))
+    key = click.option(
+        "--api-key",
+        metavar="KEY",
+        help="Key of the running node, instead of its data folder's; other users see it here, and not in the variable.  "
+        "[env: MESHNODE_API_KEY]",
+    )
+    return data_dir_option(port(key(function)))
 
 
 def settings(

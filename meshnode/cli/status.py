@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from meshnode.cli.address import locate
+from meshnode.cli.address import find_api_key, locate
 from meshnode.cli.options import json_option, node_options, settings
 from meshnode.cli.printing import print_json, print_models, print_table, printable
 from meshnode.cli.progress import drawn
@@ -18,7 +18,7 @@ __all__ = ["status"]
 @click.command()
 @node_options
 @json_option
-def status(*, data_dir: Path | None, port: int | None, as_json: bool | None) -> None:
+def status(*, data_dir: Path | None, port: int | None, api_key: str | None, as_json: bool | None) -> None:
     """Show what the running node is doing: its parts, models, workers and troubles.
 
     \b
@@ -26,11 +26,11 @@ def status(*, data_dir: Path | None, port: int | None, as_json: bool | None) -> 
       meshnode status
       meshnode status --json | jq .conditions
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
-    loaded = settings(data_dir, port, as_json)
+    loaded = settings(data_dir, port, as_json, api_key=api_key)
     address = locate(loaded)
     from meshnode.cli.client import Client  # httpx takes longer to load than it takes to see that no node runs
 
-    with Client(address) as client:
+    with Client(address, find_api_key(loaded)) as client:
         answer = client.get("/api/admin/status")
     if loaded.config.cli.json:
         print_json(answer)

@@ -23,6 +23,7 @@ FLAG_VARIABLES: typing.Final[Mapping[str, str]] = types.MappingProxyType(
         "MESHNODE_OFFLINE": "node.offline",
         "MESHNODE_HOST": "api.host",
         "MESHNODE_PORT": "api.port",
+        "MESHNODE_API_KEY": "api.key",
         "MESHNODE_MODEL": "models.names",
         "MESHNODE_BLOCKS": "models.blocks",
         "MESHNODE_THREADS": "engine.threads",

@@ -55,6 +55,11 @@ def _block_range(_instance: object, _attribute: "attrs.Attribute[Any]", value: s
         BlockRange.parse(value)
 
 
+def _key(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
+    if len(value) < 8 or not all("!" <= character <= "~" for character in value):
+        raise ValueError("must be at least 8 characters of ASCII without spaces")  # and the text does not quote it
+
+
 @attrs.frozen
 class NodeSection:
     """The node as a whole."""
@@ -68,6 +73,11 @@ class ApiConfig:
     """The HTTP API."""
 
     host: str = attrs.field(default="127.0.0.1", validator=_not_empty)  # address to listen on
+    key: str | None = (
+        attrs.field(  # what clients must send; unset: the file api_key in the data folder, made when needed
+            default=None, validator=optional(_key), repr=False
+        )
+    )
     port: int = attrs.field(default=8800, validator=_between(0, 65535))  # 0: any free port
     body_limit_bytes: int = attrs.field(default=8 << 20, validator=_between(1024, 1 << 30))  # bytes, 1 KiB to 1 GiB
     requests_per_minute: int = attrs.field(default=600, validator=_between(1, 1_000_000))  # per key and address

@@ -1,4 +1,4 @@
-"""The bearer key of the HTTP API: given by the service manager, or made on the first start and kept."""
+"""The bearer key of the HTTP API: set, or given by the service manager, or made on the first start and kept."""
 
 import os
 import secrets
@@ -10,11 +10,15 @@ from meshnode.errors import ConfigError
 __all__ = ["load_api_key"]
 
 
-def load_api_key(path: Path, env: Mapping[str, str]) -> str:
-    """Return the key: the credential `api_key` if systemd passes one, else the one in `path`, made if it is not there.
+def load_api_key(path: Path, env: Mapping[str, str], *, chosen: str | None = None) -> str:
+    """Return the key: the `chosen` one, else the credential `api_key` if systemd passes one, else the one in `path`.
+
+    That one is made if it is not there.
 
     Raises ConfigError when a key file cannot be read or written, or others may read it and it cannot be made private.
     """
+    if chosen is not None:
+        return chosen
     credentials = env.get("CREDENTIALS_DIRECTORY")
     if credentials:
         given = _read(Path(credentials) / "api_key")

@@ -62,7 +62,7 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
     """
     config, lanes = loaded.config, Lanes()
     with hold_data_folder(config.node.data_dir) as paths:
-        key = load_api_key(paths.api_key, os.environ)
+        key = load_api_key(paths.api_key, os.environ, chosen=config.api.key)
         async with bind(config.api.host, config.api.port) as listeners, open_store(paths.store, lanes) as store:
             catalog = await open_catalog(store, paths, metrics, config.models.aliases)
             with announce(paths, config.api.host, bound_port(listeners)):

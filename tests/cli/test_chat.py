@@ -126,7 +126,7 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(answering, invoke, monkeyp
 def converse(answering, monkeypatch):
     """Return a function that types lines into a conversation and returns the roles of the last request."""
     from meshnode.cli import chat
-    from meshnode.cli.address import locate
+    from meshnode.cli.address import find_api_key, locate
     from meshnode.cli.client import Client
     from meshnode.cli.options import settings
 
@@ -142,7 +142,7 @@ def converse(answering, monkeypatch):
             return line
 
         monkeypatch.setattr("builtins.input", typed)
-        with Client(locate(settings(None))) as client:
+        with Client(locate(settings(None)), find_api_key(settings(None))) as client:
             chat._converse(chat._Conversation(client, "warm", {}, 5.0), [])
         return [message["role"] for message in answering.requests[-1][2]["messages"]]
 

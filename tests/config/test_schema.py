@@ -61,6 +61,17 @@ def test_a_choice_that_does_not_exist_is_refused(tmp_path, key, value):
         load(key, value, tmp_path)
 
 
+@pytest.mark.parametrize("key", ["", "short", "with a space", "ünïcödë-key", "line\nbreak-key"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_quoted(tmp_path, key):
+    with pytest.raises(ConfigError, match=r"api\.key: must be") as refused:
+        load("api.key", key, tmp_path)
+    assert not key or key not in str(refused.value)
+
+
+def test_a_key_does_not_show(tmp_path):
+    assert "a-secret-key" not in repr(load("api.key", "a-secret-key", tmp_path))
+
+
 def test_every_default_is_a_value_of_its_type():
     for section, fields in attrs.asdict(NodeConfig()).items():
         for name, value in fields.items():

@@ -29,6 +29,14 @@ def test_a_credential_wins_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "api_key").exists()
 
 
+def test_a_key_that_is_set_wins_over_everything_and_nothing_is_written(tmp_path):
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "api_key").write_text("from-systemd\n")
+    env = {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")}
+    assert load_api_key(tmp_path / "api_key", env, chosen="a-set-key") == "a-set-key"
+    assert not (tmp_path / "api_key").exists()
+
+
 def test_credentials_without_a_key_fall_back_to_the_file(tmp_path):
     assert (
         load_api_key(tmp_path / "api_key", {"CREDENTIALS_DIRECTORY": str(tmp_path)})
