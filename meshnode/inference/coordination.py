@@ -67,7 +67,9 @@ class Coordinator:
                     route = await self.finder.wait(request, barred, busy, patience)
                 except NoRoute as error:
                     if not busy and session.recoveries:
-                        raise SessionLost(f"what was lost did not come back within {patience:.0f} s: {error}") from error
+                        raise SessionLost(
+                            f"what was lost did not come back within {patience:.0f} s: {error}"
+                        ) from error
                     if not busy:
                         raise
                     busy = frozenset()

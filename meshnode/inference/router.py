@@ -12,6 +12,7 @@ import trio
 
 from meshnode.errors import DeadlineExceeded, MeshnodeError, Overloaded, Unavailable
 from meshnode.flow.lanes import Lanes
+from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.calls import GenerationCall, open_generations
 from meshnode.inference.coordination import Coordinator, Patience
@@ -19,7 +20,8 @@ from meshnode.inference.delegate_server import DelegateServer
 from meshnode.inference.delegation import Delegations
 from meshnode.inference.model_loading import ModelLoader, ModelTables
 from meshnode.inference.models import EngineSettings
-from meshnode.inference.own_stages import own_stages
+from meshnode.inference.offering import Offering, keep_offering
+from meshnode.inference.own_stages import own_stages, own_stages_for_us
 from meshnode.inference.ports import BuildExecutor, MeshView
 from meshnode.inference.privacy import Privacy
 from meshnode.inference.queue import FairQueue
@@ -62,6 +64,7 @@ class MeshAccess:
     peers: MeshView
     links: StageLinks
     received: Mailbox[Received, None]
+    offering: Latest[Offering]  # written by the router alone
 
 
 @attrs.frozen(eq=False)
@@ -102,6 +105,9 @@ class InferenceRouter:
                 runner, inbox = self._assemble(loader, nursery)
                 nursery.start_soon(loader.run)
                 nursery.start_soon(self._take_stage_messages, inbox)
+                nursery.start_soon(
+                    keep_offering, partial(own_stages, shared.models.loaded), inbox.stages, shared.mesh.offering
+                )
                 with shared.mailbox.serve() as letters:
                     task_status.started()
                     while True:
@@ -128,7 +134,7 @@ class InferenceRouter:
     def _assemble(self, loader: ModelLoader, nursery: trio.Nursery) -> tuple[RequestRunner, StageInbox]:
         shared, settings = self._resources, self._settings
         mesh = shared.mesh
-        stages = partial(own_stages, shared.models.loaded)
+        stages = partial(own_stages_for_us, shared.models.loaded)
         finder = RouteFinder(mesh.own, mesh.peers, stages, settings.privacy, settings.boomerang)
         coordinator = Coordinator(mesh.own, finder, mesh.links, loader.ready, settings.prefill_chunk, settings.patience)
         delegations = Delegations(mesh.links)

@@ -4,6 +4,7 @@ import attrs
 
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
+from meshnode.inference.offering import Offering
 from meshnode.inference.router import MeshAccess
 from meshnode.network.loopback import LoopbackLink, LoopbackLinks
 from meshnode.network.stage_links import Received
@@ -26,4 +27,4 @@ class NoPeers:
 
 def solitary_mesh(own: PeerId, received: Mailbox[Received, None]) -> MeshAccess:
     """Return the mesh of a node without a network: no peers, and a loop to itself."""
-    return MeshAccess(own, NoPeers(), LoopbackLinks(LoopbackLink(own, received)), received)
+    return MeshAccess(own, NoPeers(), LoopbackLinks(LoopbackLink(own, received)), received, Latest(Offering()))
