@@ -3,4 +3,4 @@
 Knows nothing of what the messages mean, nor of sockets. Owns no state but a decoder's half-received frame.
 """
 
-__all__ = ["frames", "tagged"]
+__all__ = ["control_messages", "envelopes", "failures", "frames", "protocols", "stage_messages", "tagged", "versions"]

@@ -10,9 +10,12 @@ import msgspec
 
 from meshnode.errors import UnknownMessage, WireError
 
-__all__ = ["TaggedCodec"]
+__all__ = ["UNDECODABLE", "TaggedCodec"]
 
 M = TypeVar("M", bound=msgspec.Struct)
+
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""All that decoding bytes of somebody else raises: text that is not UTF-8 and deep nesting have errors of their own."""
 
 
 class _Tag(msgspec.Struct):
@@ -39,7 +42,7 @@ class TaggedCodec(Generic[M]):
         """Return the message. Raises UnknownMessage for a kind of another version, WireError for anything malformed."""
         try:
             return self._decoder.decode(header)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             tag = self._tag_of(header)
             if tag is not None and tag not in self._tags:
                 raise UnknownMessage(f"a message of the unknown kind {tag[:40]!r}") from error
@@ -48,5 +51,5 @@ class TaggedCodec(Generic[M]):
     def _tag_of(self, header: bytes) -> str | None:
         try:
             return self._tag_decoder.decode(header).type
-        except msgspec.MsgspecError:
+        except UNDECODABLE:
             return None

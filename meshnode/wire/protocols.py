@@ -1,0 +1,64 @@
+"""The two languages of links: which messages each has, and how large their frames may be.
+
+The numbers are part of the wire format. A new kind of message joins an existing type of frame, or gets a new number.
+"""
+
+from meshnode.wire.control_messages import (
+    ControlMessage,
+    Hello,
+    Introductions,
+    IntroductionsWanted,
+    LinkMessage,
+    Ping,
+    Pong,
+    Records,
+    RecordsWanted,
+    SignedRecord,
+    Ticket,
+    TicketRequest,
+)
+from meshnode.wire.envelopes import FrameType, MessageSet
+from meshnode.wire.failures import Failed
+from meshnode.wire.stage_messages import (
+    Acknowledged,
+    Answered,
+    CancelDelegation,
+    CloseStage,
+    Delegate,
+    DelegatedEvents,
+    DelegationFailed,
+    GrantEvents,
+    OpenStage,
+    Probe,
+    ProbeReply,
+    StageFailed,
+    StageMessage,
+    StageOpened,
+    StageStepMessage,
+)
+
+__all__ = ["CONTROL_MESSAGES", "STAGE_MESSAGES"]
+
+_LINK = FrameType(1, 16 << 10)  # the longest is a failure's sentence: 2000 characters
+_GOSSIP = FrameType(2, 64 << 10)
+_BOOK = FrameType(3, 1 << 20)  # the sequences of some ten thousand nodes
+_STAGE = FrameType(4, 1 << 20)
+_PROMPT = FrameType(5, 16 << 20)  # a conversation, or about three million tokens
+_STEP = FrameType(6, 64 << 20, has_body=True)  # 2048 rows of 16,384 bfloat16
+
+CONTROL_MESSAGES: MessageSet[ControlMessage] = MessageSet(
+    {
+        _LINK: (Hello, Ping, Pong, Failed, IntroductionsWanted, TicketRequest, Ticket),
+        _GOSSIP: (SignedRecord, Records, Introductions),
+        _BOOK: (RecordsWanted,),
+    }
+)
+STAGE_MESSAGES: MessageSet[StageMessage | LinkMessage] = MessageSet(
+    {
+        _LINK: (Hello, Ping, Pong, Failed, StageOpened, Acknowledged, StageFailed, CloseStage, Probe, ProbeReply,
+                GrantEvents, CancelDelegation, DelegationFailed),
+        _STAGE: (Answered, DelegatedEvents),
+        _PROMPT: (OpenStage, Delegate),
+        _STEP: (StageStepMessage,),
+    }
+)  # fmt: skip
