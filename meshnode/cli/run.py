@@ -27,6 +27,17 @@ __all__ = ["run"]
     "--offline", is_flag=True, default=None, help="Reach nothing beyond this machine.  [env: MESHNODE_OFFLINE]"
 )
 @click.option(
+    "--bootstrap",
+    multiple=True,
+    metavar="MULTIADDR",
+    help="Node to join, with /p2p/; may be repeated.  [env: MESHNODE_BOOTSTRAP]",
+)
+@click.option(
+    "--p2p-port",
+    type=click.IntRange(0, 65535),
+    help="Port for other nodes; that of the API + 10.  [env: MESHNODE_P2P_PORT]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="How much to log.  [env: MESHNODE_LOG_LEVEL]",
@@ -49,6 +60,8 @@ def run(
     threads: int | None,
     device: str | None,
     offline: bool | None,
+    bootstrap: tuple[str, ...],
+    p2p_port: int | None,
     log_level: str | None,
     no_browser: bool | None,
 ) -> None:
@@ -64,6 +77,7 @@ def run(
       meshnode run --model starter
       meshnode run --model ~/models/qwen3-4b-q4_k_m.gguf --threads 8
       meshnode run --model big.gguf --blocks 0:16        hold half a model
+      meshnode run --bootstrap /ip4/192.168.1.5/tcp/8810/p2p/12D3KooW...
       MESHNODE_PORT=9000 meshnode run --offline
 
     \b
@@ -80,6 +94,8 @@ def run(
         "engine.device": device,
         "models.names": models or None,
         "models.blocks": blocks,
+        "network.bootstrap": bootstrap or None,
+        "network.port": p2p_port,
         "log.level": log_level,
     }
     loaded = load_config(flags=flags, env=os.environ, file=None)

@@ -28,6 +28,8 @@ FLAG_VARIABLES: typing.Final[Mapping[str, str]] = types.MappingProxyType(
         "MESHNODE_BLOCKS": "models.blocks",
         "MESHNODE_THREADS": "engine.threads",
         "MESHNODE_DEVICE": "engine.device",
+        "MESHNODE_BOOTSTRAP": "network.bootstrap",
+        "MESHNODE_P2P_PORT": "network.port",
         "MESHNODE_LOG_LEVEL": "log.level",
         "MESHNODE_JSON": "cli.json",
     }

@@ -22,6 +22,7 @@ __all__ = [
     "InferenceConfig",
     "LogConfig",
     "ModelsConfig",
+    "NetworkConfig",
     "NodeConfig",
     "NodeSection",
 ]
@@ -118,6 +119,28 @@ class InferenceConfig:
     queue_length: int = attrs.field(default=512, validator=_between(1, 100_000))  # waiting requests before a refusal
     max_concurrent: int = attrs.field(default=8, validator=_between(1, 1024))  # generations at once
     request_timeout: float = attrs.field(default=600.0, validator=_between(1, 86400))  # seconds, from admission to end
+    privacy: str = attrs.field(
+        default="anyone", validator=_one_of("anyone", "pool_and_lan", "this_node_only")
+    )  # who helps
+    boomerang: bool = False  # true: embedding and head run here, so that text and tokens never leave this node
+    max_stages: int = attrs.field(default=64, validator=_between(0, 4096))  # stages run for sessions at once
+
+
+@attrs.frozen
+class NetworkConfig:
+    """The mesh: other nodes, and how they are found."""
+
+    enabled: bool = True  # false: this node has no peers
+    host: str = attrs.field(default="0.0.0.0", validator=_not_empty)  # noqa: S104  # address to listen on for peers
+    port: int | None = attrs.field(
+        default=None, validator=optional(_between(0, 65535))
+    )  # unset: the API's + 10; 0: any
+    network_id: str = attrs.field(default="meshnode", validator=_not_empty)  # nodes of another id are refused
+    bootstrap: tuple[str, ...] = ()  # multiaddrs of nodes to begin with, each with /p2p/
+    announce: tuple[str, ...] = ()  # multiaddrs to tell others besides those found, for port forwarding
+    mdns: bool = False  # look for nodes on the local network by multicast
+    relay: bool = True  # carry streams, encrypted end to end, between nodes that reach only this one
+    max_peers: int = attrs.field(default=64, validator=_between(1, 4096))  # control links at once
 
 
 @attrs.frozen
@@ -155,6 +178,7 @@ class NodeConfig:
     engine: EngineConfig = attrs.field(factory=EngineConfig)
     models: ModelsConfig = attrs.field(factory=ModelsConfig)
     inference: InferenceConfig = attrs.field(factory=InferenceConfig)
+    network: NetworkConfig = attrs.field(factory=NetworkConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
     chat: ChatConfig = attrs.field(factory=ChatConfig)
     cli: CommandLineConfig = attrs.field(factory=CommandLineConfig)

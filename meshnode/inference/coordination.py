@@ -46,6 +46,7 @@ class Coordinator:
     finder: RouteFinder
     links: StageLinks
     model_of: Callable[[ModelId], LoadedModel | None]  # that is ready
+    is_wanted: Callable[[ModelId], bool]  # whether a worker of this node that is gone will come back
     chunk: int  # rows of a prompt per step through a pipeline
     patience: Patience = Patience()
     pipelines: dict[SessionId, Pipeline] = attrs.field(factory=dict, init=False)  # that run now
@@ -62,7 +63,8 @@ class Coordinator:
         attempt = 0
         try:
             while not session.is_complete:
-                patience = self.patience.new_route if session.recoveries else self.patience.first_route
+                comes_back = session.recoveries and self.is_wanted(request.model)
+                patience = self.patience.new_route if comes_back else self.patience.first_route
                 try:
                     route = await self.finder.wait(request, barred, busy, patience)
                 except NoRoute as error:
@@ -123,19 +125,19 @@ class Coordinator:
             sampling=session.sampling,
             end_tokens=session.end_tokens,
         )
-        with model.session():
-            try:
-                async with model.executor.generate(generation) as events:
+        try:
+            async with model.executor.generate(generation) as events:
+                with model.session():
                     async for event in events:
                         session.token_came(event.token)
                         if not await take(event):
                             return
-            except WorkerLost as error:
-                raise StageLost(self.own, str(error)) from error
-            except OutOfMemory as error:
-                if model.sessions == 1:
-                    raise  # nobody will give back what this session lacks
-                raise StageLost(self.own, str(error), busy=True) from error
+        except WorkerLost as error:
+            raise StageLost(self.own, str(error)) from error
+        except OutOfMemory as error:
+            if not model.sessions:
+                raise  # nobody holds, and will give back, what this session lacks
+            raise StageLost(self.own, str(error), busy=True) from error
 
     def _note_loss(self, session: Session, lost: StageLost) -> None:
         session.lost()

@@ -10,6 +10,7 @@ import trio
 
 from meshnode.engine.executor import StageReservation, StageResult, StageStep
 from meshnode.errors import MeshnodeError, PeerUnreachable
+from meshnode.inference.models import LoadedModel
 from meshnode.inference.ports import SupervisedExecutor
 from meshnode.network.stage_links import StageLink, StageLinks
 from meshnode.types.ids import PeerId, SessionId, new_session_id
@@ -45,7 +46,7 @@ class HostedStage:
 
     opened: OpenStage
     coordinator: StageLink  # where answers go; the stage lives no longer than this link
-    executor: SupervisedExecutor
+    model: LoadedModel
     links: StageLinks
     cache_name: SessionId = attrs.field(factory=new_session_id, init=False)  # the executor's: nobody else can name it
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
@@ -73,7 +74,7 @@ class HostedStage:
         opened = self.opened
         if opened.next is not None:
             await self.links.to(opened.next)  # now, not in the first step
-        return await self.executor.reserve(
+        return await self.model.executor.reserve(
             self.cache_name,
             StageReservation(
                 blocks=opened.blocks,
@@ -96,7 +97,7 @@ class HostedStage:
 
     async def serve(self) -> None:
         """Run steps until cancelled or the coordinator's link ends; then the memory is free."""
-        with self.scope:
+        with self.scope, self.model.session():
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_with_link)
@@ -104,7 +105,7 @@ class HostedStage:
                         await self._run(self.opened, step)
             finally:
                 with trio.move_on_after(_RELEASE_TIMEOUT, shield=True):
-                    await _release(self.executor, self.cache_name)
+                    await _release(self.model.executor, self.cache_name)
 
     async def _end_with_link(self) -> None:
         await self.coordinator.closed.wait()
@@ -119,7 +120,7 @@ class HostedStage:
             await self.coordinator.send(
                 Acknowledged(opened.session, opened.attempt, message.step, opened.index),
             )
-            result = await self.executor.step(self._executor_step(opened, step))
+            result = await self.model.executor.step(self._executor_step(opened, step))
             await self._hand_on(opened, step, result)
         except MeshnodeError as error:
             blames = opened.next if isinstance(error, PeerUnreachable) else None

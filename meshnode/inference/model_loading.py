@@ -57,6 +57,10 @@ class ModelLoader:
         loaded = self.tables.loaded.value.get(model)
         return loaded if loaded is not None and loaded.is_ready else None
 
+    def is_wanted(self, model: ModelId) -> bool:
+        """Whether a model is to be loaded here."""
+        return model in self.tables.wanted.value
+
     def any_loaded(self) -> ModelManifest | None:
         """Return the model that has been loaded longest."""
         return next((loaded.manifest for loaded in self.tables.loaded.value.values()), None)

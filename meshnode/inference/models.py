@@ -88,7 +88,7 @@ class LoadedModel:
     executor: SupervisedExecutor
     health: HealthBoard
     assets: ModelAssets | None = None
-    sessions: int = attrs.field(default=0, init=False)  # generations that hold, or ask for, memory of the worker
+    sessions: int = attrs.field(default=0, init=False)  # sessions that hold memory of the worker
     stats: ExecutorStats | None = attrs.field(default=None, init=False)  # the newest of this incarnation
     measured: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)  # how often `stats` has been looked at
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
@@ -143,7 +143,7 @@ class LoadedModel:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Count a generation in, and out again."""
+        """Count a session in, and out again."""
         self.sessions += 1
         try:
             yield

@@ -136,7 +136,9 @@ class InferenceRouter:
         mesh = shared.mesh
         stages = partial(own_stages_for_us, shared.models.loaded)
         finder = RouteFinder(mesh.own, mesh.peers, stages, settings.privacy, settings.boomerang)
-        coordinator = Coordinator(mesh.own, finder, mesh.links, loader.ready, settings.prefill_chunk, settings.patience)
+        coordinator = Coordinator(
+            mesh.own, finder, mesh.links, loader.ready, loader.is_wanted, settings.prefill_chunk, settings.patience
+        )
         delegations = Delegations(mesh.links)
         runner = RequestRunner(loader, coordinator, delegations, shared.lanes)
         hosted = StageServer(mesh.links, loader.ready, settings.max_stages, nursery)

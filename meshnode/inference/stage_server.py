@@ -70,7 +70,7 @@ class StageServer:
         if stage is None:
             if len(self._stages) >= self.limit:
                 raise Overloaded(f"this node runs {self.limit} stages already")
-            stage = HostedStage(message, link, model.executor, self.links)
+            stage = HostedStage(message, link, model, self.links)
             self._stages[message.session, message.index] = stage
             self.nursery.start_soon(self._serve, stage)
         try:

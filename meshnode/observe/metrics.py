@@ -55,6 +55,14 @@ class Metrics:
             "meshnode_files_quarantined_total", "Shards set aside because their bytes did not match their hash."
         )
 
+        self.network_peers = gauge("meshnode_network_peers", "Peers that can be reached.")
+        self.network_messages_total = counter(
+            "meshnode_network_messages_total", "Messages received from peers.", ["kind"]
+        )
+        self.network_misdeeds_total = counter(
+            "meshnode_network_misdeeds_total", "Things peers did that no honest peer does.", ["kind"]
+        )
+
         self.supervise_restarts_total = counter(
             "meshnode_supervise_restarts_total", "Subsystems started again after a crash.", ["subsystem"]
         )

@@ -1,0 +1,106 @@
+"""The MessageDispatcher: every message of a peer passes here, is counted against that peer's limits, and goes to its subsystem.
+
+The sender of a message is the peer whose link it came on, authenticated by the transport; no message can name another. Steps of
+sessions are bounded where they are held, so they have no limit of their own here; whatever makes new work has.
+"""
+
+import math
+from collections.abc import Mapping
+
+import attrs
+import structlog
+import trio
+
+from meshnode.errors import Overloaded, PeerUnreachable
+from meshnode.flow.buckets import KeyedBuckets
+from meshnode.flow.mailbox import Mailbox
+from meshnode.network.stage_links import Received, StageLink
+from meshnode.observe.metrics import Metrics
+from meshnode.supervise.subsystem import Pulse
+from meshnode.types.evidence import Evidence, Misdeed
+from meshnode.wire.control_messages import Introductions, Records, TicketRequest
+from meshnode.wire.failures import failure
+from meshnode.wire.stage_messages import Delegate, OpenStage, Probe, StageMessage
+
+__all__ = ["DispatcherResources", "MessageDispatcher"]
+
+_RECIPIENT_PATIENCE = 1.0  # seconds a restarting subsystem may take before messages to it are dropped
+
+_LIMITS: Mapping[type, tuple[float, float]] = {  # per second on average, and at once
+    OpenStage: (50, 200),
+    Delegate: (20, 100),
+    Probe: (20, 50),
+    Records: (20, 100),
+    Introductions: (1, 5),
+    TicketRequest: (2, 20),
+}
+
+_log = structlog.get_logger(__name__)
+
+
+@attrs.frozen(eq=False)
+class DispatcherResources:
+    """The channels between subsystems."""
+
+    inbound: Mailbox[Received, None]  # from the links of all peers
+    stages: Mailbox[Received, None]  # to the InferenceRouter
+    control: Mailbox[Received, None]  # to the NetworkManager
+    evidence: Mailbox[Evidence, None]  # to the HealthMonitor
+    metrics: Metrics
+
+
+@attrs.define(eq=False)
+class MessageDispatcher:
+    """One incarnation."""
+
+    _resources: DispatcherResources
+    _pulse: Pulse
+    _buckets: dict[type, KeyedBuckets] = attrs.field(
+        factory=lambda: {kind: KeyedBuckets(rate, burst, 4096) for kind, (rate, burst) in _LIMITS.items()}, init=False
+    )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Dispatch until cancelled; what waits in the mailbox then is dispatched by the next incarnation."""
+        async with trio.open_nursery() as nursery:
+            with self._resources.inbound.serve() as letters:
+                task_status.started()
+                while True:
+                    self._pulse.touch()
+                    with trio.move_on_after(1):
+                        letter = await anext(letters)
+                        await self._dispatch(letter.question, nursery)
+
+    async def drain(self) -> None:
+        """Nothing to do: links close before."""
+
+    async def _dispatch(self, received: Received, nursery: trio.Nursery) -> None:
+        resources, kind = self._resources, type(received.message)
+        resources.metrics.network_messages_total.labels(kind=kind.__struct_config__.tag).inc()
+        bucket = self._buckets.get(kind)
+        wait = None if bucket is None else bucket.try_take(received.link.peer)
+        if wait is not None:
+            self._report(Evidence(received.link.peer, Misdeed.FLOOD, f"too many messages of kind {kind.__name__}"))
+            nursery.start_soon(_refuse, received, f"too many at once; try again in {math.ceil(wait)} s")
+            return
+        recipient = resources.stages if isinstance(received.message, StageMessage) else resources.control
+        with trio.move_on_after(_RECIPIENT_PATIENCE) as patience:
+            await recipient.tell(received)
+        if patience.cancelled_caught:
+            _log.warning("message dropped: its subsystem does not take any", kind=kind.__name__)
+            nursery.start_soon(_refuse, received, "this node is restarting a part of itself; try again")
+
+    def _report(self, evidence: Evidence) -> None:
+        try:
+            self._resources.evidence.tell_nowait(evidence)
+        except trio.WouldBlock:
+            return  # as much is waiting already against somebody
+
+
+async def _refuse(received: Received, reason: str) -> None:
+    """Tell a peer that asked; what is no question needs no answer."""
+    if received.exchange:
+        link: StageLink = received.link
+        try:
+            await link.send(failure(Overloaded(reason)), exchange=received.exchange)
+        except PeerUnreachable:
+            return

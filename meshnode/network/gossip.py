@@ -1,0 +1,172 @@
+"""What nodes say about themselves, signed, and handed from neighbour to neighbour.
+
+Each node keeps the newest record of every other. A neighbour is sent what it does not have yet, in small batches, as soon as
+there is something new and not more often than the pace: so a newcomer gets the whole book first, a record crosses each link
+once, and nothing is sent while nothing changes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+import attrs
+import msgspec
+import trio
+
+from meshnode.crypto.identity import Identity
+from meshnode.crypto.signing import verify
+from meshnode.errors import PeerMisbehaved
+from meshnode.flow.latest import Latest
+from meshnode.types.ids import PeerId
+from meshnode.types.peers import Offer
+from meshnode.wire.control_messages import Records, SignedRecord
+
+__all__ = ["GossipBook", "Neighbour"]
+
+MAX_RECORD = 48 << 10  # bytes of one payload; a batch stays below 64 KiB
+_MAX_BATCH = 56 << 10
+_MAX_PEERS = 4096  # records kept; the one not renewed for longest goes first
+_TOO_OLD = 3 * 3600.0  # seconds: a record is renewed every ten minutes, and clocks may be off by an hour or two
+_TOO_NEW = 2 * 3600.0
+_PACE = 0.2  # seconds between batches to one neighbour
+
+
+@attrs.define(eq=False)
+class GossipBook:
+    """The newest record of every node. One writer: the NetworkManager's incarnation."""
+
+    identity: Identity
+    network: str  # hash of the network's id: part of what is signed, so that records of another network are forged ones
+    clock: Callable[[], float]  # Unix seconds
+    changed: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)
+    _records: OrderedDict[PeerId, tuple[SignedRecord, Offer]] = attrs.field(factory=OrderedDict, init=False)
+    _dead: dict[PeerId, int] = attrs.field(factory=dict, init=False)  # sequence at which a node was seen to be gone
+
+    def publish(self, offer: Offer) -> None:
+        """Sign what this node says about itself now. Raises ValueError when it is too long for one record."""
+        payload = msgspec.msgpack.encode(offer)
+        if len(payload) > MAX_RECORD:
+            raise ValueError(
+                f"an offer of {len(payload)} bytes does not fit a record of {MAX_RECORD}; load fewer models"
+            )
+        record = SignedRecord(offer.peer, payload, self.identity.sign(self._domain, payload))
+        self._keep(record, offer)
+
+    def accept(self, record: SignedRecord) -> Offer | None:
+        """Take a record from a neighbour; return the offer if it is news.
+
+        Raises PeerMisbehaved for one that no honest neighbour hands on: forged, malformed, too old, or from the future.
+        """
+        if record.signer == self.identity.peer:
+            return None
+        if len(record.payload) > MAX_RECORD:
+            raise PeerMisbehaved(f"a record of {len(record.payload)} bytes; at most {MAX_RECORD} are allowed")
+        known = self._records.get(record.signer)
+        if known is not None and known[0].payload == record.payload:
+            return None
+        if not verify(record.signer, self._domain, record.payload, record.signature):
+            raise PeerMisbehaved("a record with a wrong signature, or of another network")
+        try:
+            offer = msgspec.msgpack.decode(record.payload, type=Offer)
+        except msgspec.MsgspecError as error:
+            raise PeerMisbehaved(f"a malformed record: {error}") from error
+        if offer.peer != record.signer:
+            raise PeerMisbehaved("a record about somebody else")
+        age = self.clock() - offer.issued
+        if not -_TOO_NEW <= age <= _TOO_OLD:
+            raise PeerMisbehaved(f"a record that is {age / 3600:.1f} hours old; is a clock wrong?")
+        if known is not None and offer.sequence <= known[1].sequence:
+            return None
+        if offer.sequence <= self._dead.get(offer.peer, -1):
+            return None
+        self._keep(record, offer)
+        return offer
+
+    def offer(self, peer: PeerId) -> Offer | None:
+        """Return the newest offer of a node."""
+        found = self._records.get(peer)
+        return None if found is None else found[1]
+
+    def bury(self, peer: PeerId) -> None:
+        """Forget a node that is gone; only something newer than what it said last brings it back."""
+        found = self._records.pop(peer, None)
+        if found is not None:
+            self._dead[peer] = found[1].sequence
+            if len(self._dead) > _MAX_PEERS:
+                self._dead.pop(next(iter(self._dead)))
+            self.changed.set(self.changed.value + 1)
+
+    def revive(self, peer: PeerId) -> None:
+        """Believe again what a node says: it is connected."""
+        self._dead.pop(peer, None)
+
+    def records(self) -> tuple[tuple[SignedRecord, int], ...]:
+        """Return all records with their sequences, our own first."""
+        own = self._records.get(self.identity.peer)
+        others = [found for peer, found in self._records.items() if peer != self.identity.peer]
+        return tuple((record, offer.sequence) for record, offer in ([own] if own else []) + others)
+
+    def expire(self) -> tuple[PeerId, ...]:
+        """Drop what is too old and return whose it was."""
+        horizon = self.clock() - _TOO_OLD
+        old = [peer for peer, (_, offer) in self._records.items() if offer.issued < horizon]
+        for peer in old:
+            del self._records[peer]
+        if old:
+            self.changed.set(self.changed.value + 1)
+        return tuple(old)
+
+    @property
+    def _domain(self) -> str:
+        return f"offer:{self.network}"
+
+    def _keep(self, record: SignedRecord, offer: Offer) -> None:
+        self._records[offer.peer] = (record, offer)
+        self._records.move_to_end(offer.peer)
+        while len(self._records) > _MAX_PEERS:
+            self._records.popitem(last=False)
+        self.changed.set(self.changed.value + 1)
+
+
+@attrs.define(eq=False)
+class Neighbour:
+    """What one neighbour has of the book."""
+
+    peer: PeerId
+    book: GossipBook
+    _has: dict[PeerId, int] = attrs.field(factory=dict, init=False)  # sequence of the newest record it has, by signer
+
+    def heard(self, record: SignedRecord, sequence: int) -> None:
+        """Note that the neighbour sent a record."""
+        if len(self._has) < 2 * _MAX_PEERS:
+            self._has[record.signer] = max(sequence, self._has.get(record.signer, -1))
+
+    async def feed(self, send: Callable[[Records], Awaitable[None]]) -> None:
+        """Send the neighbour what it lacks, until cancelled; `send` may wait, and raises PeerUnreachable at the end."""
+        seen = -1
+        while True:
+            seen = await self.book.changed.changed(seen)
+            for batch in self._batches():
+                await send(Records(batch))
+            await trio.sleep(_PACE)
+
+    def _batches(self) -> Iterator[tuple[SignedRecord, ...]]:
+        """Cut what is lacking into messages."""
+        batch: list[SignedRecord] = []
+        size = 0
+        for record, sequence in self._lacking():
+            nbytes = len(record.payload) + 256
+            if batch and size + nbytes > _MAX_BATCH:
+                yield tuple(batch)
+                batch, size = [], 0
+            batch.append(record)
+            size += nbytes
+            self._has[record.signer] = sequence
+        if batch:
+            yield tuple(batch)
+
+    def _lacking(self) -> Sequence[tuple[SignedRecord, int]]:
+        return [
+            (record, sequence)
+            for record, sequence in self.book.records()
+            if record.signer != self.peer and self._has.get(record.signer, -1) < sequence
+        ]
