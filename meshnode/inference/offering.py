@@ -8,20 +8,12 @@ import trio
 
 from meshnode.flow.latest import Latest
 from meshnode.inference.route_finder import OwnStage
-from meshnode.types.peers import StageOffer
+from meshnode.types.peers import Offering, StageOffer
 
-__all__ = ["Offering", "keep_offering"]
+__all__ = ["keep_offering"]
 
 _LOOK_EVERY = 1.0  # seconds
 _MUCH = 1.5  # a factor
-
-
-@attrs.frozen
-class Offering:
-    """The stages of this node, and how many sessions they serve."""
-
-    stages: tuple[StageOffer, ...] = ()
-    sessions: int = 0
 
 
 class _Load(Protocol):

@@ -20,7 +20,7 @@ from meshnode.inference.delegate_server import DelegateServer
 from meshnode.inference.delegation import Delegations
 from meshnode.inference.model_loading import ModelLoader, ModelTables
 from meshnode.inference.models import EngineSettings
-from meshnode.inference.offering import Offering, keep_offering
+from meshnode.inference.offering import keep_offering
 from meshnode.inference.own_stages import own_stages, own_stages_for_us
 from meshnode.inference.ports import BuildExecutor, MeshView
 from meshnode.inference.privacy import Privacy
@@ -35,6 +35,7 @@ from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.ids import PeerId
+from meshnode.types.peers import Offering
 
 __all__ = ["InferenceRouter", "MeshAccess", "RouterResources", "RouterSettings"]
 

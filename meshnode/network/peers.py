@@ -110,27 +110,27 @@ class PeerTable:
             self._tell()
 
     def linked(self, link: ControlLink) -> None:
-        """A control link is up."""
+        """Note that a control link is up."""
         row = self._row(link.peer)
         row.link, row.is_gone = link, False
         self._tell()
 
     def unlinked(self, link: ControlLink) -> None:
-        """A control link has ended; unless another took its place, the peer counts as dead until it says something new."""
+        """Note that a link has ended: unless another took its place, the peer is dead until it says something new."""
         row = self._rows.get(link.peer)
         if row is not None and row.link is link:
             row.link, row.offer, row.is_gone = None, None, True
             self._tell()
 
     def heard(self, offer: Offer) -> None:
-        """A peer says something new of itself."""
+        """Take what a peer says of itself."""
         row = self._row(offer.peer)
         row.offer, row.is_gone = offer, False
         self.learn(offer.peer, offer.addresses)
         self._tell()
 
     def forget_offer(self, peer: PeerId) -> None:
-        """What a peer said has expired."""
+        """Drop what a peer said: it has expired."""
         row = self._rows.get(peer)
         if row is not None and row.link is None:
             row.offer, row.is_gone = None, True

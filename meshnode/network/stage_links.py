@@ -6,6 +6,7 @@ import attrs
 import trio
 
 from meshnode.types.ids import PeerId
+from meshnode.wire.control_messages import ControlMessage
 from meshnode.wire.stage_messages import StageMessage
 
 __all__ = ["Received", "StageLink", "StageLinks"]
@@ -41,11 +42,11 @@ class StageLink(Protocol):
 
 @attrs.frozen(eq=False)
 class Received:
-    """A stage message that has come in."""
+    """A message that has come in, from another node or from ourselves."""
 
     link: StageLink
     exchange: int
-    message: StageMessage
+    message: StageMessage | ControlMessage
     body: bytes = b""
 
 

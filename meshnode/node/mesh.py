@@ -4,12 +4,11 @@ import attrs
 
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
-from meshnode.inference.offering import Offering
 from meshnode.inference.router import MeshAccess
 from meshnode.network.loopback import LoopbackLink, LoopbackLinks
 from meshnode.network.stage_links import Received
 from meshnode.types.ids import PeerId
-from meshnode.types.peers import PeerInfo
+from meshnode.types.peers import Offering, PeerInfo
 
 __all__ = ["NoPeers", "solitary_mesh"]
 

@@ -7,7 +7,7 @@ import attrs
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 
-__all__ = ["Liveness", "Offer", "PeerInfo", "StageOffer"]
+__all__ = ["Liveness", "Offer", "Offering", "PeerInfo", "StageOffer"]
 
 
 @attrs.frozen
@@ -26,6 +26,14 @@ class StageOffer:
     block_seconds: float  # one decode row through one block
     prefill_seconds: float  # one row of a long prompt through one block
     free_tokens: int  # positions of KV cache that no session has reserved
+
+
+@attrs.frozen
+class Offering:
+    """The stages of this node, and how many sessions they serve."""
+
+    stages: tuple[StageOffer, ...] = ()
+    sessions: int = 0
 
 
 @attrs.frozen
