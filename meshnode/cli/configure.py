@@ -1,7 +1,5 @@
 """`meshnode config`: the settings and where they came from."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import attrs
 import click
 
+from meshnode.cli.config_file import write_setting
 from meshnode.cli.options import data_dir_option, json_option, settings
 from meshnode.cli.printing import print_json, print_table
 from meshnode.config.loading import Origin, OriginKind, convert, known_keys, load_config
@@ -73,45 +72,13 @@ def set_(*, key: str, value: str, data_dir: Path | None, as_json: bool | None) -
     if key not in known_keys():
         load_config(flags={key: value}, env={}, file=file)  # refuses it by name, with a hint
     written = _plain(convert(key, value, origin))
-    _write(file, key, written)
+    write_setting(file, key, written)
     if key == "api.key":
         written = _HIDDEN
     if loaded.config.cli.json:
         print_json({"key": key, "value": written, "file": str(file)})
     else:
         click.echo(f"{key} = {_text(written)} (in {file}; a running node takes it at its next start)")
-
-
-def _write(file: Path, key: str, value: object) -> None:
-    """Replace the file by one with the new value, unless the result would be refused at the next start."""
-    import tomlkit
-
-    file = file.resolve()  # a link stays one
-    section, _, name = key.partition(".")
-    try:
-        document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
-        if section not in document:
-            document[section] = tomlkit.table()
-        table: Any = document[section]
-        table[name] = value
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, fresh = tempfile.mkstemp(dir=file.parent, prefix="config-", suffix=".toml")
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written: {error.strerror or error}") from error
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(tomlkit.dumps(document))
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            load_config(flags={}, env={}, file=Path(fresh))
-        except ConfigError as error:
-            raise ConfigError(str(error).replace(fresh, str(file))) from error
-        Path(fresh).replace(file)
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written: {error.strerror or error}") from error
-    finally:
-        Path(fresh).unlink(missing_ok=True)
 
 
 def _plain(value: object) -> object:

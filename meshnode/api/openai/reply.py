@@ -73,9 +73,10 @@ class ChatReply:
 
     def end(self) -> bytes:
         """Encode what follows the last choice."""
-        if not self.include_usage:
-            return DONE
-        return sse(self._common("chat.completion.chunk") | {"choices": [], "usage": self._usage()}) + DONE
+        usage = b""
+        if self.include_usage:
+            usage = sse(self._common("chat.completion.chunk") | {"choices": [], "usage": self._usage()})
+        return usage + self._losses_comment() + DONE
 
     def completion(self) -> dict[str, object]:
         """Return the whole reply."""
@@ -96,7 +97,25 @@ class ChatReply:
             return {}
         times = {"queue": self._started_at, "first-token": self._first_text_at, "total": self._finished_at}
         timing = [f"{name};dur={(at - self._began) * 1e3:.1f}" for name, at in times.items() if at is not None]
-        return {"x-meshnode-route": self._started.route, "Server-Timing": ", ".join(timing)}
+        headers = {"x-meshnode-route": self._started.route}
+        if (lost := self._losses()) is not None:
+            headers |= {"x-meshnode-recovered": str(lost.recoveries), "x-meshnode-route": lost.route or self._started.route}
+            timing.append(f"recovery;dur={lost.pause * 1e3:.1f}")
+        return headers | {"Server-Timing": ", ".join(timing)}
+
+    def _losses(self) -> Finished | None:
+        """Return the end of the choice that outlived the most losses."""
+        ends = [choice.finished for choice in self._choices if choice.finished is not None]
+        worst = max(ends, key=lambda end: end.recoveries, default=None)
+        return worst if worst is not None and worst.recoveries else None
+
+    def _losses_comment(self) -> bytes:
+        """Say in a comment what the head of a stream could not know yet."""
+        lost = self._losses()
+        if lost is None:
+            return b""
+        text = f": x-meshnode-recovered: {lost.recoveries}; pause={lost.pause * 1e3:.0f}ms; route={lost.route}"
+        return " ".join(text.split()).encode() + b"\n\n"
 
     def _start(self, event: Started) -> None:
         if self._started is None:
