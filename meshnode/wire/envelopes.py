@@ -17,8 +17,6 @@ from meshnode.wire.tagged import TaggedCodec
 __all__ = ["Envelope", "EnvelopeCodec", "FrameType", "MessageSet"]
 
 M = TypeVar("M", bound=msgspec.Struct)
-S = TypeVar("S", bound=msgspec.Struct)
-R = TypeVar("R", bound=msgspec.Struct)
 
 
 @attrs.frozen
@@ -40,21 +38,24 @@ class FrameType:
 
 
 class MessageSet(Generic[M]):
-    """The messages that may travel in one direction, by the type of their frames."""
+    """The messages that may travel in one direction, by the type of their frames.
 
-    def __init__(self, by_type: Mapping[FrameType, Sequence[type[M]]]) -> None:
+    M is the union of those that a reader is handed; what the two ends of a link say to each other may come on top.
+    """
+
+    def __init__(self, by_type: Mapping[FrameType, Sequence[type[msgspec.Struct]]]) -> None:
         self.limits = FrameLimits({kind.number: kind.limit for kind in by_type})
         self._types = {message: kind for kind, messages in by_type.items() for message in messages}
-        self._codec: TaggedCodec[M] = TaggedCodec(*self._types)
+        self._codec: TaggedCodec[M] = TaggedCodec(*self._types)  # type: ignore[arg-type]  # see above
 
     @property
-    def kinds(self) -> tuple[type[M], ...]:
+    def kinds(self) -> tuple[type[msgspec.Struct], ...]:
         """All of them."""
         return tuple(self._types)
 
-    def to_frame(self, message: M, body: bytes = b"", exchange: int = 0) -> bytes:
+    def to_frame(self, message: msgspec.Struct, body: bytes = b"", exchange: int = 0) -> bytes:
         """Return the bytes of one message. Raises FrameTooLarge rather than send what the other side will refuse."""
-        frame = Frame(self._types[type(message)].number, exchange, self._codec.encode(message), body)
+        frame = Frame(self._types[type(message)].number, exchange, self._codec.encode(message), body)  # type: ignore[arg-type]
         return encode_frame(frame, self.limits)
 
     def from_frame(self, frame: Frame) -> Envelope[M]:
@@ -66,20 +67,20 @@ class MessageSet(Generic[M]):
         return Envelope(frame.exchange, message, frame.body)
 
 
-class EnvelopeCodec(Generic[S, R]):
+class EnvelopeCodec(Generic[M]):
     """One end of a stream: messages to bytes, bytes to messages; keeps at most one unfinished frame."""
 
-    def __init__(self, outgoing: MessageSet[S], incoming: MessageSet[R]) -> None:
+    def __init__(self, outgoing: MessageSet[M], incoming: MessageSet[M]) -> None:
         self._outgoing = outgoing
         self._incoming = incoming
         self._decoder = FrameDecoder(incoming.limits)
         self.skipped = 0  # messages of kinds that this version does not know
 
-    def encode(self, message: S, body: bytes = b"", exchange: int = 0) -> bytes:
+    def encode(self, message: msgspec.Struct, body: bytes = b"", exchange: int = 0) -> bytes:
         """Return the bytes of one message. Raises FrameTooLarge."""
         return self._outgoing.to_frame(message, body, exchange)
 
-    def feed(self, data: bytes) -> Iterator[Envelope[R]]:
+    def feed(self, data: bytes | bytearray) -> Iterator[Envelope[M]]:
         """Take received bytes and yield the messages that are whole; kinds of other versions are counted and left out.
 
         Raises WireError at the first one that breaks the protocol; the stream is of no use after that.

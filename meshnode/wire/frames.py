@@ -60,7 +60,7 @@ class FrameDecoder:
     limits: FrameLimits
     _buffer: bytearray = attrs.field(factory=bytearray, init=False)
 
-    def feed(self, data: bytes) -> Iterator[Frame]:
+    def feed(self, data: bytes | bytearray) -> Iterator[Frame]:
         """Take received bytes and yield every frame that is now whole.
 
         Raises FrameTooLarge or WireError at the first bad frame; the stream is of no use after that.

@@ -3,12 +3,13 @@
 The numbers are part of the wire format. A new kind of message joins an existing type of frame, or gets a new number.
 """
 
+import msgspec
+
 from meshnode.wire.control_messages import (
     ControlMessage,
     Hello,
     Introductions,
     IntroductionsWanted,
-    LinkMessage,
     Ping,
     Pong,
     Records,
@@ -36,8 +37,9 @@ from meshnode.wire.stage_messages import (
     StageOpened,
     StageStepMessage,
 )
+from meshnode.wire.versions import Feature
 
-__all__ = ["CONTROL_MESSAGES", "STAGE_MESSAGES"]
+__all__ = ["CONTROL_MESSAGES", "STAGE_MESSAGES", "feature_of"]
 
 _LINK = FrameType(1, 16 << 10)  # the longest is a failure's sentence: 2000 characters
 _GOSSIP = FrameType(2, 64 << 10)
@@ -53,7 +55,7 @@ CONTROL_MESSAGES: MessageSet[ControlMessage] = MessageSet(
         _BOOK: (RecordsWanted,),
     }
 )
-STAGE_MESSAGES: MessageSet[StageMessage | LinkMessage] = MessageSet(
+STAGE_MESSAGES: MessageSet[StageMessage] = MessageSet(
     {
         _LINK: (Hello, Ping, Pong, Failed, StageOpened, Acknowledged, StageFailed, CloseStage, Probe, ProbeReply,
                 GrantEvents, CancelDelegation, DelegationFailed),
@@ -62,3 +64,18 @@ STAGE_MESSAGES: MessageSet[StageMessage | LinkMessage] = MessageSet(
         _STEP: (StageStepMessage,),
     }
 )  # fmt: skip
+
+_OPTIONAL: dict[type[msgspec.Struct], Feature] = {
+    TicketRequest: Feature.DATA_PLANE,
+    IntroductionsWanted: Feature.INTRODUCTIONS,
+    Introductions: Feature.INTRODUCTIONS,
+    Delegate: Feature.DELEGATION,
+}
+
+
+def feature_of(message: msgspec.Struct) -> Feature:
+    """Return the feature that both sides need for a message to be sent, Feature(0) if none."""
+    return _OPTIONAL.get(type(message), _NONE)
+
+
+_NONE = Feature(0)

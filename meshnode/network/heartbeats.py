@@ -1,0 +1,42 @@
+"""Whether the other end of a link still lives, and how far away it is."""
+
+import attrs
+import trio
+
+from meshnode.wire.control_messages import Ping, Pong
+
+__all__ = ["Heartbeat"]
+
+_WEIGHT = 1 / 8  # of a new sample in the mean
+
+
+@attrs.define(eq=False)
+class Heartbeat:
+    """Counts the pings in a row that saw no sign of life. Any byte that comes is one; so is progress of a long write."""
+
+    round_trip: float | None = attrs.field(default=None, init=False)  # seconds, moving mean
+    missed: int = attrs.field(default=0, init=False)
+    _number: int = attrs.field(default=0, init=False)
+    _sent_at: float | None = attrs.field(default=None, init=False)  # None: its round trip would tell of our own queue
+    _heard: bool = attrs.field(default=True, init=False)
+
+    def ping(self, *, measure: bool) -> Ping:
+        """Return the next ping, having counted the last one. `measure` says that it goes out at once."""
+        self.missed = 0 if self._heard else self.missed + 1
+        self._heard = False
+        self._number += 1
+        self._sent_at = trio.current_time() if measure else None
+        return Ping(self._number)
+
+    def heard(self) -> None:
+        """Note a sign of life."""
+        self._heard = True
+        self.missed = 0
+
+    def answered(self, pong: Pong) -> None:
+        """Take the answer to a ping; one that is not to the last ping tells nothing."""
+        if pong.number != self._number or self._sent_at is None:
+            return
+        sample, self._sent_at = trio.current_time() - self._sent_at, None
+        mean = self.round_trip
+        self.round_trip = sample if mean is None else mean + _WEIGHT * (sample - mean)
