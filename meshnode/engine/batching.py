@@ -4,16 +4,16 @@ It is a plain object that a thread drives: questions go in, `step` computes, ans
 cancellations are looked at between steps, and a lone stream never waits for a batch to fill.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import attrs
 import torch
 
-from meshnode.engine.executor import Generation, StageSpec
+from meshnode.engine.executor import Generation
+from meshnode.engine.pace import Counters, Pace
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Rows
+from meshnode.engine.stepped_sessions import Cache, Stage, SteppedSessions, check_vocabulary
 from meshnode.engine.worker_messages import (
     Accepted,
     Answer,
@@ -24,47 +24,15 @@ from meshnode.engine.worker_messages import (
     Grant,
     Progress,
     Release,
-    Released,
+    Reserve,
     Sampled,
     Step,
-    StepDone,
 )
 from meshnode.errors import MeshnodeError, RequestError
 from meshnode.types.generation import TokenEvent
 from meshnode.wire.failures import failure
 
-__all__ = ["Batch", "Cache", "Stage"]
-
-
-class Cache(Protocol):
-    """What the batch needs of a session's cache."""
-
-    length: int
-
-    def truncate(self, length: int) -> None:
-        """Forget positions from `length` on."""
-        ...
-
-    def close(self) -> None:
-        """Give everything back."""
-        ...
-
-
-class Stage(Protocol):
-    """What the batch needs of a stage model."""
-
-    @property
-    def spec(self) -> StageSpec:
-        """The stage."""
-        ...
-
-    def open_cache(self, tokens: int) -> Cache:
-        """Reserve a cache."""
-        ...
-
-    def forward(self, rows: Sequence[Rows]) -> list[torch.Tensor]:
-        """Run one step."""
-        ...
+__all__ = ["Batch"]
 
 
 @attrs.define(eq=False)
@@ -85,14 +53,6 @@ class _Running:
 
 
 @attrs.define(eq=False)
-class Counters:
-    """Work done so far."""
-
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-
-
-@attrs.define(eq=False)
 class Batch:
     """All sessions of one stage."""
 
@@ -100,20 +60,28 @@ class Batch:
     limits: BatchLimits
     emit: Callable[[Envelope], None]
     counters: Counters = attrs.field(factory=Counters, init=False)
+    pace: Pace = attrs.field(factory=Pace)
     _running: dict[int, _Running] = attrs.field(factory=dict, init=False)  # by exchange, in order of arrival
-    _steps: deque[tuple[int, Step, bytes]] = attrs.field(factory=deque, init=False)
-    _held: dict[str, Cache] = attrs.field(factory=dict, init=False)  # caches of stepped sessions
+    _stepped: SteppedSessions = attrs.field(init=False)
+    _steps_next: bool = attrs.field(default=True, init=False)  # whose turn it is when both kinds of work wait
     _turn: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._stepped = SteppedSessions(self.stage, self.emit, self.counters, self.pace)
 
     @property
     def is_idle(self) -> bool:
         """Whether a step would do nothing."""
-        return not self._steps and all(running.window <= 0 for running in self._running.values())
+        return not self._stepped.is_waiting and not self._is_generating
+
+    @property
+    def _is_generating(self) -> bool:
+        return any(running.window > 0 for running in self._running.values())
 
     @property
     def sessions(self) -> int:
         """Sessions that hold memory."""
-        return len(self._running) + len(self._held)
+        return len(self._running) + len(self._stepped)
 
     def accept(self, envelope: Envelope) -> None:
         """Take a question; a refusal is emitted at once and keeps nothing."""
@@ -124,17 +92,15 @@ class Batch:
             self._running[exchange].window += message.tokens
         elif isinstance(message, Cancel) and exchange in self._running:
             self._running.pop(exchange).cache.close()
-        elif isinstance(message, Step):
-            self._steps.append((exchange, message, envelope.body))
-        elif isinstance(message, Release):
-            if message.session in self._held:
-                self._held.pop(message.session).close()
-            self._answer(exchange, Released())
+        elif isinstance(message, Reserve | Step | Release):
+            self._stepped.accept(exchange, message, envelope.body)
 
     def step(self) -> None:
-        """Compute once: the queued step of a partial stage, or one round of the batch."""
-        if self._steps:
-            self._run_step(*self._steps.popleft())
+        """Compute once: steps of sessions that others drive, or one round of the generations; both wait their turn."""
+        steps = self._stepped.is_waiting and (self._steps_next or not self._is_generating)
+        self._steps_next = not steps
+        if steps:
+            self._stepped.run()
             return
         ready = [running for running in self._running.values() if running.window > 0]
         decoding = self._take_turns([running for running in ready if running.unread == 1])
@@ -183,7 +149,10 @@ class Batch:
             else:
                 self.counters.decode_tokens += 1
         try:
-            results = self.stage.forward(rows)
+            with self.pace.measured(
+                rows_in_all=sum(len(entry.inputs) for entry in rows), blocks=len(self.stage.spec.blocks)
+            ):
+                results = self.stage.forward(rows)
         except MeshnodeError as error:
             for running in batch:
                 self._running.pop(running.exchange).cache.close()
@@ -214,51 +183,8 @@ class Batch:
         full = len(running.tokens) >= self.stage.spec.context_length
         return token in generation.end_tokens or running.sampled >= generation.max_tokens or full
 
-    def _run_step(self, exchange: int, step: Step, body: bytes) -> None:
-        fresh = step.session not in self._held
-        try:
-            inputs = self._inputs(step, body)
-            if fresh:
-                self._held[step.session] = self.stage.open_cache(self.stage.spec.context_length)
-            cache = self._held[step.session]
-            if step.position > cache.length:
-                raise RequestError(f"position {step.position} leaves a gap after the {cache.length} that are there")
-            cache.truncate(step.position)
-            rows = Rows(cache, inputs, "last" if step.sampling else "none")  # type: ignore[arg-type]
-            result = self.stage.forward([rows])[0]
-        except MeshnodeError as error:
-            if fresh and step.session in self._held:
-                self._held.pop(step.session).close()
-            self._answer(exchange, failure(error))
-            return
-        done = StepDone(step.session, step.position)
-        if not self.stage.spec.head:
-            raw = result.contiguous().view(torch.uint8).numpy().tobytes()
-            self.emit(Envelope(exchange, done, raw))
-        elif step.sampling is not None:
-            event = sample(result[-1], step.sampling, position=cache.length, history=step.history)
-            self._answer(exchange, StepDone(step.session, step.position, event))
-        else:
-            self._answer(exchange, done)
-
-    def _inputs(self, step: Step, body: bytes) -> torch.Tensor:
-        if self.stage.spec.embedding:
-            if not step.tokens:
-                raise RequestError("this stage begins with tokens, and the step has none")
-            self._check_vocabulary(step.tokens)
-            return torch.tensor(step.tokens)
-        width = self.stage.spec.config.hidden_size
-        if not body or len(body) % (2 * width):
-            raise RequestError(f"{len(body)} bytes are not rows of {width} bfloat16 activations")
-        rows = torch.frombuffer(bytearray(body), dtype=torch.bfloat16).view(-1, width)
-        if not bool(rows.isfinite().all()):
-            raise RequestError("the activations are not finite")
-        return rows
-
     def _check_vocabulary(self, tokens: Sequence[int]) -> None:
-        top = self.stage.spec.config.vocabulary_size
-        if not all(0 <= token < top for token in tokens):
-            raise RequestError(f"there are token ids outside 0 to {top - 1}")
+        check_vocabulary(self.stage.spec, tokens)
 
     def _answer(self, exchange: int, message: Answer) -> None:
         self.emit(Envelope(exchange, message))

@@ -15,7 +15,7 @@ import attrs
 import structlog
 import trio
 
-from meshnode.engine.executor import ExecutorStats, Generation, StageResult, StageSpec, StageStep
+from meshnode.engine.executor import ExecutorStats, Generation, StageReservation, StageResult, StageSpec, StageStep
 from meshnode.engine.worker_messages import (
     Accepted,
     Answer,
@@ -33,6 +33,8 @@ from meshnode.engine.worker_messages import (
     Question,
     Ready,
     Release,
+    Reserve,
+    Reserved,
     Stats,
     StatsRequest,
     Step,
@@ -268,12 +270,18 @@ class ProcessExecutor:
             if not tokens.ended:
                 connection.post(exchange, Cancel())
 
+    async def reserve(self, session: SessionId, reservation: StageReservation) -> int:
+        """Reserve memory for a session; see StageExecutor.reserve."""
+        envelope = await self._ask(Reserve(session, reservation))
+        assert isinstance(envelope.message, Reserved)
+        return envelope.message.length
+
     async def step(self, step: StageStep) -> StageResult:
-        """Run one step. Cancellation abandons the answer; the step itself may still run."""
-        message = Step(step.session, step.position, step.tokens, step.sampling, step.history)
+        """Run one step; see StageExecutor.step."""
+        message = Step(step.session, step.position, step.tokens, step.sample, step.return_from)
         envelope = await self._ask(message, step.activations)
         assert isinstance(envelope.message, StepDone)
-        return StageResult(step.session, step.position, envelope.body, envelope.message.token)
+        return StageResult(step.session, envelope.message.position, envelope.body, envelope.message.token)
 
     async def release(self, session: SessionId) -> None:
         """Free everything held for `session`; unknown sessions are fine."""

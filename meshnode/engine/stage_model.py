@@ -22,7 +22,16 @@ from meshnode.engine.layers.norm import RMSNorm
 from meshnode.engine.layers.rotary import Rotary
 from meshnode.engine.weights import StageWeights
 
-__all__ = ["Head", "Rows", "StageModel"]
+__all__ = ["Head", "Part", "Rows", "StageModel"]
+
+
+@attrs.frozen
+class Part:
+    """What of a stage a step runs. All rows of a step run the same part."""
+
+    blocks: range  # counted from the stage's first block; empty: only the embedding or the head
+    embedding: bool  # tokens go in
+    head: bool  # logits come out
 
 
 @attrs.frozen(eq=False)
@@ -93,30 +102,43 @@ class StageModel:
         """Reserve a session's cache for `tokens` positions. Raises OutOfMemory."""
         return SessionCache.open(self.pool, tokens)
 
-    def forward(self, rows: Sequence[Rows]) -> list[torch.Tensor]:
-        """Run one step for all `rows` together.
+    @property
+    def whole(self) -> Part:
+        """All of it."""
+        return Part(range(len(self.blocks)), self.spec.embedding, self.spec.head)
 
-        Returns, per entry, bfloat16 activations [n, hidden] from a stage without the head, else float32 logits [0, 1 or n,
-        vocabulary]. Each cache grows by its n rows. Raises OutOfMemory, before anything is computed, when one cannot.
+    def forward(self, rows: Sequence[Rows], part: Part | None = None) -> list[torch.Tensor]:
+        """Run one step for all `rows` together, through `part` of the stage (None: all of it).
+
+        Returns, per entry, bfloat16 activations [n, hidden] without the head, else float32 logits [0, 1 or n, vocabulary].
+        Each cache grows by its n rows. Raises OutOfMemory, before anything is computed, when one cannot.
         """
         with torch.inference_mode():
-            return self._forward(rows)
+            return self._forward(rows, part or self.whole)
 
-    def _forward(self, rows: Sequence[Rows]) -> list[torch.Tensor]:
+    def _forward(self, rows: Sequence[Rows], part: Part) -> list[torch.Tensor]:
         counts = [len(entry.inputs) for entry in rows]
-        for entry, count in zip(rows, counts, strict=True):
-            entry.cache.require(count)
+        if part.blocks:
+            for entry, count in zip(rows, counts, strict=True):
+                entry.cache.require(count)
         inputs = rows[0].inputs.clone() if len(rows) == 1 else torch.cat([entry.inputs for entry in rows])
-        activations = self.embedding(inputs) if self.embedding is not None else inputs.to(self.pool.device)
-        caches = [(entry.cache, count) for entry, count in zip(rows, counts, strict=True)]
+        embedding = self.embedding if part.embedding else None
+        activations = embedding(inputs) if embedding is not None else inputs.to(self.pool.device)
+        if part.blocks:
+            activations = self._through_blocks(activations, [(entry.cache, len(entry.inputs)) for entry in rows], part)
+        pieces = list(activations.split(counts))
+        return self._logits(self.head, rows, pieces) if part.head and self.head is not None else pieces
+
+    def _through_blocks(
+        self, activations: torch.Tensor, caches: Sequence[tuple[SessionCache, int]], part: Part
+    ) -> torch.Tensor:
         rotations = self.rotary.rotations([(cache.length, count) for cache, count in caches])
         attention = Attention.begin(rotations, caches, self.spec.config.head_count)
-        for index, block in enumerate(self.blocks):
-            activations = block.forward(activations, attention, index)
+        for index in part.blocks:
+            activations = self.blocks[index].forward(activations, attention, index)
         for cache, count in caches:
             cache.length += count
-        pieces = list(activations.split(counts))
-        return pieces if self.head is None else self._logits(self.head, rows, pieces)
+        return activations
 
     def _logits(self, head: Head, rows: Sequence[Rows], pieces: list[torch.Tensor]) -> list[torch.Tensor]:
         wanted = [_wanted(piece, entry.logits) for entry, piece in zip(rows, pieces, strict=True)]

@@ -19,7 +19,10 @@ import torch
 
 from meshnode.engine.batching import Batch
 from meshnode.engine.devices import available_bytes, cache_budget, physical_cores, weight_bytes
+from meshnode.engine.drift import drift_class
 from meshnode.engine.executor import ExecutorStats, StageSpec
+from meshnode.engine.kv_cache import PAGE
+from meshnode.engine.pace import calibrate
 from meshnode.engine.stage_model import StageModel
 from meshnode.engine.worker_messages import (
     Envelope,
@@ -90,6 +93,9 @@ def main(descriptor: int) -> None:
         port.send(Envelope(loading.exchange, failure(error)))
         return
     batch = Batch(stage, loading.message.limits, port.send)
+    port.busy_since = time.monotonic()
+    calibrate(stage, batch.pace)
+    port.send(Envelope(loading.exchange, Ready(stage.spec.device, stage.weight_bytes, stage.spec.cache_bytes)))
     while True:
         port.busy_since = None
         if batch.is_idle:
@@ -123,7 +129,6 @@ def _load(port: _Port, loading: Envelope) -> StageModel:
     except torch.OutOfMemoryError as error:
         raise EngineError(f"the device has too little memory for this stage: {error}") from error
     _give_back_freed_memory()  # 160 MB of the scratch of packing, for the starter
-    port.send(Envelope(loading.exchange, Ready(spec.device, stage.weight_bytes, spec.cache_bytes)))
     return stage
 
 
@@ -151,6 +156,10 @@ def _take(port: _Port, stage: StageModel, batch: Batch, envelope: Envelope) -> N
             resident_bytes=psutil.Process().memory_info().rss,
             prefill_tokens=batch.counters.prefill_tokens,
             decode_tokens=batch.counters.decode_tokens,
+            block_seconds=batch.pace.block_seconds,
+            prefill_seconds=batch.pace.prefill_seconds,
+            free_tokens=(stage.pool.budget_bytes - stage.pool.used_bytes) // stage.pool.page_bytes * PAGE,
+            drift_class=drift_class(stage.spec.device),
         )
         port.send(Envelope(envelope.exchange, Stats(stats)))
     else:

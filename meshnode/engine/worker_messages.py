@@ -7,9 +7,9 @@ code and their sentence and become the same class on the other side.
 import attrs
 import msgspec
 
-from meshnode.engine.executor import ExecutorStats, Generation, StageSpec
+from meshnode.engine.executor import ExecutorStats, Generation, StageReservation, StageSpec
 from meshnode.errors import UnknownMessage
-from meshnode.types.generation import SamplingParameters, TokenEvent
+from meshnode.types.generation import TokenEvent
 from meshnode.types.ids import SessionId
 from meshnode.wire.failures import Failed
 from meshnode.wire.frames import Frame, FrameDecoder, FrameLimits, encode_frame
@@ -33,6 +33,8 @@ __all__ = [
     "Ready",
     "Release",
     "Released",
+    "Reserve",
+    "Reserved",
     "Sampled",
     "Stats",
     "StatsRequest",
@@ -84,14 +86,21 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Nobody waits for this exchange any more. Not answered."""
 
 
+class Reserve(msgspec.Struct, frozen=True, tag="reserve"):
+    """Reserve what a session needs of this stage. Answered with Reserved or Failed."""
+
+    session: SessionId
+    reservation: StageReservation
+
+
 class Step(msgspec.Struct, frozen=True, tag="step", omit_defaults=True):
     """A StageStep; its activations are the body. Answered with StepDone or Failed."""
 
     session: SessionId
     position: int
     tokens: tuple[int, ...] = ()
-    sampling: SamplingParameters | None = None
-    history: tuple[int, ...] = ()
+    sample: bool = False
+    return_from: int = 0
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
@@ -108,7 +117,7 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Ask for a sign of life. Answered by Pong, also in the middle of a step."""
 
 
-Question = Load | Generate | Grant | Cancel | Step | Release | StatsRequest | Ping
+Question = Load | Generate | Grant | Cancel | Reserve | Step | Release | StatsRequest | Ping
 
 
 # Answers: worker to daemon.
@@ -153,10 +162,15 @@ class Progress(msgspec.Struct, frozen=True, tag="progress", omit_defaults=True):
     ended: tuple[int, ...] = ()
 
 
+class Reserved(msgspec.Struct, frozen=True, tag="reserved"):
+    """The memory is there; the session's cache holds positions 0 to `length`."""
+
+    length: int
+
+
 class StepDone(msgspec.Struct, frozen=True, tag="step_done", omit_defaults=True):
     """A StageResult; its activations are the body."""
 
-    session: SessionId
     position: int
     token: TokenEvent | None = None
 
@@ -177,7 +191,7 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     silent_for: float
 
 
-Answer = Loading | Ready | Accepted | Progress | StepDone | Released | Stats | Pong | Failed
+Answer = Loading | Ready | Accepted | Progress | Reserved | StepDone | Released | Stats | Pong | Failed
 
 
 @attrs.frozen
@@ -220,11 +234,13 @@ class FrameCodec:
 
 
 def _questions() -> TaggedCodec[Question | Answer]:
-    return TaggedCodec[Question | Answer](Load, Generate, Grant, Cancel, Step, Release, StatsRequest, Ping)
+    return TaggedCodec[Question | Answer](Load, Generate, Grant, Cancel, Reserve, Step, Release, StatsRequest, Ping)
 
 
 def _answers() -> TaggedCodec[Question | Answer]:
-    return TaggedCodec[Question | Answer](Loading, Ready, Accepted, Progress, StepDone, Released, Stats, Pong, Failed)
+    return TaggedCodec[Question | Answer](
+        Loading, Ready, Accepted, Progress, Reserved, StepDone, Released, Stats, Pong, Failed
+    )
 
 
 def to_worker_codec() -> FrameCodec:

@@ -7,7 +7,7 @@ from support.stages import stage_of, tiny_manifest
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.engine.batching import Batch
-from meshnode.engine.executor import Generation
+from meshnode.engine.executor import Generation, StageReservation
 from meshnode.engine.worker_messages import (
     Accepted,
     BatchLimits,
@@ -18,10 +18,13 @@ from meshnode.engine.worker_messages import (
     Progress,
     Release,
     Released,
+    Reserve,
+    Reserved,
     Step,
     StepDone,
 )
 from meshnode.errors import OutOfMemory
+from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import SamplingParameters
 from meshnode.types.ids import SessionId
 from meshnode.wire.failures import Failed
@@ -37,6 +40,10 @@ class FakeCache:
     @property
     def length(self):
         return len(self.tokens)
+
+    @property
+    def capacity(self):
+        return self.reserved
 
     def truncate(self, length):
         del self.tokens[length:]
@@ -59,7 +66,7 @@ class FakeStage:
         self.reserved += tokens
         return FakeCache(self, tokens)
 
-    def forward(self, rows):
+    def forward(self, rows, part=None):
         if self.fails is not None:
             raise self.fails
         assert len({id(entry.cache) for entry in rows}) == len(rows), "a session twice in one step"
@@ -275,33 +282,110 @@ def test_memory_that_runs_out_in_a_step_ends_the_sessions_in_it_and_no_others(sp
     assert len(desk.tokens(2)) == 10
 
 
+def reservation(tokens=64, history=(), **options):
+    return attrs.evolve(StageReservation(BlockRange(0, 2), True, True, tokens, 3, tuple(history), GREEDY), **options)
+
+
 def test_steps_of_a_session_grow_its_cache_and_releasing_frees_it(spec):
     desk = Desk(stage := FakeStage(spec))
     session = SessionId("ring")
-    desk.ask(1, Step(session, 0, (1, 2, 3)))
-    desk.ask(2, Step(session, 3, (4,), sampling=GREEDY))
+    desk.ask(1, Reserve(session, reservation()))
+    assert desk.answers(1, Reserved)[0].length == 0
+    desk.ask(2, Step(session, 0, (1, 2, 3)))
+    desk.ask(3, Step(session, 3, (4,), sample=True))
     desk.run()
-    assert desk.answers(1, StepDone)[0].token is None
-    assert desk.answers(2, StepDone)[0].token.token == next_token([1, 2, 3, 4])
-    desk.ask(3, Step(session, 2, (9,), sampling=GREEDY))  # a position below the length goes back
-    desk.ask(4, Step(session, 7, (9,)))
+    assert desk.answers(2, StepDone)[0].token is None
+    assert desk.answers(3, StepDone)[0].token.token == next_token([1, 2, 3, 4])
+    desk.ask(4, Step(session, 2, (9,), sample=True))  # a position below the length goes back
+    desk.ask(5, Step(session, 7, (9,)))
     desk.run()
-    assert desk.answers(3, StepDone)[0].token.token == next_token([1, 2, 9])
-    assert desk.answers(4, Failed)
-    desk.ask(5, Release(session))
+    assert desk.answers(4, StepDone)[0].token.token == next_token([1, 2, 9])
+    assert "gap" in desk.answers(5, Failed)[0].message
     desk.ask(6, Release(session))
-    assert desk.answers(5, Released)
+    desk.ask(7, Release(session))
     assert desk.answers(6, Released)
+    assert desk.answers(7, Released)
     assert stage.reserved == 0
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [Step(SessionId("new"), 5, (1,)), Step(SessionId("new"), 0), Step(SessionId("new"), 0, (VOCABULARY,))],
-)
-def test_a_step_that_is_refused_keeps_nothing(spec, wrong):
+def test_a_session_that_is_reserved_again_keeps_its_cache_if_it_can(spec):
     desk = Desk(stage := FakeStage(spec))
-    desk.ask(1, wrong)
+    session = SessionId("ring")
+    desk.ask(1, Reserve(session, reservation()))
+    desk.ask(2, Step(session, 0, (1, 2, 3)))
     desk.run()
-    assert [failed.code for failed in desk.answers(1, Failed)] == ["invalid_request"]
+    desk.ask(3, Reserve(session, reservation(tokens=40)))
+    desk.ask(4, Reserve(session, reservation(tokens=80)))
+    desk.ask(5, Reserve(session, reservation(tokens=80, head=False)))
+    assert [desk.answers(exchange, Reserved)[0].length for exchange in (3, 4, 5)] == [3, 0, 0]
+    assert stage.reserved == 80
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"blocks": BlockRange(1, 3)}, "1:3"),
+        ({"tokens": 5000}, "5000 positions"),
+        ({"tokens": 0}, "0 positions"),
+        ({"sampling": None}, "how to sample"),
+    ],
+)
+def test_a_reservation_that_cannot_be_is_refused(spec, wanted, words):
+    desk = Desk(stage := FakeStage(spec))
+    desk.ask(1, Reserve(SessionId("ring"), reservation(**wanted)))
+    assert words in desk.answers(1, Failed)[0].message
     assert (stage.reserved, desk.batch.sessions) == (0, 0)
+
+
+def test_decode_steps_of_several_sessions_run_together_and_prompts_in_turn_with_them(spec):
+    desk = Desk(stage := FakeStage(spec))
+    for number in range(3):
+        desk.ask(number, Reserve(SessionId(f"s{number}"), reservation()))
+    desk.ask(10, Step(SessionId("s0"), 0, (1, 2, 3)))
+    desk.ask(11, Step(SessionId("s1"), 0, (4,), sample=True))
+    desk.ask(12, Step(SessionId("s2"), 0, (5,), sample=True))
+    desk.ask(13, Step(SessionId("s2"), 1, (6,), sample=True))
+    desk.run()
+    assert stage.steps == [[1, 1], [3], [1]]
+    assert desk.answers(13, StepDone)[0].token.token == next_token([5, 6])
+
+
+def test_steps_and_generations_take_turns(spec):
+    desk = Desk(stage := FakeStage(spec))
+    desk.ask(1, Reserve(SessionId("ring"), reservation()))
+    desk.generate(2, prompt_of(3), 3)
+    for position in range(3):
+        desk.ask(10 + position, Step(SessionId("ring"), position, (position,)))
+    desk.run()
+    assert stage.steps == [[1], [3], [1], [1], [1], [1]]
+
+
+def test_released_steps_are_refused(spec):
+    desk = Desk(FakeStage(spec))
+    session = SessionId("ring")
+    desk.ask(1, Reserve(session, reservation()))
+    desk.ask(2, Step(session, 0, (1,)))
+    desk.ask(3, Release(session))
+    desk.run()
+    assert [failed.code for failed in desk.answers(2, Failed)] == ["session_lost"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (Step(SessionId("unknown"), 0, (1,)), "session_lost"),
+        (Step(SessionId("ring"), 0), "invalid_request"),
+        (Step(SessionId("ring"), 0, (VOCABULARY,)), "invalid_request"),
+        (Step(SessionId("ring"), 60, (1, 2, 3, 4, 5)), "invalid_request"),
+        (Step(SessionId("ring"), 5, (1,)), "invalid_request"),
+    ],
+)
+def test_a_step_that_is_refused_changes_nothing(spec, wrong, code):
+    desk = Desk(FakeStage(spec))
+    desk.ask(1, Reserve(SessionId("ring"), reservation()))
+    desk.ask(2, wrong)
+    desk.run()
+    assert [failed.code for failed in desk.answers(2, Failed)] == [code]
+    desk.ask(3, Step(SessionId("ring"), 0, (1,), sample=True))
+    desk.run()
+    assert desk.answers(3, StepDone)

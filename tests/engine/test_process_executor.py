@@ -9,9 +9,10 @@ import trio
 from support.stages import stage_of, tiny_manifest
 from support.tiny_gguf import write_tiny_llama
 
-from meshnode.engine.executor import Generation, StageStep
+from meshnode.engine.executor import Generation, StageReservation, StageStep
 from meshnode.engine.process_executor import ProcessExecutor
-from meshnode.errors import EngineError, OutOfMemory, RequestError, WorkerLost
+from meshnode.errors import EngineError, OutOfMemory, RequestError, SessionLost, WorkerLost
+from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import SamplingParameters
 from meshnode.types.ids import SessionId
 
@@ -189,18 +190,23 @@ async def test_two_stages_make_the_same_tokens_as_one(spec, tmp_path):
         tokens, found = [5, 6, 7], []
         session = SessionId("ring")
         position = 0
+        with pytest.raises(SessionLost):
+            await first.step(StageStep(session, 0, tokens=(5,)))
+        reserved = [
+            await first.reserve(session, StageReservation(BlockRange(0, 1), True, False, 64)),
+            await second.reserve(session, StageReservation(BlockRange(1, 2), False, True, 64, 3, (), GREEDY)),
+        ]
+        assert reserved == [0, 0]
         for _ in range(12):
             middle = await first.step(StageStep(session, position, tokens=tuple(tokens[position:])))
             assert len(middle.activations) == 2 * 256 * (len(tokens) - position)
-            end = await second.step(
-                StageStep(session, position, activations=middle.activations, sampling=GREEDY, history=tuple(found))
-            )
+            end = await second.step(StageStep(session, position, activations=middle.activations, sample=True))
             position = len(tokens)
             found.append(end.token.token)
             tokens.append(end.token.token)
         assert found == expected
         with pytest.raises(RequestError, match="gap"):
-            await first.step(StageStep(session, 100, tokens=(5,)))
+            await first.step(StageStep(session, 40, tokens=(5,)))
         with pytest.raises(RequestError, match="bytes are not rows"):
             await second.step(StageStep(session, position, activations=b"abc"))
         with pytest.raises(RequestError, match="not finite"):

@@ -1,0 +1,33 @@
+"""The drift class: two stages of the same class give the same bits for the same rows.
+
+What the bits depend on is this engine's arithmetic (`ENGINE`), the kind of device, and on a CPU the instructions that torch
+and oneDNN choose their kernels by: sums are taken in another order with wider registers, and AMX and VNNI round differently.
+"""
+
+import torch
+
+from meshnode.engine.kv_cache import PAGE
+
+__all__ = ["ENGINE", "drift_class"]
+
+ENGINE = 1
+"""Counts up with every change of the arithmetic: kernels, packing, rounding."""
+
+
+def drift_class(device: str) -> str:
+    """Return the class of stages on `device`, for example 1.256-cpu-avx512-vnni-bf16."""
+    if device.startswith("cuda"):
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{ENGINE}.{PAGE}-cuda-sm{major}{minor}-torch{_release()}"
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    flags = {
+        "vnni": torch.cpu._is_vnni_supported(),
+        "bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+    }
+    return "-".join([f"{ENGINE}.{PAGE}", "cpu", capability, *(name for name, there in flags.items() if there)])
+
+
+def _release() -> str:
+    """Return torch's major and minor version: CUDA kernels come from libraries that change with it."""
+    return ".".join(torch.__version__.split(".")[:2])
