@@ -1,0 +1,90 @@
+"""The multiaddrs that nodes are reached at: direct over TCP, or through a node that relays.
+
+/ip4/192.0.2.7/tcp/8090/p2p/12D3Koo…                       direct; also /ip6, /dns, /dns4 and /dns6
+/ip4/192.0.2.7/tcp/8090/p2p/RELAY/p2p-circuit/p2p/PEER     through RELAY
+"""
+
+import ipaddress
+
+import attrs
+import psutil
+
+from meshnode.crypto.signing import parse_peer_id
+from meshnode.types.ids import PeerId
+
+__all__ = ["Address", "local_hosts", "parse_address"]
+
+_CIRCUIT = "/p2p-circuit"
+_MAX_LENGTH = 512  # characters
+_HOST_KINDS = ("ip4", "ip6", "dns", "dns4", "dns6")
+
+
+@attrs.frozen
+class Address:
+    """Where a node is reached."""
+
+    host: str  # an IP address, or a name
+    port: int
+    peer: PeerId  # the node at its end
+    relay: PeerId | None = None  # the node at `host`, where that is not `peer`
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether no other node stands in between."""
+        return self.relay is None
+
+    def __str__(self) -> str:
+        try:
+            kind = f"ip{ipaddress.ip_address(self.host).version}"
+        except ValueError:
+            kind = "dns"
+        base = f"/{kind}/{self.host}/tcp/{self.port}/p2p/{self.relay or self.peer}"
+        return base if self.is_direct else f"{base}{_CIRCUIT}/p2p/{self.peer}"
+
+
+def parse_address(text: str) -> Address:
+    """Read a multiaddr. Raises ValueError that says what is wrong with it."""
+    if len(text) > _MAX_LENGTH:
+        raise ValueError(f"an address of {len(text)} characters is refused")
+    direct, circuit, relayed = text.partition(_CIRCUIT)
+    match direct.split("/"):
+        case ["", kind, host, "tcp", port, "p2p", peer] if kind in _HOST_KINDS and host:
+            pass
+        case _:
+            raise ValueError(f"{text!r} is not an address like /ip4/192.0.2.7/tcp/8090/p2p/12D3Koo…")
+    if kind in ("ip4", "ip6"):
+        ip = ipaddress.ip_address(host)
+        if ip.version != int(kind[2]):
+            raise ValueError(f"{host} in {text!r} is not an IPv{kind[2]} address")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise ValueError(f"{port!r} in {text!r} is not a port")
+    parse_peer_id(peer)
+    if not circuit:
+        return Address(host, int(port), PeerId(peer))
+    target = relayed.removeprefix("/p2p/")
+    parse_peer_id(target)
+    return Address(host, int(port), PeerId(target), PeerId(peer))
+
+
+def local_hosts(bound: str) -> tuple[str, ...]:
+    """Return the addresses of this machine that a socket bound to `bound` is reached at, without loopback unless it is all."""
+    ip = ipaddress.ip_address(bound)
+    if not ip.is_unspecified:
+        return (bound,)
+    found = [
+        address.address
+        for name, addresses in psutil.net_if_addrs().items()
+        if psutil.net_if_stats().get(name) is None or psutil.net_if_stats()[name].isup
+        for address in addresses
+        if _usable(address.address, ip.version)
+    ]
+    reachable = [host for host in found if not ipaddress.ip_address(host).is_loopback]
+    return tuple(reachable or found)
+
+
+def _usable(text: str, version: int) -> bool:
+    try:
+        ip = ipaddress.ip_address(text)  # a hardware address, or one with a zone, is none
+    except ValueError:
+        return False
+    return ip.version == version and not ip.is_link_local and "%" not in text

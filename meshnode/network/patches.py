@@ -1,0 +1,156 @@
+"""What has to be different inside libp2p 0.8.1 so that a node can rely on it. Nothing here is used with another version.
+
+What goes wrong without, each found with two hosts on loopback and held by a test in tests/network/test_patches.py:
+
+- A cancelled write can leave half a frame, or a Noise nonce that was never sent: the connection is lost. Frames are written
+  shielded, under a deadline.
+- A cancelled read has taken data from the buffer and then waits for the window update to be written: the data is lost.
+- A reader waits for ever when its own side resets the stream.
+- A writer gives up after 5 s without window, so that a slow reader ends the stream instead of slowing it down.
+- A peer that ignores its window is only warned about, and fills our memory. Its stream is reset.
+"""
+
+import importlib.metadata
+import struct
+from contextlib import suppress
+
+import trio
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.stream_muxer import muxer_multistream
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
+from libp2p.stream_muxer.yamux import yamux
+
+__all__ = ["LIBP2P_VERSION", "SteadyStream", "SteadyYamux", "apply"]
+
+LIBP2P_VERSION = "0.8.1"
+
+_WRITE_DEADLINE = 30.0  # seconds for one frame to enter the socket: longer means a peer that hangs
+_MAX_WINDOW = 1 << 20  # bytes that a peer may send ahead of the reader, per stream; libp2p's own is 16 MiB
+_RECHECK = 0.5  # seconds between looks whether a stream without window has been closed meanwhile
+
+
+def apply() -> None:
+    """Make libp2p use what is below; may be repeated. Raises RuntimeError for a version that nobody has looked at."""
+    version = importlib.metadata.version("libp2p")
+    if version != LIBP2P_VERSION:
+        raise RuntimeError(
+            f"libp2p {version} is installed, but this node patches the inside of {LIBP2P_VERSION}; "
+            f"run: pip install libp2p=={LIBP2P_VERSION}"
+        )
+    yamux.YamuxStream = SteadyStream  # type: ignore[misc]
+    yamux.MAX_WINDOW_SIZE = _MAX_WINDOW
+    muxer_multistream.Yamux = SteadyYamux  # type: ignore[attr-defined]  # whatever class it is configured with, it makes this one
+
+
+class SteadyYamux(yamux.Yamux):
+    """A multiplexed connection whose frames are written whole or not at all."""
+
+    async def _write_frame(self, data: bytes) -> None:
+        async with self._write_lock:
+            if self.event_closed.is_set():
+                raise ConnectionClosedError("the connection is closed")
+            with trio.CancelScope(deadline=trio.current_time() + _WRITE_DEADLINE, shield=True) as scope:
+                await self.secured_conn.write(data)
+        if scope.cancelled_caught:
+            await self.hang_up()
+            raise ConnectionClosedError(f"the peer took nothing for {_WRITE_DEADLINE:.0f} s")
+
+    async def hang_up(self) -> None:
+        """Close the socket at once, without farewell: a peer that hangs would not read it. Cannot be cancelled."""
+        self.event_shutting_down.set()
+        with trio.CancelScope(shield=True):
+            await self.secured_conn.close()
+
+
+class SteadyStream(yamux.YamuxStream):
+    """A stream that survives cancellation, waits for slow readers and holds its peer to its window."""
+
+    conn: SteadyYamux
+
+    def __init__(self, stream_id: int, conn: yamux.Yamux, is_initiator: bool) -> None:  # libp2p's
+        self._window_opened = trio.Event()
+        self._send_window = self._recv_window = 0
+        super().__init__(stream_id, conn, is_initiator)
+
+    @property
+    def send_window(self) -> int:
+        """Bytes that may be sent now."""
+        return self._send_window
+
+    @send_window.setter
+    def send_window(self, value: int) -> None:
+        self._send_window = value
+        if value > 0:
+            self._window_opened.set()
+            self._window_opened = trio.Event()
+
+    @property
+    def recv_window(self) -> int:
+        """Bytes that the peer may send now."""
+        return self._recv_window
+
+    @recv_window.setter
+    def recv_window(self, value: int) -> None:
+        self._recv_window = value
+        if value < 0 and not self.closed:
+            self.closed = self.send_closed = self.recv_closed = self.reset_received = True
+            self.conn.stream_buffers[self.stream_id].clear()
+            if self.conn._nursery is not None:
+                self.conn._nursery.start_soon(self._tell_reset)
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`, waiting for window as long as it takes. Cancellation may leave part of it sent."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        sent = 0
+        while sent < len(data):
+            while self._send_window <= 0 and not self.send_closed and not self.closed:
+                with trio.move_on_after(_RECHECK):
+                    await self._window_opened.wait()
+            if self.send_closed or self.closed:
+                raise MuxedStreamError("the stream is closed for sending")
+            chunk = data[sent : sent + min(self._send_window, yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE)]
+            self._send_window -= len(chunk)
+            try:
+                await self.conn._write_frame(self._header(yamux.TYPE_DATA, 0, len(chunk)) + chunk)
+            except trio.Cancelled:
+                self._send_window += len(chunk)  # cancelled while it waited for its turn: nothing of it was written
+                raise
+            sent += len(chunk)
+
+    async def read(self, n: int | None = -1) -> bytes:
+        """Return what has come, at most `n` bytes; waits for the first one. Cancellation loses nothing."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        events, number = self.conn.stream_events, self.stream_id
+        while not (buffer := self.conn.stream_buffers.get(number)):
+            if self.reset_received:
+                raise MuxedStreamReset("the stream was reset")
+            event = events.get(number)
+            if self.recv_closed or buffer is None or event is None:
+                raise MuxedStreamEOF("the stream has ended")
+            await event.wait()
+            if events.get(number) is event:
+                events[number] = trio.Event()
+        size = len(buffer) if n is None or n < 0 else min(n, len(buffer))
+        data = bytes(buffer[:size])
+        del buffer[:size]
+        if self.closed:
+            self.conn._finalize_stream_locked(self, fully_closed=True)
+        else:
+            with trio.CancelScope(shield=True), suppress(BaseLibp2pError, OSError):  # the data is here, come what may
+                await self._auto_tune_and_send_window_update(bytes_read=size)
+        return data
+
+    async def reset(self) -> None:
+        """End the stream in both directions and wake whoever reads from it."""
+        event = self.conn.stream_events.get(self.stream_id)
+        await super().reset()
+        if event is not None:
+            event.set()
+
+    async def _tell_reset(self) -> None:
+        with suppress(BaseLibp2pError, OSError):  # the connection has gone, and the stream with it
+            await self.conn._write_frame(self._header(yamux.TYPE_WINDOW_UPDATE, yamux.FLAG_RST, 0))
+
+    def _header(self, kind: int, flags: int, length: int) -> bytes:
+        return struct.pack(yamux.YAMUX_HEADER_FORMAT, 0, kind, flags, self.stream_id, length)
