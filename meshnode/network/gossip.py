@@ -86,6 +86,16 @@ class GossipBook:
         found = self._records.get(peer)
         return None if found is None else found[1]
 
+    def has(self, record: SignedRecord) -> bool:
+        """Whether this is the newest record of its signer."""
+        known = self._records.get(record.signer)
+        return known is not None and known[0].payload == record.payload
+
+    def next_sequence(self) -> int:
+        """Return the sequence of our next offer: the clock in milliseconds, but always above the last one."""
+        own = self.offer(self.identity.peer)
+        return max(int(self.clock() * 1e3), 0 if own is None else own.sequence + 1)
+
     def bury(self, peer: PeerId) -> None:
         """Forget a node that is gone; only something newer than what it said last brings it back."""
         found = self._records.pop(peer, None)
@@ -135,10 +145,11 @@ class Neighbour:
     book: GossipBook
     _has: dict[PeerId, int] = attrs.field(factory=dict, init=False)  # sequence of the newest record it has, by signer
 
-    def heard(self, record: SignedRecord, sequence: int) -> None:
+    def heard(self, record: SignedRecord) -> None:
         """Note that the neighbour sent a record."""
-        if len(self._has) < 2 * _MAX_PEERS:
-            self._has[record.signer] = max(sequence, self._has.get(record.signer, -1))
+        known = self.book.offer(record.signer)
+        if known is not None and self.book.has(record) and len(self._has) < 2 * _MAX_PEERS:
+            self._has[record.signer] = known.sequence
 
     async def feed(self, send: Callable[[Records], Awaitable[None]]) -> None:
         """Send the neighbour what it lacks, until cancelled; `send` may wait, and raises PeerUnreachable at the end."""

@@ -44,11 +44,6 @@ class ControlLink(Protocol):
         """Whether a third node carries it."""
         ...
 
-    @property
-    def is_lan(self) -> bool:
-        """Whether it goes directly to a private address."""
-        ...
-
 
 class PeerView(Protocol):
     """What everybody may ask."""
@@ -68,6 +63,7 @@ class _Known:
     addresses: tuple[str, ...] = ()  # newest success first
     offer: Offer | None = None
     link: ControlLink | None = None
+    lan: bool = False
     is_gone: bool = False  # its link ended and it has said nothing new since
     seen: float = attrs.field(factory=trio.current_time)
 
@@ -109,10 +105,10 @@ class PeerTable:
             row.addresses = addresses
             self._tell()
 
-    def linked(self, link: ControlLink) -> None:
-        """Note that a control link is up."""
+    def linked(self, link: ControlLink, *, lan: bool) -> None:
+        """Note that a control link is up; `lan` says that it goes directly to a private address."""
         row = self._row(link.peer)
-        row.link, row.is_gone = link, False
+        row.link, row.lan, row.is_gone = link, lan, False
         self._tell()
 
     def unlinked(self, link: ControlLink) -> None:
@@ -165,7 +161,7 @@ class PeerTable:
             liveness=liveness,
             connected=link is not None,
             relayed=link is not None and link.is_relayed,
-            lan=link is not None and link.is_lan,
+            lan=link is not None and row.lan,
             pool=peer in self.pool.value,
             round_trip=None if link is None else link.rtt,
             offer=row.offer,

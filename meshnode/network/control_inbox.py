@@ -1,0 +1,102 @@
+"""What control messages lead to: records into the book, introductions into the table, tickets out."""
+
+import attrs
+import structlog
+import trio
+
+from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerUnreachable
+from meshnode.flow.mailbox import Mailbox
+from meshnode.network.control_links import ControlLinks
+from meshnode.network.gossip import GossipBook
+from meshnode.network.host_ports import StagePlane
+from meshnode.network.peers import PeerTable
+from meshnode.network.stage_links import Received
+from meshnode.types.evidence import Evidence, Misdeed
+from meshnode.types.ids import PeerId, short
+from meshnode.wire.control_messages import (
+    ControlMessage,
+    Introduction,
+    Introductions,
+    IntroductionsWanted,
+    Records,
+    SignedRecord,
+    TicketRequest,
+)
+from meshnode.wire.failures import failure
+
+__all__ = ["ControlInbox"]
+
+_log = structlog.get_logger(__name__)
+
+
+@attrs.frozen(eq=False)
+class ControlInbox:
+    """Those who have to do with control messages."""
+
+    table: PeerTable
+    book: GossipBook
+    links: ControlLinks
+    plane: StagePlane
+    evidence: Mailbox[Evidence, None]
+
+    async def serve(self, mailbox: Mailbox[Received, None]) -> None:
+        """Take messages until cancelled."""
+        with mailbox.serve() as letters:
+            async for letter in letters:
+                received = letter.question
+                try:
+                    await self._take(received)
+                except PeerUnreachable:
+                    _log.debug("peer left before its answer", peer=short(received.link.peer))
+
+    async def _take(self, received: Received) -> None:
+        sender, message = received.link.peer, received.message
+        match message:
+            case Records():
+                for record in message.records:
+                    self._take_record(sender, record)
+            case SignedRecord():
+                self._take_record(sender, message)
+            case Introductions():
+                for each in message.peers:
+                    self.table.learn(each.peer, each.addresses)
+            case IntroductionsWanted():
+                await self._reply(received, self._introductions(sender, message.count))
+            case TicketRequest():
+                try:
+                    answer: ControlMessage = self.plane.grant(sender, message)
+                except MeshnodeError as error:
+                    answer = failure(error)
+                await self._reply(received, answer)
+            case _:
+                _log.debug("message for nobody", peer=short(sender), kind=type(message).__name__)
+
+    def _take_record(self, sender: PeerId, record: SignedRecord) -> None:
+        try:
+            offer = self.book.accept(record)
+        except PeerMisbehaved as error:
+            misdeed = Misdeed.STALE if "hours old" in str(error) else Misdeed.FORGED
+            self._report(Evidence(sender, misdeed, str(error)))
+            return
+        neighbour = self.links.neighbour(sender)
+        if neighbour is not None:
+            neighbour.heard(record)
+        if offer is not None:
+            self.table.heard(offer)
+
+    def _introductions(self, asker: PeerId, count: int) -> Introductions:
+        known = [
+            Introduction(info.peer, info.addresses)
+            for info in self.table.peers()
+            if info.connected and info.addresses and info.peer != asker
+        ]
+        return Introductions(tuple(known[: max(0, min(count, 64))]))
+
+    async def _reply(self, received: Received, message: ControlMessage) -> None:
+        await self.links.to(received.link.peer).send(message, exchange=received.exchange)
+
+    def _report(self, evidence: Evidence) -> None:
+        try:
+            self.evidence.tell_nowait(evidence)
+        except trio.WouldBlock:
+            return  # as much is waiting already

@@ -1,0 +1,150 @@
+"""The control link of each peer, from its greeting to its end: one per peer, fed with gossip, told to the peer table."""
+
+import time
+from collections.abc import Awaitable, Callable
+
+import attrs
+import structlog
+import trio
+
+from meshnode import __version__
+from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
+from meshnode.network.gossip import GossipBook, Neighbour
+from meshnode.network.links import Link, LinkSettings
+from meshnode.network.peers import PeerTable
+from meshnode.network.ports import Inbound, PeerStream
+from meshnode.types.ids import PeerId, short
+from meshnode.wire.control_messages import ControlMessage, Hello, Records
+from meshnode.wire.protocols import CONTROL_MESSAGES
+from meshnode.wire.versions import NEWEST, OLDEST, OURS, agree, network_proof
+
+__all__ = ["ControlLinks", "hello"]
+
+_GREETING_TIMEOUT = 5.0  # seconds
+_CLOCK_TOLERANCE = 300.0  # seconds a peer's clock may be off before it is worth a line in the log
+
+_log = structlog.get_logger(__name__)
+
+Deliver = Callable[[Inbound[ControlMessage]], Awaitable[None]]
+
+
+def hello(own: PeerId, network_id: str) -> Hello:
+    """Return how this node greets."""
+    return Hello(OLDEST, NEWEST, int(OURS), network_proof(network_id, own), __version__, time.time())
+
+
+@attrs.define(eq=False)
+class ControlLinks:
+    """All control links of one incarnation of the network."""
+
+    own: PeerId
+    network_id: str
+    limit: int  # links at once
+    table: PeerTable
+    book: GossipBook
+    deliver: Deliver
+    settings: LinkSettings = attrs.field(factory=LinkSettings)
+    _links: dict[PeerId, Link[ControlMessage]] = attrs.field(factory=dict, init=False)
+    _neighbours: dict[PeerId, Neighbour] = attrs.field(factory=dict, init=False)
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def to(self, peer: PeerId) -> Link[ControlMessage]:
+        """Return the live link to a peer. Raises PeerUnreachable."""
+        link = self._links.get(peer)
+        if link is None or link.closed.is_set():
+            raise PeerUnreachable(f"there is no control link to {peer}")
+        return link
+
+    def peers(self) -> frozenset[PeerId]:
+        """Return who is linked."""
+        return frozenset(self._links)
+
+    def neighbour(self, peer: PeerId) -> Neighbour | None:
+        """Return what a linked peer has of the book."""
+        return self._neighbours.get(peer)
+
+    async def serve(
+        self,
+        stream: PeerStream,
+        *,
+        opened: bool,
+        is_lan: bool = False,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run the link over a stream to its end; started once both sides have greeted.
+
+        Raises PeerRefused, PeerUnreachable or WireError if it does not come that far. Cancellation closes the link.
+        """
+        link = Link(stream.peer, stream, CONTROL_MESSAGES, opened, self.settings, is_relayed=stream.is_relayed)
+        try:
+            await self._greet(link)
+            self._admit(link, lan=is_lan and not stream.is_relayed)
+        except MeshnodeError as error:
+            link.close(error)
+            await link.end()
+            raise
+        try:
+            task_status.started()
+            await self._run(link)
+        finally:
+            self._leave(link)
+
+    async def _greet(self, link: Link[ControlMessage]) -> None:
+        ours = hello(self.own, self.network_id)
+        with trio.move_on_after(_GREETING_TIMEOUT) as patience:
+            theirs = await link.exchange_hellos(ours)
+        if patience.cancelled_caught:
+            raise PeerUnreachable(f"{link.peer} did not greet within {_GREETING_TIMEOUT:.0f} s")
+        link.terms = agree(ours, theirs, link.peer, network_proof(self.network_id, link.peer))
+        if abs(link.terms.skew) > _CLOCK_TOLERANCE:
+            _log.warning("a clock is wrong", peer=short(link.peer), seconds_ahead=round(link.terms.skew))
+
+    def _admit(self, link: Link[ControlMessage], *, lan: bool) -> None:
+        """Make this the link to its peer. Raises PeerRefused when there is another, or there are too many."""
+        if self.table.is_banned(link.peer):
+            raise PeerRefused("this node has had too much trouble with you")
+        existing = self._links.get(link.peer)
+        if existing is None and len(self._links) >= self.limit:
+            raise PeerRefused(f"this node has {self.limit} peers already")
+        if existing is not None and existing.opened is not link.opened:
+            # Both dialled at once: the link stays that the smaller id opened, and both sides see it so.
+            if link.opened is not (self.own < link.peer):
+                raise PeerRefused("the two of us have a link already")
+        self._links[link.peer] = link
+        self._neighbours[link.peer] = Neighbour(link.peer, self.book)
+        if existing is not None:
+            existing.close("a newer link has taken its place")
+        self.book.revive(link.peer)
+        self.table.linked(link, lan=lan)
+        _log.info("peer linked", peer=short(link.peer), relayed=link.is_relayed, links=len(self._links))
+
+    async def _run(self, link: Link[ControlMessage]) -> None:
+        neighbour = self._neighbours[link.peer]
+
+        async def send(records: Records) -> None:
+            await link.send(records)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_feed, neighbour, send)
+            await link.run(self.deliver)
+            nursery.cancel_scope.cancel()
+
+    def _leave(self, link: Link[ControlMessage]) -> None:
+        why = link.ended_by
+        _log.info("peer link ended", peer=short(link.peer), why=str(why))
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+            del self._neighbours[link.peer]
+            self.table.unlinked(link)
+            self.book.bury(link.peer)
+        if isinstance(why, PeerMisbehaved):
+            _log.warning("peer broke the protocol", peer=short(link.peer), error=str(why))
+
+
+async def _feed(neighbour: Neighbour, send: Callable[[Records], Awaitable[None]]) -> None:
+    try:
+        await neighbour.feed(send)
+    except PeerUnreachable:
+        return  # the link is ending

@@ -1,0 +1,252 @@
+"""The NetworkManager: owns the libp2p host, the peer table and the links, and keeps this node connected.
+
+One incarnation is one host. When libp2p crashes, the incarnation ends and the next one starts with the table, the address
+book and the gossip book that outlive it; links are made again, and sessions go on over them.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+
+import attrs
+import structlog
+import trio
+
+from meshnode import __version__
+from meshnode.errors import MeshnodeError, StoreError
+from meshnode.flow.latest import Latest
+from meshnode.flow.mailbox import Mailbox
+from meshnode.network.address_book import AddressBook
+from meshnode.network.control_inbox import ControlInbox
+from meshnode.network.control_links import ControlLinks
+from meshnode.network.dialing import Dialling, peer_of
+from meshnode.network.gateway import StageGateway
+from meshnode.network.gossip import GossipBook
+from meshnode.network.host_ports import Host, StagePlane
+from meshnode.network.peers import PeerTable
+from meshnode.network.ports import Inbound, PeerStream
+from meshnode.network.stage_links import Received
+from meshnode.supervise.subsystem import Pulse
+from meshnode.types.evidence import Evidence
+from meshnode.types.ids import PeerId, short
+from meshnode.types.peers import Liveness, Offer, Offering
+from meshnode.wire.control_messages import ControlMessage, IntroductionsWanted
+from meshnode.wire.versions import CONTROL_PROTOCOL, STAGE_PROTOCOL
+
+__all__ = ["DialRequest", "NetworkManager", "NetworkResources", "NetworkSettings"]
+
+_LOOK_EVERY = 1.0  # seconds
+_DIALS_AT_ONCE = 8
+_RENEW_EVERY = 600.0  # seconds: a record that is not renewed for three hours is dropped by others
+_PUBLISH_PACE = 1.0  # seconds between two offers of ours
+_EXPIRE_EVERY = 60.0
+
+_log = structlog.get_logger(__name__)
+
+OpenHost = Callable[[Mapping[str, Callable[[PeerStream], Awaitable[None]]]], AbstractAsyncContextManager[Host]]
+
+
+@attrs.frozen
+class DialRequest:
+    """A wish to be connected: answered with the peer's id, or refused with why not."""
+
+    addresses: tuple[str, ...]
+
+
+@attrs.frozen
+class NetworkSettings:
+    """What the settings say of the mesh."""
+
+    network_id: str
+    bootstrap: tuple[str, ...]
+    announce: tuple[str, ...]
+    max_peers: int
+    node: str  # host name, for people
+
+
+@attrs.frozen(eq=False)
+class NetworkResources:
+    """What outlives an incarnation of the network."""
+
+    own: PeerId
+    table: PeerTable
+    book: GossipBook
+    addresses: AddressBook
+    gateway: StageGateway
+    inbound: Mailbox[Received, None]  # to the MessageDispatcher
+    control: Mailbox[Received, None]  # from the MessageDispatcher
+    dials: Mailbox[DialRequest, PeerId]
+    evidence: Mailbox[Evidence, None]
+    offering: Latest[Offering]
+    listening: Latest[tuple[str, ...]]  # our multiaddrs with /p2p/, for status and invitations
+
+
+@attrs.define(eq=False)
+class NetworkManager:
+    """One incarnation."""
+
+    _resources: NetworkResources
+    _settings: NetworkSettings
+    _open_host: OpenHost
+    _stage_plane: Callable[[ControlLinks, Host, trio.Nursery], StagePlane]
+    _pulse: Pulse
+    _dialling: Dialling = attrs.field(factory=Dialling, init=False)
+    _links: ControlLinks = attrs.field(init=False)
+    _plane: StagePlane | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        shared = self._resources
+        self._links = ControlLinks(
+            shared.own, self._settings.network_id, self._settings.max_peers, shared.table, shared.book, self._deliver
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be part of the mesh until cancelled; then every link closes. A crash of the host ends this with its error."""
+        shared = self._resources
+        handlers = {CONTROL_PROTOCOL: self._accept_control, STAGE_PROTOCOL: self._accept_stage}
+        try:
+            async with self._open_host(handlers) as host, trio.open_nursery() as nursery:
+                self._plane = plane = self._stage_plane(self._links, host, nursery)
+                await nursery.start(plane.run)
+                shared.gateway.connect(plane)
+                self._tell_addresses(host)
+                inbox = ControlInbox(shared.table, shared.book, self._links, plane, shared.evidence)
+                nursery.start_soon(inbox.serve, shared.control)
+                nursery.start_soon(self._publish, host)
+                nursery.start_soon(self._expire)
+                nursery.start_soon(self._serve_dials, host, nursery)
+                task_status.started()
+                await self._keep_connected(host, nursery)
+        finally:
+            shared.gateway.connect(None)
+            shared.listening.set(())
+
+    async def drain(self) -> None:
+        """Nothing to do: sessions have been drained before."""
+
+    # Links
+
+    async def _deliver(self, inbound: Inbound[ControlMessage]) -> None:
+        await self._resources.inbound.tell(
+            Received(inbound.link, inbound.exchange, inbound.message, inbound.body)  # type: ignore[arg-type]
+        )
+
+    async def _accept_control(self, stream: PeerStream) -> None:
+        """Serve a link that a peer has opened."""
+        try:
+            await self._links.serve(stream, opened=False)
+        except MeshnodeError as error:
+            _log.info("peer not admitted", peer=short(stream.peer), why=str(error))
+
+    async def _accept_stage(self, stream: PeerStream) -> None:
+        """Serve a stage link that comes over the host, because no direct way was found."""
+        if self._plane is not None:
+            await self._plane.accept_stream(stream)
+
+    async def _connect(self, host: Host, nursery: trio.Nursery, addresses: Sequence[str]) -> PeerId:
+        """Dial, greet, and return once the link is up. Raises PeerUnreachable, PeerRefused, PeerMisbehaved."""
+        peer = await host.connect(addresses)
+        if peer not in self._links.peers():
+            stream = await host.open_stream(peer, CONTROL_PROTOCOL)
+            await nursery.start(lambda task_status: self._links.serve(stream, opened=True, task_status=task_status))
+        self._dialling.reached(peer)
+        self._resources.table.learn(peer, addresses, worked=True)
+        try:
+            await self._resources.addresses.reached(peer, addresses, time.time())
+        except StoreError as error:
+            _log.warning("address not kept", peer=short(peer), error=str(error))
+        await self._links.to(peer).send(IntroductionsWanted(16))
+        return peer
+
+    async def _try(self, host: Host, nursery: trio.Nursery, peer: PeerId, addresses: Sequence[str]) -> None:
+        try:
+            await self._connect(host, nursery, addresses)
+        except MeshnodeError as error:
+            self._dialling.failed(peer)
+            _log.debug("peer not reached", peer=short(peer), error=str(error))
+
+    async def _keep_connected(self, host: Host, nursery: trio.Nursery) -> None:
+        """Dial whoever is known and not linked, a few at a time."""
+        while True:
+            self._pulse.touch()
+            self._tell_addresses(host)
+            wanted = self._wanted()
+            due = self._dialling.due(wanted)[:_DIALS_AT_ONCE]
+            async with trio.open_nursery() as dials:
+                for peer in due:
+                    dials.start_soon(self._try, host, nursery, peer, wanted[peer])
+            await trio.sleep(_LOOK_EVERY)
+
+    def _wanted(self) -> dict[PeerId, tuple[str, ...]]:
+        """Return whom to dial, most wanted first: those named to begin with, those with offers, those known of old."""
+        shared, linked = self._resources, self._links.peers()
+        room = self._settings.max_peers - len(linked)
+        wanted: dict[PeerId, tuple[str, ...]] = {}
+        for address in self._settings.bootstrap:
+            peer = peer_of([address])
+            if peer is not None:
+                wanted[peer] = (*wanted.get(peer, ()), address)
+        known = sorted(shared.table.peers(), key=lambda info: (info.liveness is Liveness.DEAD, info.offer is None))
+        for info in known:
+            wanted.setdefault(info.peer, info.addresses)
+        for old in shared.addresses.peers():
+            wanted.setdefault(old.peer, old.addresses)
+        return {
+            peer: addresses
+            for peer, addresses in list(wanted.items())[: max(0, room) + len(linked)]
+            if addresses and peer not in linked and peer != shared.own and not shared.table.is_banned(peer)
+        }
+
+    async def _serve_dials(self, host: Host, nursery: trio.Nursery) -> None:
+        with self._resources.dials.serve() as letters:
+            async for letter in letters:
+                try:
+                    letter.answer(await self._connect(host, nursery, letter.question.addresses))
+                except MeshnodeError as error:
+                    letter.refuse(error)
+
+    # What we say of ourselves
+
+    def _tell_addresses(self, host: Host) -> None:
+        addresses = tuple(dict.fromkeys((*self._settings.announce, *host.listen_addresses())))
+        if addresses != self._resources.listening.value:
+            self._resources.listening.set(addresses)
+
+    async def _publish(self, host: Host) -> None:
+        """Publish our offer when it changes, and now and then so that it does not expire."""
+        shared = self._resources
+        while True:
+            offering, listening = shared.offering, shared.listening
+            seen = offering.version, listening.version
+            offer = Offer(
+                peer=shared.own,
+                sequence=shared.book.next_sequence(),
+                issued=shared.book.clock(),
+                version=__version__,
+                addresses=listening.value[:8],
+                stages=offering.value.stages,
+                sessions=offering.value.sessions,
+                node=self._settings.node,
+            )
+            try:
+                shared.book.publish(offer)
+            except ValueError as error:
+                _log.error("offer not published", error=str(error))
+            await trio.sleep(_PUBLISH_PACE)
+            with trio.move_on_after(_RENEW_EVERY):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_at_change, offering, seen[0], nursery.cancel_scope)
+                    nursery.start_soon(_cancel_at_change, listening, seen[1], nursery.cancel_scope)
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(_EXPIRE_EVERY)
+            for peer in self._resources.book.expire():
+                self._resources.table.forget_offer(peer)
+
+
+async def _cancel_at_change(
+    latest: Latest[Offering] | Latest[tuple[str, ...]], seen: int, scope: trio.CancelScope
+) -> None:
+    await latest.changed(seen)
+    scope.cancel()
