@@ -1,0 +1,284 @@
+"""The data plane: the links that sessions run over, direct where that is possible, and through the host where it is not.
+
+A link is opened by whoever has something to send, with a ticket that the other side gives over the control link: where it
+listens, the hash of the certificate it will present, and a token that is good once. Without a direct way the same messages
+go over a stream of the host, which may be relayed, and a direct link takes its place as soon as one can be made; sessions
+that run over the old one end there.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import attrs
+import structlog
+import trio
+
+from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
+from meshnode.flow.periodic import Ticker
+from meshnode.network.certificates import dialler_context
+from meshnode.network.direct import Anteroom, dial, listen, room_in
+from meshnode.network.greetings import Greeter
+from meshnode.network.links import Link, LinkSettings
+from meshnode.network.ports import PeerStream
+from meshnode.network.reception import Reception
+from meshnode.network.stage_links import Received
+from meshnode.network.tickets import Purpose
+from meshnode.types.ids import PeerId, short
+from meshnode.wire.control_messages import Ticket, TicketRequest
+from meshnode.wire.protocols import STAGE_MESSAGES
+from meshnode.wire.stage_messages import StageMessage
+from meshnode.wire.versions import BULK_PROTOCOL, STAGE_PROTOCOL
+
+__all__ = ["DataPlane", "DataPlanePorts", "DataPlaneSettings"]
+
+_log = structlog.get_logger(__name__)
+_PROTOCOLS = {Purpose.ACTIVATIONS: STAGE_PROTOCOL, Purpose.BULK: BULK_PROTOCOL}
+_MAX_HOSTS = 8  # in a ticket
+
+_Key = tuple[PeerId, Purpose]
+_StageLink = Link[StageMessage]
+
+
+@attrs.frozen(eq=False)
+class DataPlanePorts:
+    """What the data plane needs of others."""
+
+    ask_ticket: Callable[[PeerId, TicketRequest], Awaitable[Ticket]]  # over the control link
+    open_stream: Callable[[PeerId, str], Awaitable[PeerStream]]  # of the host, by protocol
+    deliver: Callable[[Received], Awaitable[None]]  # takes what comes in; may wait
+    hosts: Callable[[], Sequence[str]]  # IP addresses at which peers may find this machine, best first
+    report: Callable[[PeerId | None, MeshnodeError], None]  # hears of each refusal and offence; None: a stranger's
+
+
+@attrs.frozen
+class DataPlaneSettings:
+    """Bounds. Times in seconds."""
+
+    listen: tuple[str, ...] = ("0.0.0.0", "::")  # noqa: S104  # peers are elsewhere; tickets say who may come in
+    port: int = 0  # 0: any
+    handshake: float = 5.0  # for a stranger to show a ticket
+    strangers: int = 128  # connections that have shown none
+    direct: float = 2.0  # for a direct link, before a stream of the host is used
+    first_retry: float = 5.0  # then doubling, while a link is not direct
+    last_retry: float = 300.0
+    idle: float = 600.0  # without a message, after which a link that we have opened is closed
+    inbound_per_peer: int = 8  # links; one too many ends the one unused longest
+    link: LinkSettings = attrs.field(factory=LinkSettings)
+
+
+@attrs.define(eq=False)
+class _Opening:
+    """A link that is being made, for all who wait for it."""
+
+    done: trio.Event = attrs.field(factory=trio.Event)
+    error: MeshnodeError | None = None
+
+
+@attrs.define(eq=False)
+class DataPlane:
+    """One incarnation. Links live as long as `run`."""
+
+    _greeter: Greeter
+    _ports: DataPlanePorts
+    _settings: DataPlaneSettings = attrs.field(factory=DataPlaneSettings)
+    port: int = attrs.field(default=0, init=False)  # once it runs
+    _reception: Reception = attrs.field(init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _openings: dict[_Key, _Opening] = attrs.field(factory=dict, init=False)
+    _current: dict[_Key, _StageLink] = attrs.field(factory=dict, init=False)  # what new sessions use
+    _opened: set[_StageLink] = attrs.field(factory=set, init=False)  # by us, those that were replaced among them
+    _inbound: dict[PeerId, set[_StageLink]] = attrs.field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        anteroom = Anteroom(self._settings.strangers, self._settings.handshake)
+        self._reception = Reception(self._greeter, anteroom, self._settings.link, self._ports.report)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and keep links until cancelled; then all of them close. Raises ConfigError when the port is taken."""
+        listeners = await listen(self._settings.listen, self._settings.port)
+        self.port = listeners[0].socket.getsockname()[1]
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._close_idle)
+                task_status.started()
+                await trio.serve_listeners(self._receive, listeners, handler_nursery=self._nursery)
+        finally:
+            self._nursery = None
+
+    # For those who send
+
+    async def to(self, peer: PeerId) -> _StageLink:
+        """Return the live link for activations. Raises PeerUnreachable."""
+        return await self.link(peer)
+
+    def existing(self, peer: PeerId) -> _StageLink | None:
+        """Return the live link for activations, if we have opened one."""
+        return self._live((peer, Purpose.ACTIVATIONS))
+
+    async def link(self, peer: PeerId, purpose: Purpose = Purpose.ACTIVATIONS) -> _StageLink:
+        """Return the live link that we have opened to a peer, or open one. Raises PeerUnreachable.
+
+        All who ask meanwhile get the same link; cancelling one of them does not end the attempt. Returns at once, without
+        a checkpoint, when there is a link: this is asked for every token.
+        """
+        key = (peer, purpose)
+        if (link := self._live(key)) is not None:
+            return link
+        opening = self._openings.get(key)
+        if opening is None:
+            if self._nursery is None:
+                raise PeerUnreachable(f"{peer} cannot be reached: the network of this node is down")
+            opening = self._openings[key] = _Opening()
+            self._nursery.start_soon(self._open, key, opening)
+        await opening.done.wait()
+        if (link := self._live(key)) is None:
+            raise PeerUnreachable(str(opening.error or f"the link to {peer} ended at once")) from opening.error
+        return link
+
+    # For those who hear from peers
+
+    def grant(self, peer: PeerId, request: TicketRequest) -> Ticket:
+        """Give `peer` leave to open a link. Raises PeerRefused for a purpose we do not know, or without an address."""
+        try:
+            purpose = Purpose(request.purpose)
+        except ValueError as error:
+            raise PeerRefused(f"this node has no links for {request.purpose!r}") from error
+        hosts = tuple(self._ports.hosts())[:_MAX_HOSTS]
+        if not hosts or not self.port:
+            raise PeerRefused("this node knows of no address where it could be reached directly")
+        tickets = self._reception.tickets
+        token = tickets.issue(peer, purpose)
+        return Ticket(hosts, self.port, self._reception.credentials.fingerprint, token, tickets.lifetime)
+
+    async def accept_stream(self, stream: PeerStream) -> None:
+        """Serve a link that a peer has opened over the host, to its end. Cancellation closes it."""
+        link = await self._reception.welcome(stream)
+        if link is not None:
+            await self._serve_inbound(link)
+
+    # Opening
+
+    def _live(self, key: _Key) -> _StageLink | None:
+        link = self._current.get(key)
+        return None if link is None or link.closed.is_set() else link
+
+    async def _open(self, key: _Key, opening: _Opening) -> None:
+        try:
+            try:
+                link = await self._open_direct(key)
+            except MeshnodeError as error:
+                _log.info("no direct link", peer=short(key[0]), purpose=key[1].value, why=str(error))
+                link = await self._open_over_host(key)
+                self._spawn(self._improve, key, link)
+            self._start(key, link)
+        except MeshnodeError as error:
+            opening.error = error
+        finally:
+            del self._openings[key]
+            opening.done.set()
+
+    async def _open_direct(self, key: _Key) -> _StageLink:
+        """Ask for a ticket and use it. Raises PeerUnreachable, PeerRefused, PeerMisbehaved, VersionMismatch."""
+        peer, purpose = key
+        with trio.move_on_after(self._settings.direct):
+            ticket = await self._ports.ask_ticket(peer, TicketRequest(purpose.value))
+            stream = await dial(ticket, dialler_context())
+            try:
+                await stream.send_all(ticket.token)
+            except BaseException as error:
+                await trio.aclose_forcefully(stream)
+                if not isinstance(error, trio.BrokenResourceError):
+                    raise
+                raise PeerUnreachable(f"{peer} hung up") from error
+            has_room = room_in(stream.transport_stream)
+            link = Link(peer, stream, STAGE_MESSAGES, True, self._settings.link, has_room=has_room)
+            await self._greet(link)
+            return link
+        raise PeerUnreachable(f"no direct way to {peer} was found within {self._settings.direct:.0f} s")
+
+    async def _open_over_host(self, key: _Key) -> _StageLink:
+        peer, purpose = key
+        stream = await self._ports.open_stream(peer, _PROTOCOLS[purpose])
+        link = Link(peer, stream, STAGE_MESSAGES, True, self._settings.link, is_relayed=stream.is_relayed)
+        await self._greet(link)
+        return link
+
+    async def _improve(self, key: _Key, link: _StageLink) -> None:
+        """Put a direct link in the place of one over the host, however long it takes."""
+        pause = self._settings.first_retry
+        while True:
+            with trio.move_on_after(pause):
+                await link.closed.wait()
+            if link.closed.is_set():
+                return
+            try:
+                better = await self._open_direct(key)
+            except MeshnodeError as error:
+                _log.debug("still no direct link", peer=short(key[0]), why=str(error))
+                pause = min(pause * 2, self._settings.last_retry)
+            else:
+                self._start(key, better)
+                return
+
+    async def _greet(self, link: _StageLink) -> None:
+        try:
+            await self._greeter.greet(link, timeout=self._settings.handshake)
+        except PeerMisbehaved as error:
+            self._ports.report(link.peer, error)
+            raise
+
+    # Keeping
+
+    def _start(self, key: _Key, link: _StageLink) -> None:
+        self._current[key] = link
+        self._opened.add(link)
+        self._spawn(self._keep, key, link)
+
+    async def _keep(self, key: _Key, link: _StageLink) -> None:
+        try:
+            await self._serve(link)
+        finally:
+            self._opened.discard(link)
+            if self._current.get(key) is link:
+                del self._current[key]
+
+    async def _serve(self, link: _StageLink) -> None:
+        _log.info("stage link", peer=short(link.peer), ours=link.opened, relayed=link.is_relayed)
+        try:
+            await link.run(self._ports.deliver)
+        except Exception as error:  # noqa: BLE001  # the link's rim
+            _log.error("stage link crashed", peer=short(link.peer), exc_info=error)
+        if isinstance(link.ended_by, PeerMisbehaved):
+            self._ports.report(link.peer, link.ended_by)
+        _log.info("stage link ended", peer=short(link.peer), why=str(link.ended_by))
+
+    async def _close_idle(self) -> None:
+        async for _ in Ticker(self._settings.idle / 10):
+            long_ago = trio.current_time() - self._settings.idle
+            for link in list(self._opened):
+                if link.is_idle and link.used_at <= long_ago:
+                    link.close(f"unused for {self._settings.idle:.0f} s")
+
+    # Receiving
+
+    async def _receive(self, stream: trio.SocketStream) -> None:
+        link = await self._reception.receive(stream)
+        if link is not None:
+            await self._serve_inbound(link)
+
+    async def _serve_inbound(self, link: _StageLink) -> None:
+        links = self._inbound.setdefault(link.peer, set())
+        if len(links) >= self._settings.inbound_per_peer:
+            oldest = min(links, key=lambda each: each.used_at)
+            oldest.close("this peer has opened too many links")
+            links.discard(oldest)
+        links.add(link)
+        try:
+            await self._serve(link)
+        finally:
+            links.discard(link)
+            if not links and self._inbound.get(link.peer) is links:
+                del self._inbound[link.peer]
+
+    def _spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
+        assert self._nursery is not None  # only tasks of this nursery come here
+        self._nursery.start_soon(function, *args)
