@@ -10,7 +10,7 @@ from meshnode.network.control_links import ControlLinks
 from meshnode.network.gossip import GossipBook
 from meshnode.network.host_ports import StagePlane
 from meshnode.network.peers import PeerTable
-from meshnode.network.stage_links import Received
+from meshnode.network.stage_links import ControlReceived
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId, short
 from meshnode.wire.control_messages import (
@@ -39,7 +39,7 @@ class ControlInbox:
     plane: StagePlane
     evidence: Mailbox[Evidence, None]
 
-    async def serve(self, mailbox: Mailbox[Received, None]) -> None:
+    async def serve(self, mailbox: Mailbox[ControlReceived, None]) -> None:
         """Take messages until cancelled."""
         with mailbox.serve() as letters:
             async for letter in letters:
@@ -49,7 +49,7 @@ class ControlInbox:
                 except PeerUnreachable:
                     _log.debug("peer left before its answer", peer=short(received.link.peer))
 
-    async def _take(self, received: Received) -> None:
+    async def _take(self, received: ControlReceived) -> None:
         sender, message = received.link.peer, received.message
         match message:
             case Records():
@@ -92,7 +92,7 @@ class ControlInbox:
         ]
         return Introductions(tuple(known[: max(0, min(count, 64))]))
 
-    async def _reply(self, received: Received, message: ControlMessage) -> None:
+    async def _reply(self, received: ControlReceived, message: ControlMessage) -> None:
         await self.links.to(received.link.peer).send(message, exchange=received.exchange)
 
     def _report(self, evidence: Evidence) -> None:

@@ -1,26 +1,23 @@
 """The control link of each peer, from its greeting to its end: one per peer, fed with gossip, told to the peer table."""
 
-import time
 from collections.abc import Awaitable, Callable
 
 import attrs
 import structlog
 import trio
 
-from meshnode import __version__
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
 from meshnode.network.gossip import GossipBook, Neighbour
+from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
 from meshnode.network.peers import PeerTable
 from meshnode.network.ports import Inbound, PeerStream
 from meshnode.types.ids import PeerId, short
-from meshnode.wire.control_messages import ControlMessage, Hello, Records
+from meshnode.wire.control_messages import ControlMessage, Records
 from meshnode.wire.protocols import CONTROL_MESSAGES
-from meshnode.wire.versions import NEWEST, OLDEST, OURS, agree, network_proof
 
-__all__ = ["ControlLinks", "hello"]
+__all__ = ["ControlLinks"]
 
-_GREETING_TIMEOUT = 5.0  # seconds
 _CLOCK_TOLERANCE = 300.0  # seconds a peer's clock may be off before it is worth a line in the log
 
 _log = structlog.get_logger(__name__)
@@ -28,17 +25,11 @@ _log = structlog.get_logger(__name__)
 Deliver = Callable[[Inbound[ControlMessage]], Awaitable[None]]
 
 
-def hello(own: PeerId, network_id: str) -> Hello:
-    """Return how this node greets."""
-    return Hello(OLDEST, NEWEST, int(OURS), network_proof(network_id, own), __version__, time.time())
-
-
 @attrs.define(eq=False)
 class ControlLinks:
     """All control links of one incarnation of the network."""
 
-    own: PeerId
-    network_id: str
+    greeter: Greeter
     limit: int  # links at once
     table: PeerTable
     book: GossipBook
@@ -78,8 +69,10 @@ class ControlLinks:
         Raises PeerRefused, PeerUnreachable or WireError if it does not come that far. Cancellation closes the link.
         """
         link = Link(stream.peer, stream, CONTROL_MESSAGES, opened, self.settings, is_relayed=stream.is_relayed)
+        terms = await self.greeter.greet(link)
+        if abs(terms.skew) > _CLOCK_TOLERANCE:
+            _log.warning("a clock is wrong", peer=short(link.peer), seconds_ahead=round(terms.skew))
         try:
-            await self._greet(link)
             self._admit(link, lan=is_lan and not stream.is_relayed)
         except MeshnodeError as error:
             link.close(error)
@@ -91,16 +84,6 @@ class ControlLinks:
         finally:
             self._leave(link)
 
-    async def _greet(self, link: Link[ControlMessage]) -> None:
-        ours = hello(self.own, self.network_id)
-        with trio.move_on_after(_GREETING_TIMEOUT) as patience:
-            theirs = await link.exchange_hellos(ours)
-        if patience.cancelled_caught:
-            raise PeerUnreachable(f"{link.peer} did not greet within {_GREETING_TIMEOUT:.0f} s")
-        link.terms = agree(ours, theirs, link.peer, network_proof(self.network_id, link.peer))
-        if abs(link.terms.skew) > _CLOCK_TOLERANCE:
-            _log.warning("a clock is wrong", peer=short(link.peer), seconds_ahead=round(link.terms.skew))
-
     def _admit(self, link: Link[ControlMessage], *, lan: bool) -> None:
         """Make this the link to its peer. Raises PeerRefused when there is another, or there are too many."""
         if self.table.is_banned(link.peer):
@@ -108,10 +91,10 @@ class ControlLinks:
         existing = self._links.get(link.peer)
         if existing is None and len(self._links) >= self.limit:
             raise PeerRefused(f"this node has {self.limit} peers already")
-        if existing is not None and existing.opened is not link.opened:
-            # Both dialled at once: the link stays that the smaller id opened, and both sides see it so.
-            if link.opened is not (self.own < link.peer):
-                raise PeerRefused("the two of us have a link already")
+        # When both have dialled at once, the link stays that the smaller id opened, and both sides see it so.
+        crossed = existing is not None and existing.opened is not link.opened
+        if crossed and link.opened is not (self.greeter.own < link.peer):
+            raise PeerRefused("the two of us have a link already")
         self._links[link.peer] = link
         self._neighbours[link.peer] = Neighbour(link.peer, self.book)
         if existing is not None:

@@ -6,6 +6,7 @@ sessions are bounded where they are held, so they have no limit of their own her
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import attrs
 import structlog
@@ -14,7 +15,7 @@ import trio
 from meshnode.errors import Overloaded, PeerUnreachable
 from meshnode.flow.buckets import KeyedBuckets
 from meshnode.flow.mailbox import Mailbox
-from meshnode.network.stage_links import Received, StageLink
+from meshnode.network.stage_links import AnyReceived, ControlReceived, Received
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence, Misdeed
@@ -42,9 +43,9 @@ _log = structlog.get_logger(__name__)
 class DispatcherResources:
     """The channels between subsystems."""
 
-    inbound: Mailbox[Received, None]  # from the links of all peers
+    inbound: Mailbox[AnyReceived, None]  # from the links of all peers
     stages: Mailbox[Received, None]  # to the InferenceRouter
-    control: Mailbox[Received, None]  # to the NetworkManager
+    control: Mailbox[ControlReceived, None]  # to the NetworkManager
     evidence: Mailbox[Evidence, None]  # to the HealthMonitor
     metrics: Metrics
 
@@ -73,7 +74,7 @@ class MessageDispatcher:
     async def drain(self) -> None:
         """Nothing to do: links close before."""
 
-    async def _dispatch(self, received: Received, nursery: trio.Nursery) -> None:
+    async def _dispatch(self, received: AnyReceived, nursery: trio.Nursery) -> None:
         resources, kind = self._resources, type(received.message)
         resources.metrics.network_messages_total.labels(kind=kind.__struct_config__.tag).inc()
         bucket = self._buckets.get(kind)
@@ -82,9 +83,11 @@ class MessageDispatcher:
             self._report(Evidence(received.link.peer, Misdeed.FLOOD, f"too many messages of kind {kind.__name__}"))
             nursery.start_soon(_refuse, received, f"too many at once; try again in {math.ceil(wait)} s")
             return
-        recipient = resources.stages if isinstance(received.message, StageMessage) else resources.control
         with trio.move_on_after(_RECIPIENT_PATIENCE) as patience:
-            await recipient.tell(received)
+            if isinstance(received.message, StageMessage):
+                await resources.stages.tell(cast("Received", received))
+            else:
+                await resources.control.tell(received)
         if patience.cancelled_caught:
             _log.warning("message dropped: its subsystem does not take any", kind=kind.__name__)
             nursery.start_soon(_refuse, received, "this node is restarting a part of itself; try again")
@@ -96,11 +99,10 @@ class MessageDispatcher:
             return  # as much is waiting already against somebody
 
 
-async def _refuse(received: Received, reason: str) -> None:
+async def _refuse(received: AnyReceived, reason: str) -> None:
     """Tell a peer that asked; what is no question needs no answer."""
     if received.exchange:
-        link: StageLink = received.link
         try:
-            await link.send(failure(Overloaded(reason)), exchange=received.exchange)
+            await received.link.send(failure(Overloaded(reason)), exchange=received.exchange)
         except PeerUnreachable:
             return

@@ -22,15 +22,16 @@ from meshnode.network.control_links import ControlLinks
 from meshnode.network.dialing import Dialling, peer_of
 from meshnode.network.gateway import StageGateway
 from meshnode.network.gossip import GossipBook
+from meshnode.network.greetings import Greeter
 from meshnode.network.host_ports import Host, StagePlane
 from meshnode.network.peers import PeerTable
-from meshnode.network.ports import Inbound, PeerStream
-from meshnode.network.stage_links import Received
+from meshnode.network.ports import PeerStream
+from meshnode.network.stage_links import AnyReceived, ControlReceived
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence
 from meshnode.types.ids import PeerId, short
 from meshnode.types.peers import Liveness, Offer, Offering
-from meshnode.wire.control_messages import ControlMessage, IntroductionsWanted
+from meshnode.wire.control_messages import IntroductionsWanted
 from meshnode.wire.versions import CONTROL_PROTOCOL, STAGE_PROTOCOL
 
 __all__ = ["DialRequest", "NetworkManager", "NetworkResources", "NetworkSettings"]
@@ -73,8 +74,8 @@ class NetworkResources:
     book: GossipBook
     addresses: AddressBook
     gateway: StageGateway
-    inbound: Mailbox[Received, None]  # to the MessageDispatcher
-    control: Mailbox[Received, None]  # from the MessageDispatcher
+    inbound: Mailbox[AnyReceived, None]  # to the MessageDispatcher
+    control: Mailbox[ControlReceived, None]  # from the MessageDispatcher
     dials: Mailbox[DialRequest, PeerId]
     evidence: Mailbox[Evidence, None]
     offering: Latest[Offering]
@@ -88,7 +89,7 @@ class NetworkManager:
     _resources: NetworkResources
     _settings: NetworkSettings
     _open_host: OpenHost
-    _stage_plane: Callable[[ControlLinks, Host, trio.Nursery], StagePlane]
+    _stage_plane: Callable[[ControlLinks, Host], StagePlane]
     _pulse: Pulse
     _dialling: Dialling = attrs.field(factory=Dialling, init=False)
     _links: ControlLinks = attrs.field(init=False)
@@ -96,9 +97,8 @@ class NetworkManager:
 
     def __attrs_post_init__(self) -> None:
         shared = self._resources
-        self._links = ControlLinks(
-            shared.own, self._settings.network_id, self._settings.max_peers, shared.table, shared.book, self._deliver
-        )
+        greeter = Greeter(shared.own, self._settings.network_id)
+        self._links = ControlLinks(greeter, self._settings.max_peers, shared.table, shared.book, self._deliver)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be part of the mesh until cancelled; then every link closes. A crash of the host ends this with its error."""
@@ -106,13 +106,13 @@ class NetworkManager:
         handlers = {CONTROL_PROTOCOL: self._accept_control, STAGE_PROTOCOL: self._accept_stage}
         try:
             async with self._open_host(handlers) as host, trio.open_nursery() as nursery:
-                self._plane = plane = self._stage_plane(self._links, host, nursery)
+                self._plane = plane = self._stage_plane(self._links, host)
                 await nursery.start(plane.run)
                 shared.gateway.connect(plane)
                 self._tell_addresses(host)
                 inbox = ControlInbox(shared.table, shared.book, self._links, plane, shared.evidence)
                 nursery.start_soon(inbox.serve, shared.control)
-                nursery.start_soon(self._publish, host)
+                nursery.start_soon(self._publish)
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._serve_dials, host, nursery)
                 task_status.started()
@@ -126,10 +126,8 @@ class NetworkManager:
 
     # Links
 
-    async def _deliver(self, inbound: Inbound[ControlMessage]) -> None:
-        await self._resources.inbound.tell(
-            Received(inbound.link, inbound.exchange, inbound.message, inbound.body)  # type: ignore[arg-type]
-        )
+    async def _deliver(self, received: ControlReceived) -> None:
+        await self._resources.inbound.tell(received)
 
     async def _accept_control(self, stream: PeerStream) -> None:
         """Serve a link that a peer has opened."""
@@ -212,7 +210,7 @@ class NetworkManager:
         if addresses != self._resources.listening.value:
             self._resources.listening.set(addresses)
 
-    async def _publish(self, host: Host) -> None:
+    async def _publish(self) -> None:
         """Publish our offer when it changes, and now and then so that it does not expire."""
         shared = self._resources
         while True:

@@ -4,12 +4,15 @@ from typing import Protocol
 
 from meshnode.network.ports import Inbound, MessageLink
 from meshnode.types.ids import PeerId
+from meshnode.wire.control_messages import ControlMessage
 from meshnode.wire.stage_messages import StageMessage
 
-__all__ = ["Received", "StageLink", "StageLinks"]
+__all__ = ["AnyReceived", "ControlReceived", "Received", "StageLink", "StageLinks"]
 
 StageLink = MessageLink[StageMessage]
 Received = Inbound[StageMessage]
+ControlReceived = Inbound[ControlMessage]
+AnyReceived = Received | ControlReceived
 
 
 class StageLinks(Protocol):
