@@ -1,5 +1,7 @@
 """Development sessions: `nox` runs check and test; `nox -l` lists the others."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["check", "test"]
@@ -36,3 +38,11 @@ def browser(session: nox.Session) -> None:
     """The node's page in a headless Chromium, which must be installed; CHROME_PATH says where."""
     session.install(*INSTALL)
     session.run("pytest", "tests/dashboard", "-m", "browser", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The decoders of what peers send, with atheris, for a minute; arguments go to libFuzzer (`-- -max_total_time=600`)."""
+    session.install(*INSTALL, "atheris>=3")
+    arguments = session.posargs or ["-max_total_time=60"]
+    session.run("python", "tests/fuzz/fuzz_decoders.py", str(Path(session.create_tmp()) / "corpus"), *arguments)

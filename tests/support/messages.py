@@ -1,0 +1,123 @@
+"""One or two of every message that nodes send each other: with as little in it as may be, and with everything."""
+
+from meshnode.types.blocks import BlockRange
+from meshnode.types.generation import (
+    ChatMessage,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    SamplingParameters,
+    Started,
+    TextDelta,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
+from meshnode.types.ids import ModelId, PeerId, RequestId, SessionId
+from meshnode.wire.control_messages import (
+    Hello,
+    Introduction,
+    Introductions,
+    IntroductionsWanted,
+    Ping,
+    Pong,
+    Records,
+    RecordsWanted,
+    SignedRecord,
+    Ticket,
+    TicketRequest,
+)
+from meshnode.wire.failures import Failed
+from meshnode.wire.protocols import CONTROL_MESSAGES, STAGE_MESSAGES
+from meshnode.wire.stage_messages import (
+    Acknowledged,
+    Answered,
+    CancelDelegation,
+    CloseStage,
+    Delegate,
+    DelegatedEvents,
+    DelegationFailed,
+    GrantEvents,
+    OpenStage,
+    Probe,
+    ProbeReply,
+    StageFailed,
+    StageOpened,
+    StageStepMessage,
+)
+
+__all__ = ["EXAMPLES", "SETS"]
+
+_A = PeerId("12D3KooWA1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1")
+_B = PeerId("12D3KooWB2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2")
+_S = SessionId("0123456789abcdef01234567")
+_M = ModelId("5e" * 32)
+_RECORD = SignedRecord(_A, b"what I can run", bytes(range(64)))
+_SAMPLING = SamplingParameters(0.8, 0.95, 40, 0.05, 7, 0.5, -0.5, ((5, -100.0), (9, 1.5)), 3)
+_TOKEN = TokenEvent(4711, -0.25, ((4711, -0.25), (3, -2.5)))
+_LOGPROB = TokenLogprob("é", -0.5, "é".encode(), (TokenLogprob("e", -1.5, b"e"),))
+
+SETS = {"control": CONTROL_MESSAGES, "stage": STAGE_MESSAGES}
+
+_EVERYWHERE = {
+    "hello": Hello(1, 2, 7, bytes(range(32)), "0.1.0", 1_700_000_000.5),
+    "ping": Ping(3),
+    "pong": Pong(2**64 - 1),
+    "failed": Failed("overloaded", "too much to do; come back in a second"),
+}
+_CONTROL = {
+    "records": Records((_RECORD, _RECORD)),
+    "records_none": Records(()),
+    "record": _RECORD,
+    "records_wanted": RecordsWanted({_A: 1_700_000_000_000, _B: 0}),
+    "records_wanted_all": RecordsWanted(),
+    "introductions_wanted": IntroductionsWanted(16),
+    "introductions": Introductions(
+        (Introduction(_B, ("/ip4/192.0.2.7/tcp/4001", "/ip6/2001:db8::7/tcp/4001")), Introduction(_A, ()))
+    ),
+    "ticket_request": TicketRequest("activations"),
+    "ticket": Ticket(("192.0.2.7", "2001:db8::7"), 4002, bytes(range(32, 64)), bytes(range(64, 96)), 30.0),
+}
+_STAGE = {
+    "open_stage": OpenStage(_S, 1, _M, 0, BlockRange(0, 15), True, False, 2048, _A, _B),
+    "open_stage_head": OpenStage(_S, 2, _M, 3, None, False, True, 2048, _B, None, 12, (1, 2, 70_000), _SAMPLING),
+    "stage_opened": StageOpened(1024),
+    "step": StageStepMessage(_S, 1, 2, 17, 40, 1),
+    "step_prompt": StageStepMessage(_S, 2, 0, 1, 0, 512, True, (0, 512)),
+    "acknowledged": Acknowledged(_S, 1, 17, 2),
+    "answered": Answered(_S, 1, 17, 40),
+    "answered_token": Answered(_S, 1, 17, 40, _TOKEN),
+    "stage_failed": StageFailed(_S, 1, 2, "out_of_memory", "no room for 2048 positions"),
+    "stage_failed_blames": StageFailed(_S, 1, 2, "peer_unreachable", "the next stage is gone", _B),
+    "close_stage": CloseStage(_S, 3),
+    "probe": Probe(),
+    "probe_reply": ProbeReply(),
+    "delegate": Delegate(_S, GenerationRequest(RequestId("ab" * 12), _M, prompt="Hello"), 64),
+    "delegate_all": Delegate(
+        _S,
+        GenerationRequest(
+            RequestId("ab" * 12), _M, (ChatMessage("user", "Grüß Gott", "ada"),), None, _SAMPLING, 100, ("\n",), "key"
+        ),
+        64,
+        (5, 6, 7),
+        2,
+    ),
+    "delegated_events": DelegatedEvents(_S, delta=TextDelta("é", (_LOGPROB,), (4711,))),
+    "delegated_events_all": DelegatedEvents(
+        _S,
+        Started("tiny", 12, "A 0:15 > B 15:30"),
+        TextDelta("x"),
+        Finished(FinishReason.LENGTH, Usage(12, 100, 3), "\n", "A 0:30", 1, 0.75),
+    ),
+    "grant_events": GrantEvents(_S, 16),
+    "cancel_delegation": CancelDelegation(_S),
+    "delegation_failed": DelegationFailed(_S, "no_route", "nobody holds blocks 15:30"),
+}
+_BODIES = {"step": b"\x80\x3f" * 8, "step_prompt": bytes(range(64))}
+
+EXAMPLES = {
+    f"{name}/{key}": (messages, message, _BODIES.get(key, b""))
+    for name, messages, own in (("control", CONTROL_MESSAGES, _CONTROL), ("stage", STAGE_MESSAGES, _STAGE))
+    for key, message in {**_EVERYWHERE, **own}.items()
+}
+"""(its protocol, the message, its body) by name."""
