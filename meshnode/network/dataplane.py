@@ -15,7 +15,7 @@ import trio
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
 from meshnode.flow.periodic import Ticker
 from meshnode.network.certificates import dialler_context
-from meshnode.network.direct import Anteroom, dial, listen, room_in
+from meshnode.network.direct import Anteroom, dial, listen
 from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
 from meshnode.network.ports import PeerStream
@@ -189,8 +189,7 @@ class DataPlane:
                 if not isinstance(error, trio.BrokenResourceError):
                     raise
                 raise PeerUnreachable(f"{peer} hung up") from error
-            has_room = room_in(stream.transport_stream)
-            link = Link(peer, stream, STAGE_MESSAGES, True, self._settings.link, has_room=has_room)
+            link = Link(peer, stream, STAGE_MESSAGES, True, self._settings.link)
             await self._greet(link)
             return link
         raise PeerUnreachable(f"no direct way to {peer} was found within {self._settings.direct:.0f} s")

@@ -4,9 +4,8 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
-import select
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import trio
@@ -14,7 +13,7 @@ import trio
 from meshnode.errors import ConfigError, PeerUnreachable
 from meshnode.wire.control_messages import Ticket
 
-__all__ = ["Anteroom", "Tls", "dial", "listen", "room_in"]
+__all__ = ["Anteroom", "Tls", "dial", "listen"]
 
 Tls = trio.SSLStream[trio.SocketStream]
 
@@ -89,15 +88,6 @@ async def _connect(host: str, ticket: Ticket, context: ssl.SSLContext) -> Tls:
 def _check(certificate: bytes | None, ticket: Ticket) -> None:
     if not hmac.compare_digest(hashlib.sha256(certificate or b"").digest(), ticket.certificate):
         raise PeerUnreachable("another machine answers there: its certificate is not the one the peer has named")
-
-
-def room_in(stream: trio.SocketStream) -> Callable[[], bool] | None:
-    """Return a function that says whether the socket takes 8 KiB without waiting; None where that cannot be asked."""
-    if not hasattr(select, "poll"):
-        return None
-    poll = select.poll()
-    poll.register(stream.socket.fileno(), select.POLLOUT)
-    return lambda: any(events & select.POLLOUT for _, events in poll.poll(0))
 
 
 @attrs.define(eq=False)

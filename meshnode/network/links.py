@@ -61,7 +61,6 @@ class Link(Generic[M]):
     opened: bool  # by this side
     settings: LinkSettings = attrs.field(factory=LinkSettings, repr=False)
     is_relayed: bool = False  # a third node carries it
-    has_room: Callable[[], bool] | None = None  # whether 8 KiB can be written without waiting; None: cannot be known
     terms: Terms | None = attrs.field(default=None, init=False)  # None until greeted
     closed: trio.Event = attrs.field(factory=trio.Event, init=False)
     ended_by: MeshnodeError | None = attrs.field(default=None, init=False)  # why it closed
@@ -82,7 +81,7 @@ class Link(Generic[M]):
     def __attrs_post_init__(self) -> None:
         self._codec = EnvelopeCodec(self.messages, self.messages)
         self._outbox = Outbox(self.settings.outbox)
-        self._writer = FrameWriter(self.stream, self._outbox, self.settings.stall, self.has_room)
+        self._writer = FrameWriter(self.stream, self._outbox)
         self._numbers = itertools.count(1 if self.opened else 2, 2)
 
     # For everybody
@@ -109,11 +108,7 @@ class Link(Generic[M]):
         lacks the feature, FrameTooLarge.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        data = self._encode(message, body, exchange)
-        try:
-            await self._writer.put(data)
-        except PeerUnreachable as error:
-            self.close(error)
+        await self._outbox.put(self._encode(message, body, exchange))
         self._check_open()
 
     def send_nowait(self, message: M, body: bytes = b"", exchange: int = 0) -> None:
@@ -232,6 +227,8 @@ class Link(Generic[M]):
             ping = self._heart.ping(measure=self._outbox.is_idle)
             if self._heart.missed >= self.settings.misses:
                 self.close(f"no sign of life for {self._heart.missed * self.settings.heartbeat:.0f} s")
+            if self._writer.waiting >= self.settings.stall:
+                self.close(f"the peer has taken nothing for {self._writer.waiting:.0f} s")
             self._outbox.put_first("ping", self._codec.encode(ping))
 
     # Receiving
@@ -242,8 +239,8 @@ class Link(Generic[M]):
             while data := await self._receive():
                 await self._take_all(self._codec.feed(data), deliver)
                 self._check_skipped()
-            self._codec.finish()
-            self.close(f"{self.peer} has ended the link")
+            # Inside a message or not: a process that is killed leaves half of one, and is not to blame.
+            self.close(f"{self.peer} has gone away")
         except WireError as error:
             misbehaved = PeerMisbehaved(f"{self.peer} broke the protocol: {error}")
             misbehaved.__cause__ = error

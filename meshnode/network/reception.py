@@ -8,7 +8,7 @@ import trio
 
 from meshnode.errors import MeshnodeError, PeerUnreachable
 from meshnode.network.certificates import Credentials, make_credentials
-from meshnode.network.direct import Anteroom, Tls, room_in
+from meshnode.network.direct import Anteroom, Tls
 from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
 from meshnode.network.ports import PeerStream
@@ -68,7 +68,7 @@ class Reception:
         tls = trio.SSLStream(stream, self.credentials.context, server_side=True)
         await tls.do_handshake()
         admission = self.tickets.redeem(await _receive_token(tls))
-        link = Link(admission.peer, tls, STAGE_MESSAGES, False, self.link_settings, has_room=room_in(stream))
+        link = Link(admission.peer, tls, STAGE_MESSAGES, False, self.link_settings)
         await self.greeter.greet(link, timeout=self.anteroom.patience)
         return link
 

@@ -90,7 +90,3 @@ class EnvelopeCodec(Generic[M]):
                 yield self._incoming.from_frame(frame)
             except UnknownMessage:
                 self.skipped += 1
-
-    def finish(self) -> None:
-        """Say that the stream has ended. Raises WireError when it ended inside a message."""
-        self._decoder.finish()
