@@ -19,6 +19,7 @@ from meshnode.flow.latest import Latest
 from meshnode.types.ids import PeerId
 from meshnode.types.peers import Offer
 from meshnode.wire.control_messages import Records, SignedRecord
+from meshnode.wire.tagged import UNDECODABLE
 
 __all__ = ["GossipBook", "Neighbour"]
 
@@ -67,7 +68,7 @@ class GossipBook:
             raise PeerMisbehaved("a record with a wrong signature, or of another network")
         try:
             offer = msgspec.msgpack.decode(record.payload, type=Offer)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise PeerMisbehaved(f"a malformed record: {error}") from error
         if offer.peer != record.signer:
             raise PeerMisbehaved("a record about somebody else")

@@ -14,6 +14,7 @@ import msgspec
 from blake3 import blake3
 
 from meshnode.errors import RequestError
+from meshnode.wire.tagged import UNDECODABLE
 
 __all__ = ["Invitation", "decode_invitation", "encode_invitation"]
 
@@ -47,6 +48,6 @@ def decode_invitation(code: str) -> Invitation:
         if blake3(whole[4:]).digest()[:4] != whole[:4]:
             raise RequestError("the invitation was not copied whole: its check does not match")
         network_id, addresses = msgspec.msgpack.decode(whole[4:], type=tuple[str, tuple[str, ...]])
-    except (binascii.Error, msgspec.MsgspecError) as error:
+    except (binascii.Error, *UNDECODABLE) as error:
         raise RequestError(f"the invitation was not copied whole: {error}") from error
     return Invitation(network_id, addresses)
