@@ -103,7 +103,7 @@ class SessionCache:
         while start < end:
             page, offset = divmod(start, PAGE)
             n = min(PAGE - offset, end - start)
-            pieces.append(self.memory[:, :, page, :, offset : offset + n].unbind())
+            pieces.append(self.memory.select(2, page).narrow(3, offset, n).unbind())
             start += n
         return pieces
 

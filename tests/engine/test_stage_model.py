@@ -124,6 +124,17 @@ def test_truncating_replays_the_same_bits(tmp_path):
         cache.truncate(301)
 
 
+def test_going_back_over_a_page_border_replays_the_same_bits_row_by_row(tmp_path):
+    stage = load(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "shards")[0]
+    tokens = tokens_of(260)
+    cache = stage.open_cache(260)
+    full = stage.forward([Rows(cache, torch.tensor(tokens), "all")])[0]
+    for start in (255, 258, 254):
+        cache.truncate(start)
+        rows = [stage.forward([Rows(cache, torch.tensor([token]))])[0] for token in tokens[start:]]
+        assert torch.equal(torch.cat(rows), full[start:])
+
+
 def test_memory_is_refused_before_it_runs_out_and_given_back(tmp_path):
     path = write_tiny_llama(tmp_path / "m.gguf")
     page = 2 * 2 * 2 * 256 * 64 * 2  # blocks, keys and values, KV heads, positions, head size, bytes

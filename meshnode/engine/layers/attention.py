@@ -75,8 +75,8 @@ def _row(cache: SessionCache, turned: torch.Tensor, result: torch.Tensor) -> Cal
     kv_heads, size = cache.memory.shape[3], cache.memory.shape[5]
     group = result.shape[1] // (kv_heads * size)
     used = cache.length // PAGE + 1
-    queries = turned[0, : kv_heads * group].view(1, kv_heads, group, size)
-    new = turned[0, kv_heads * group :].view(2, kv_heads, 1, size)
+    queries, new = turned.split([kv_heads * group, 2 * kv_heads], 1)
+    queries, new = queries.view(1, kv_heads, group, size), new.view(2, kv_heads, 1, size)
     (slots,) = cache.slots(1)
     keys_by_block, values_by_block = cache.batches(used)
 
