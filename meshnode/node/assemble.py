@@ -52,6 +52,7 @@ class Node:
     health: HealthBoard
     view: NodeView
     dashboard: Dashboard
+    executors: Executors
 
 
 @asynccontextmanager
@@ -126,7 +127,7 @@ def _connect(
         on_crash=lambda name: metrics.supervise_restarts_total.labels(subsystem=name).inc(),
         watchdog=watchdog,
     )
-    return Node(supervisor, health, view, dashboard)
+    return Node(supervisor, health, view, dashboard, executors)
 
 
 def _serving_limits(config: NodeConfig) -> ServingLimits:

@@ -8,11 +8,14 @@ import trio
 from meshnode.engine.executor import StageSpec
 from meshnode.engine.process_executor import ProcessExecutor
 from meshnode.engine.worker_messages import BatchLimits
+from meshnode.errors import MeshnodeError
+from meshnode.flow.periodic import Ticker
 from meshnode.observe.metrics import Metrics
 
 __all__ = ["Executors"]
 
 _MIXED_CHUNK = 128  # prompt tokens in a step that others wait for
+_LOOK_EVERY = 5.0  # seconds; a worker answers between two steps
 
 
 class _MeasuredExecutor(ProcessExecutor):
@@ -38,25 +41,50 @@ class Executors:
 
     _metrics: Metrics
     _prefill_chunk: int  # prompt tokens in one step
-    _held: dict[object, tuple[int, int]] = attrs.field(factory=dict, init=False)  # bytes of weights and of caches
+    _held: dict[ProcessExecutor, tuple[int, int]] = attrs.field(
+        factory=dict, init=False
+    )  # bytes: weights, cache budget
+    _used: dict[ProcessExecutor, int] = attrs.field(factory=dict, init=False)  # bytes of caches when last looked at
 
     def build(self, spec: StageSpec) -> ProcessExecutor:
         """Make the executor of a stage; its worker starts when it is run."""
-        owner, starts = object(), 0
+        starts = 0
 
         def ready(weight_bytes: int, cache_bytes: int) -> None:
             nonlocal starts
             starts += 1
             if starts > 1:
                 self._metrics.engine_worker_restarts_total.inc()
-            self._measure(owner, (weight_bytes, cache_bytes))
+            self._held[executor] = weight_bytes, cache_bytes
+            self._tell()
+
+        def gone() -> None:
+            self._held.pop(executor, None)
+            self._used.pop(executor, None)
+            self._tell()
 
         limits = BatchLimits(self._prefill_chunk, min(self._prefill_chunk, _MIXED_CHUNK))
-        return _MeasuredExecutor(spec, limits, ready, lambda: self._measure(owner, (0, 0)))
+        executor = _MeasuredExecutor(spec, limits, ready, gone)
+        return executor
 
-    def _measure(self, owner: object, held: tuple[int, int]) -> None:
-        self._held[owner] = held
-        if held == (0, 0):
-            del self._held[owner]
+    async def watch(self) -> None:
+        """Look at what the caches hold every few seconds, until cancelled."""
+        async for _ in Ticker(_LOOK_EVERY):
+            async with trio.open_nursery() as nursery:  # one that is in a long step must not hide the others
+                nursery.cancel_scope.deadline = trio.current_time() + _LOOK_EVERY
+                for executor in self._held:
+                    nursery.start_soon(self._look, executor)
+
+    async def _look(self, executor: ProcessExecutor) -> None:
+        try:
+            used = (await executor.stats()).cache_bytes_used
+        except MeshnodeError:  # it is ending; `gone` takes it away
+            return
+        if executor in self._held:
+            self._used[executor] = used
+            self._tell()
+
+    def _tell(self) -> None:
         self._metrics.engine_weight_bytes.set(sum(weights for weights, _ in self._held.values()))
-        self._metrics.engine_cache_bytes.set(sum(caches for _, caches in self._held.values()))
+        self._metrics.engine_cache_budget_bytes.set(sum(budget for _, budget in self._held.values()))
+        self._metrics.engine_cache_bytes.set(sum(self._used.values()))

@@ -63,6 +63,7 @@ async def _serve(loaded: LoadedConfig, screen: Screen | None, *, metrics: Metric
             open_node(loaded, metrics=metrics, watchdog=watchdog) as node,
             trio.open_nursery() as nursery,
         ):
+            nursery.start_soon(node.executors.watch)
             if screen is not None:
                 nursery.start_soon(inform, screen, node.supervisor.started, node.view)
             if should_open(wants_browser, has_terminal=has_terminal, env=os.environ, platform=sys.platform):

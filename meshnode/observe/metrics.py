@@ -43,7 +43,12 @@ class Metrics:
         self.inference_queue_length = gauge("meshnode_inference_queue_length", "Generations waiting for their turn.")
         self.inference_active_sessions = gauge("meshnode_inference_active_sessions", "Generations being worked on.")
 
-        self.engine_cache_bytes = gauge("meshnode_engine_cache_bytes", "Bytes reserved for KV caches.")
+        self.engine_cache_bytes = gauge(
+            "meshnode_engine_cache_bytes", "Bytes that KV caches hold now, looked at every few seconds."
+        )
+        self.engine_cache_budget_bytes = gauge(
+            "meshnode_engine_cache_budget_bytes", "Bytes that KV caches may hold at most."
+        )
         self.engine_weight_bytes = gauge("meshnode_engine_weight_bytes", "Bytes of loaded weights.")
         self.engine_worker_restarts_total = counter(
             "meshnode_engine_worker_restarts_total", "Worker processes started again after they ended."

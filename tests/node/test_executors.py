@@ -1,13 +1,16 @@
 """What workers hold is measured while they hold it, and their restarts are counted."""
 
+from functools import partial
+
 import pytest
 import trio
 from support.stages import stage_of, tiny_manifest
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.config import load_config
-from meshnode.engine.executor import Generation
+from meshnode.engine.executor import ExecutorStats, Generation
 from meshnode.engine.process_executor import ProcessExecutor
+from meshnode.errors import WorkerLost
 from meshnode.node import assemble
 from meshnode.node.executors import Executors
 from meshnode.observe.metrics import Metrics
@@ -43,10 +46,49 @@ async def test_bytes_are_measured_from_ready_to_the_end_of_the_worker(spec, monk
         async with trio.open_nursery() as nursery:
             await nursery.start(executor.run)
             await nursery.start(other.run)
-            assert (value("weight_bytes"), value("cache_bytes")) == (200, 20)
+            assert (value("weight_bytes"), value("cache_budget_bytes")) == (200, 20)
             assert value("worker_restarts_total") == 2 * restarts
             nursery.cancel_scope.cancel()
-        assert (value("weight_bytes"), value("cache_bytes")) == (0, 0)
+        assert (value("weight_bytes"), value("cache_budget_bytes")) == (0, 0)
+
+
+async def test_what_caches_hold_is_looked_at_now_and_then_and_one_that_is_slow_hides_no_other(
+    spec, monkeypatch, autojump_clock
+):
+    metrics = Metrics()
+    used = {}
+
+    async def run(self, *, task_status):
+        self._on_ready(100, 10)
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def stats(self):
+        if isinstance(used[self], Exception):
+            raise used[self]
+        await trio.sleep(used[self])
+        return ExecutorStats(100, used[self], 10, 0, 0, 0, 0)
+
+    monkeypatch.setattr(ProcessExecutor, "run", run)
+    monkeypatch.setattr(ProcessExecutor, "stats", stats)
+    executors = Executors(metrics, 64)
+    quick, slow, ending = (executors.build(spec) for _ in range(3))
+    used |= {quick: 3, slow: 1000, ending: WorkerLost("it ended")}
+    value = partial(metrics.registry.get_sample_value, "meshnode_engine_cache_bytes")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(executors.watch)
+        for executor in used:
+            await nursery.start(executor.run)
+        await trio.sleep(11)
+        assert value() == 3
+        used[quick] = 1
+        await trio.sleep(11)
+        assert value() == 1
+        used[slow] = 2
+        await trio.sleep(11)
+        assert value() == 3
+        nursery.cancel_scope.cancel()
+    assert value() == 0
 
 
 def test_a_step_is_never_larger_than_the_settings_say(spec):
