@@ -61,7 +61,9 @@ def parse_address(text: str) -> Address:
     parse_peer_id(peer)
     if not circuit:
         return Address(host, int(port), PeerId(peer))
-    target = relayed.removeprefix("/p2p/")
+    prefix, _, target = relayed.rpartition("/")
+    if prefix != "/p2p":
+        raise ValueError(f"{text!r} does not say whom the relay is to reach")
     parse_peer_id(target)
     return Address(host, int(port), PeerId(target), PeerId(peer))
 

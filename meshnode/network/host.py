@@ -12,14 +12,13 @@ from contextlib import asynccontextmanager
 import attrs
 import structlog
 import trio
-from libp2p.io.trio import TrioTCPStream
 from libp2p.tools.anyio_service import background_trio_service
 
 from meshnode.crypto.identity import Identity
 from meshnode.errors import ConfigError, PeerError, PeerMisbehaved, PeerUnreachable
 from meshnode.network.addresses import Address, local_hosts, parse_address
 from meshnode.network.libp2p_connections import Connections, StreamHandler
-from meshnode.network.libp2p_streams import LibP2PStream
+from meshnode.network.libp2p_streams import Carrier, LibP2PStream
 from meshnode.types.ids import PeerId, short
 
 __all__ = ["ControlHost", "HostSettings", "open_host"]
@@ -147,7 +146,7 @@ class ControlHost:
             with trio.fail_after(timeout):
                 stream = await trio.open_tcp_stream(target.host, target.port)
                 try:
-                    await self._connections.secure_outbound(TrioTCPStream(stream), target.peer, relayed=False)
+                    await self._connections.secure_outbound(Carrier(stream, None), target.peer, relayed=False)
                 except BaseException:
                     await trio.aclose_forcefully(stream)
                     raise
@@ -158,7 +157,11 @@ class ControlHost:
 
     async def accept(self, stream: trio.SocketStream) -> None:
         """Serve a connection that came in, to its end."""
-        source = str(stream.socket.getpeername()[0])
+        try:
+            remote = stream.socket.getpeername()
+        except OSError:
+            return  # it has gone again
+        source = str(remote[0])
         crowded = self._sources[source] >= self._settings.max_connections // 2
         if crowded or self._handshakes >= _HANDSHAKES:
             return  # it is closed
@@ -166,7 +169,7 @@ class ControlHost:
         try:
             self._handshakes += 1
             try:
-                ended = await self._connections.secure_inbound(TrioTCPStream(stream), relayed=False)
+                ended = await self._connections.secure_inbound(Carrier(stream, remote[:2]), relayed=False)
             finally:
                 self._handshakes -= 1
             await ended.wait()

@@ -3,12 +3,12 @@
 The swarm dials and listens to nothing itself; it is given what is connected already, a socket or a stream through a relay.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import cast
 
 import structlog
 import trio
-from libp2p.abc import INetStream
+from libp2p.abc import INetConn, INetStream
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
@@ -149,15 +149,11 @@ class Connections:
 
     async def hang_up(self, peer: PeerId) -> None:
         """Close all connections to a peer at once; a peer that hangs cannot delay it."""
-        async with trio.open_nursery() as nursery:
-            for connection in self.swarm.get_connections(ID.from_base58(peer)):
-                nursery.start_soon(_hang_up, connection)
+        await self._close(self.swarm.get_connections(ID.from_base58(peer)))
 
     async def hang_up_all(self) -> None:
         """Close everything."""
-        async with trio.open_nursery() as nursery:
-            for connection in self.swarm.get_connections():
-                nursery.start_soon(_hang_up, connection)
+        await self._close(self.swarm.get_connections())
 
     async def close_idle(self) -> None:
         """Close connections that nobody uses, for as long as it is not cancelled."""
@@ -167,9 +163,12 @@ class Connections:
             now = trio.current_time()
             idle = {id(each): each for each in self.swarm.get_connections() if not each.get_streams()}
             unused = {key: unused.get(key, now) for key in idle}
-            for key, connection in idle.items():
-                if now - unused[key] >= _IDLE:
-                    await _hang_up(connection)
+            await self._close([idle[key] for key, since in unused.items() if now - since >= _IDLE])
+
+    async def _close(self, connections: Iterable[INetConn]) -> None:
+        for connection in connections:
+            await connection.muxed_conn.close()
+        await trio.lowlevel.checkpoint()
 
     def _live(self, peer: PeerId) -> list[SwarmConn]:
         connections = self.swarm.get_connections(ID.from_base58(peer))
@@ -226,13 +225,6 @@ def _is_live(connection: SwarmConn) -> bool:
     return (
         not connection.is_closed and isinstance(muxed, patches.SteadyYamux) and not muxed.event_shutting_down.is_set()
     )
-
-
-async def _hang_up(connection: object) -> None:
-    if isinstance(connection, SwarmConn):
-        if isinstance(connection.muxed_conn, patches.SteadyYamux):
-            await connection.muxed_conn.hang_up()
-        await connection.close()
 
 
 async def _discard(stream: NetStream | None) -> None:

@@ -1,8 +1,16 @@
-"""A libp2p stream as the rest of the node has it: `ports.PeerStream`, with Trio's errors and nothing of libp2p."""
+"""Streams of libp2p as ours, and ours as libp2p's.
+
+What comes out is a `ports.PeerStream`, with Trio's errors and nothing of libp2p. What goes in is a socket, or one of those
+streams that leads through a relay.
+"""
+
+from __future__ import annotations
 
 import trio
 from libp2p.connection_types import ConnectionType
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 
@@ -10,10 +18,46 @@ from meshnode.crypto.signing import parse_peer_id
 from meshnode.network.patches import SteadyStream
 from meshnode.types.ids import PeerId
 
-__all__ = ["LibP2PStream", "why"]
+__all__ = ["Carrier", "LibP2PStream", "why"]
 
 _CHUNK = 64 << 10  # bytes
 _FAREWELL = 2.0  # seconds for the end of a stream to be written; a peer that hangs does not get it
+
+
+class Carrier(ReadWriteCloser):
+    """Any stream of Trio's kind, for libp2p to make a connection of.
+
+    The end is an error here: libp2p's own socket returns nothing, and is read a hundred times more before that is believed.
+    """
+
+    def __init__(self, stream: trio.SocketStream | LibP2PStream, remote: tuple[str, int] | None) -> None:
+        self._stream = stream
+        self._remote = remote
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return what has come, at most `n` bytes. Raises ConnectionClosedError."""
+        try:
+            data = await self._stream.receive_some(n)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ConnectionClosedError(str(error)) from error
+        if not data:
+            raise ConnectionClosedError("the peer has closed the connection")
+        return bytes(data)
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`. Raises ConnectionClosedError."""
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ConnectionClosedError(str(error)) from error
+
+    async def close(self) -> None:
+        """Close it."""
+        await self._stream.aclose()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the address and port at the other end, where it has one of its own."""
+        return self._remote
 
 
 class LibP2PStream:

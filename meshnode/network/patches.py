@@ -7,6 +7,8 @@ What goes wrong without, each found with two hosts on loopback and held by a tes
 - A cancelled read has taken data from the buffer and then waits for the window update to be written: the data is lost.
 - A reader waits for ever when its own side resets the stream.
 - A writer gives up after 5 s without window, so that a slow reader ends the stream instead of slowing it down.
+- A stream that is finished and then reset is read as reset, or as finished, by chance. What was finished stays so.
+- Closing waits for a farewell to be written, for 30 s to a peer that hangs, and then sleeps.
 - A peer that ignores its window is only warned about, and fills our memory. Its stream is reset.
 """
 
@@ -53,14 +55,13 @@ class SteadyYamux(yamux.Yamux):
             with trio.CancelScope(deadline=trio.current_time() + _WRITE_DEADLINE, shield=True) as scope:
                 await self.secured_conn.write(data)
         if scope.cancelled_caught:
-            await self.hang_up()
+            await self.close()
             raise ConnectionClosedError(f"the peer took nothing for {_WRITE_DEADLINE:.0f} s")
 
-    async def hang_up(self) -> None:
-        """Close the socket at once, without farewell: a peer that hangs would not read it. Cannot be cancelled."""
-        self.event_shutting_down.set()
+    async def close(self, error_code: int = yamux.GO_AWAY_NORMAL) -> None:  # noqa: ARG002  # nobody is told one
+        """End the connection at once, without farewell: a peer that hangs would not read it. Cannot be cancelled."""
         with trio.CancelScope(shield=True):
-            await self.secured_conn.close()
+            await self._cleanup_on_error()
 
 
 class SteadyStream(yamux.YamuxStream):
@@ -71,6 +72,7 @@ class SteadyStream(yamux.YamuxStream):
     def __init__(self, stream_id: int, conn: yamux.Yamux, is_initiator: bool) -> None:  # libp2p's
         self._window_opened = trio.Event()
         self._send_window = self._recv_window = 0
+        self._recv_closed = self._finished = False
         super().__init__(stream_id, conn, is_initiator)
 
     @property
@@ -99,6 +101,16 @@ class SteadyStream(yamux.YamuxStream):
             if self.conn._nursery is not None:
                 self.conn._nursery.start_soon(self._tell_reset)
 
+    @property
+    def recv_closed(self) -> bool:
+        """Whether no more will come."""
+        return self._recv_closed
+
+    @recv_closed.setter
+    def recv_closed(self, value: bool) -> None:
+        self._recv_closed = value
+        self._finished |= value and not self.closed  # the peer said so; it was not cut off, here or there
+
     async def write(self, data: bytes) -> None:
         """Send all of `data`, waiting for window as long as it takes. Cancellation may leave part of it sent."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -123,7 +135,7 @@ class SteadyStream(yamux.YamuxStream):
         await trio.lowlevel.checkpoint_if_cancelled()
         events, number = self.conn.stream_events, self.stream_id
         while not (buffer := self.conn.stream_buffers.get(number)):
-            if self.reset_received:
+            if self.reset_received and not self._finished:
                 raise MuxedStreamReset("the stream was reset")
             event = events.get(number)
             if self.recv_closed or buffer is None or event is None:

@@ -1,0 +1,69 @@
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshnode.crypto.identity import Identity
+from meshnode.network.addresses import Address, local_hosts, parse_address
+
+A, B = Identity(bytes(32)).peer, Identity(bytes(range(32))).peer
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        (f"/ip4/192.0.2.7/tcp/8090/p2p/{A}", Address("192.0.2.7", 8090, A)),
+        (f"/ip6/2001:db8::7/tcp/8090/p2p/{A}", Address("2001:db8::7", 8090, A)),
+        (f"/dns/node.example/tcp/1/p2p/{A}", Address("node.example", 1, A)),
+        (f"/ip4/192.0.2.7/tcp/8090/p2p/{B}/p2p-circuit/p2p/{A}", Address("192.0.2.7", 8090, A, B)),
+    ],
+)
+def test_an_address_reads_as_it_is_written(text, address):
+    assert parse_address(text) == address
+    assert str(address) == text
+    assert address.is_direct == ("circuit" not in text)
+
+
+def test_other_kinds_of_names_are_names():
+    assert parse_address(f"/dns4/node.example/tcp/1/p2p/{A}") == Address("node.example", 1, A)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/",
+        f"/ip4/192.0.2.7/tcp/8090/p2p/{A}/",
+        f"/ip4/192.0.2.7/udp/8090/quic-v1/p2p/{A}",
+        f"/ip4/2001:db8::7/tcp/8090/p2p/{A}",
+        f"/ip4/300.0.2.7/tcp/8090/p2p/{A}",
+        f"/ip4/192.0.2.7/tcp/0/p2p/{A}",
+        f"/ip4/192.0.2.7/tcp/65536/p2p/{A}",
+        f"/ip4/192.0.2.7/tcp/²/p2p/{A}",
+        f"/dns//tcp/1/p2p/{A}",
+        "/ip4/192.0.2.7/tcp/8090",
+        "/ip4/192.0.2.7/tcp/8090/p2p/QmNotEd25519",
+        f"/ip4/192.0.2.7/tcp/8090/p2p/{B}/p2p-circuit",
+        f"/ip4/192.0.2.7/tcp/8090/p2p/{B}/p2p-circuit/p2p/{A}/p2p-circuit/p2p/{B}",
+        f"/ip4/192.0.2.7/tcp/8090/p2p/{B}/p2p-circuit{A}",
+        f"/dns/{'a' * 600}/tcp/1/p2p/{A}",
+    ],
+)
+def test_what_is_no_address_is_refused_with_a_sentence(text):
+    with pytest.raises(ValueError, match=r"\w+ \w+"):
+        parse_address(text)
+
+
+@given(st.text(max_size=200))
+def test_no_text_breaks_the_reader(text):
+    with pytest.raises(ValueError):
+        parse_address(text)
+
+
+def test_a_bound_address_is_itself_and_a_wildcard_is_all_of_the_machine():
+    assert local_hosts("127.0.0.1") == ("127.0.0.1",)
+    everywhere = local_hosts("0.0.0.0")
+    assert everywhere
+    assert "0.0.0.0" not in everywhere
+    assert all(ipaddress.ip_address(host).version == 4 for host in everywhere)

@@ -1,0 +1,246 @@
+"""What libp2p gets wrong without the patches, on a connection of ours over a wire of ours, in virtual time."""
+
+import importlib.metadata
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
+
+from meshnode.crypto.identity import Identity
+from meshnode.network import patches
+
+PEER = ID.from_base58(Identity(bytes(32)).peer)
+
+
+class Wire:
+    """One end of a connection, secure as far as yamux knows."""
+
+    def __init__(self, stream, *, is_initiator):
+        self.stream = stream
+        self.is_initiator = is_initiator
+        self.hangs = False
+        self.written = 0
+
+    async def write(self, data):
+        for start in range(0, len(data), 1000):
+            if self.hangs:
+                await trio.sleep_forever()
+            await trio.sleep(0.001)
+            try:
+                await self.stream.send_all(data[start : start + 1000])
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise ConnectionClosedError("gone") from error
+            self.written += len(data[start : start + 1000])
+
+    async def read(self, n=None):
+        try:
+            data = await self.stream.receive_some(n)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ConnectionClosedError("gone") from error
+        if not data:
+            raise ConnectionClosedError("ended")
+        return bytes(data)
+
+    async def close(self):
+        await self.stream.aclose()
+
+
+@asynccontextmanager
+async def connected():
+    patches.apply()
+    left, right = trio.testing.memory_stream_pair()
+    ends = [patches.SteadyYamux(Wire(end, is_initiator=end is left), PEER) for end in (left, right)]
+    async with trio.open_nursery() as nursery:
+        for end in ends:
+            nursery.start_soon(end.start)
+            await end.event_started.wait()
+        yield ends
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def with_stream():
+    async with connected() as (left, right):
+        here = await left.open_stream()
+        there = await right.accept_stream()
+        yield here, there
+
+
+async def read_to_the_end(stream):
+    data = bytearray()
+    while True:
+        try:
+            data += await stream.read(10_000)
+        except MuxedStreamEOF:
+            return bytes(data)
+
+
+def test_another_version_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.9.0")
+    with pytest.raises(RuntimeError, match=r"libp2p 0\.9\.0 is installed.*pip install libp2p==0\.8\.1"):
+        patches.apply()
+
+
+def test_the_version_is_the_one_that_is_installed():
+    assert importlib.metadata.version("libp2p") == patches.LIBP2P_VERSION
+
+
+async def test_a_cancelled_write_leaves_no_half_frame(autojump_clock):
+    async with with_stream() as (here, there):
+        wire, received = here.conn.secured_conn, bytearray()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _():
+                received.extend(await read_to_the_end(there))
+
+            for _ in range(50):
+                before = wire.written
+                with trio.move_on_after(0.0035) as scope:
+                    await here.write(bytes(40_000))
+                assert scope.cancel_called
+                assert wire.written - before == 40_012
+            await here.write(b"end")
+            await here.close()
+        assert received == bytes(50 * 40_000) + b"end"
+
+
+async def test_a_write_that_waits_for_its_turn_is_cancelled_at_once_and_keeps_its_window(autojump_clock):
+    async with with_stream() as (here, _):
+        window = here.send_window
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(here.conn._write_frame, bytes(12 + 50_000))
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(0.001) as scope:
+                await here.write(b"x" * 100)
+            assert scope.cancelled_caught
+            assert here.send_window == window
+
+
+async def test_a_cancelled_read_loses_nothing(autojump_clock):
+    async with with_stream() as (here, there):
+        data = bytes(range(256)) * 400
+        received = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(here.write, data)
+            while len(received) < len(data):
+                with trio.move_on_after(0.0005):
+                    received += await there.read(777)
+        assert received == data
+
+
+async def test_a_peer_that_takes_nothing_loses_the_connection(autojump_clock):
+    async with with_stream() as (here, _):
+        here.conn.secured_conn.hangs = True
+        started = trio.current_time()
+        with pytest.raises(ConnectionClosedError, match="took nothing for 30 s"):
+            await here.write(b"anybody?")
+        assert trio.current_time() - started == 30
+        assert here.conn.is_closed
+        with pytest.raises(BaseLibp2pError):
+            await here.write(b"again")
+
+
+async def test_closing_does_not_wait_for_a_peer_that_hangs(autojump_clock):
+    async with with_stream() as (here, _):
+        here.conn.secured_conn.hangs = True
+        started = trio.current_time()
+        await here.conn.close()
+        assert trio.current_time() == started
+        assert here.conn.is_closed
+
+
+async def test_a_slow_reader_slows_the_writer_down_and_does_not_end_the_stream(autojump_clock):
+    async with with_stream() as (here, there):
+        data = bytes(range(256)) * 4096
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _():
+                await here.write(data)
+                await here.close()
+
+            await trio.sleep(600)
+            assert len(there.conn.stream_buffers[there.stream_id]) <= 256 << 10
+            assert await read_to_the_end(there) == data
+
+
+async def test_a_peer_that_ignores_its_window_gets_a_reset_and_no_memory(autojump_clock):
+    async with with_stream() as (here, there):
+        other = await here.conn.open_stream()
+        other_there = await there.conn.accept_stream()
+        here.send_window = 1 << 30
+        with pytest.raises(BaseLibp2pError):
+            await here.write(bytes(4 << 20))
+        assert not there.conn.stream_buffers.get(there.stream_id)
+        with pytest.raises((MuxedStreamReset, MuxedStreamEOF)):
+            await there.read()
+        await other.write(b"fine")
+        assert await other_there.read() == b"fine"
+
+
+async def test_a_frame_larger_than_any_window_ends_the_connection(autojump_clock):
+    async with with_stream() as (here, there):
+        await here.conn._write_frame(here._header(0, 0, (1 << 20) + 1))
+        await there.conn.event_closed.wait()
+
+
+async def test_a_window_grows_with_its_reader_and_not_beyond_its_limit(autojump_clock):
+    async with with_stream() as (here, there):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(here.write, bytes(8 << 20))
+            received = 0
+            while received < 8 << 20:
+                received += len(await there.read(65536))
+        assert 256 << 10 < there.target_recv_window <= 1 << 20
+
+
+async def test_what_was_finished_is_read_as_finished_though_a_reset_follows(autojump_clock):
+    async with with_stream() as (here, there):
+        await here.write(b"the end")
+        await here.close()
+        await here.reset()
+        await trio.sleep(1)
+        assert await read_to_the_end(there) == b"the end"
+    async with with_stream() as (here, there):
+        await here.reset()
+        await trio.sleep(1)
+        with pytest.raises(MuxedStreamReset):
+            await there.read()
+
+
+async def test_a_reset_wakes_the_reader_on_its_own_side(autojump_clock):
+    async with with_stream() as (here, _):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _():
+                with pytest.raises(MuxedStreamReset):
+                    await here.read()
+
+            await trio.sleep(1)
+            await here.reset()
+        assert here.stream_id not in here.conn.stream_events
+
+
+async def test_streams_leave_nothing_behind(autojump_clock):
+    async with connected() as (left, right):
+        for _ in range(600):
+            here = await left.open_stream()
+            there = await right.accept_stream()
+            await here.write(b"x")
+            await here.close()
+            assert await there.read() == b"x"
+            await there.close()
+            await here.reset()
+            await there.reset()
+        await trio.sleep(1)
+        for end in (left, right):
+            assert not end.streams
+            assert not end.stream_buffers
+            assert not end.stream_events
+        assert left.stream_backlog_semaphore.value == 256
