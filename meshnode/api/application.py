@@ -6,6 +6,7 @@ from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from meshnode.api.admin.mesh import add_mesh_routes
 from meshnode.api.admin.models import add_model_routes
 from meshnode.api.admin.node import add_node_routes
 from meshnode.api.bodies import read_json
@@ -48,6 +49,7 @@ def create_app(dependencies: ApiDependencies) -> QuartTrio:
     _add_openai_routes(app, dependencies)
     add_model_routes(app, dependencies)
     add_node_routes(app, dependencies)
+    add_mesh_routes(app, dependencies)
     return app
 
 

@@ -10,7 +10,7 @@ from quart_trio import QuartTrio
 from meshnode.observe.metrics import Metrics
 from meshnode.types.generation import GenerationEvent, GenerationRequest
 
-__all__ = ["ApiDependencies", "Events", "Generate", "ModelAdmin", "ModelList", "Pages", "ServedModel"]
+__all__ = ["ApiDependencies", "Events", "Generate", "MeshAdmin", "ModelAdmin", "ModelList", "Pages", "ServedModel"]
 
 
 class Events(Protocol):
@@ -71,6 +71,22 @@ def _no_pages(_app: QuartTrio) -> frozenset[str]:
     return frozenset()
 
 
+class MeshAdmin(Protocol):
+    """The mesh as this node sees it."""
+
+    def peers(self) -> list[dict[str, object]]:
+        """Return all peers, JSON values."""
+        ...
+
+    def invitation(self) -> str:
+        """Return a code that leads to this node. Raises RequestError."""
+        ...
+
+    async def join(self, addresses: tuple[str, ...]) -> str:
+        """Connect to a node and return its peer id. Raises RequestError and PeerError leafs."""
+        ...
+
+
 @attrs.frozen(eq=False)
 class ApiDependencies:
     """Everything `create_app` is made from."""
@@ -79,6 +95,7 @@ class ApiDependencies:
     generate: Generate
     models: ModelList
     admin: ModelAdmin
+    mesh: MeshAdmin
     status: Callable[[], dict[str, object]]  # for /api/admin/status, JSON values
     unready: Callable[[], tuple[str, ...]]  # names of subsystems and models that are not ready
     request_shutdown: Callable[[], None]

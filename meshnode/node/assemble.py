@@ -13,6 +13,7 @@ from meshnode.api.server import ApiServer
 from meshnode.api.serving import ServingLimits
 from meshnode.config.loading import LoadedConfig
 from meshnode.config.schema import NodeConfig
+from meshnode.crypto.identity import Identity, load_identity
 from meshnode.dashboard.routes import Dashboard
 from meshnode.engine.devices import physical_cores
 from meshnode.files.acquisition import AcquisitionManager
@@ -22,15 +23,18 @@ from meshnode.flow.lanes import Lanes
 from meshnode.inference.calls import open_generations
 from meshnode.inference.model_loading import ModelTables
 from meshnode.inference.models import EngineSettings
+from meshnode.inference.privacy import Privacy
 from meshnode.inference.router import InferenceRouter, RouterResources, RouterSettings
+from meshnode.network.address_book import AddressBook, open_address_book
 from meshnode.node.api_key import load_api_key
 from meshnode.node.channels import Channels
 from meshnode.node.children import Builders, child_specs
 from meshnode.node.data_folder import announce, hold_data_folder
 from meshnode.node.executors import Executors
 from meshnode.node.listeners import bind, bound_port
-from meshnode.node.mesh import solitary_mesh
+from meshnode.node.mesh import NoMesh
 from meshnode.node.model_keeper import KeeperResources, ModelKeeper
+from meshnode.node.network import Mesh, network_hash
 from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.observe.metrics import Metrics
 from meshnode.store.opening import open_store
@@ -39,7 +43,6 @@ from meshnode.supervise.subsystem import Pulse
 from meshnode.supervise.supervisor import Supervisor
 from meshnode.supervise.watchdog import ShutdownWatchdog
 from meshnode.types.blocks import BlockRange
-from meshnode.types.ids import PeerId
 
 __all__ = ["Node", "open_node"]
 
@@ -66,24 +69,33 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
         key = load_api_key(paths.api_key, os.environ, chosen=config.api.key)
         async with bind(config.api.host, config.api.port) as listeners, open_store(paths.store, lanes) as store:
             catalog = await open_catalog(store, paths, metrics, config.models.aliases)
+            identity = load_identity(paths.identity)
+            addresses = await open_address_book(store, network_hash(config.network.network_id))
             with announce(paths, config.api.host, bound_port(listeners)):
-                yield _connect(config, key, listeners, catalog, lanes, metrics, watchdog)
+                opened = Opened(config, key, listeners, catalog, identity, addresses)
+                yield _connect(opened, lanes, metrics, watchdog)
 
 
-def _connect(
-    config: NodeConfig,
-    key: str,
-    listeners: list[trio.SocketListener],
-    catalog: ModelCatalog,
-    lanes: Lanes,
-    metrics: Metrics,
-    watchdog: ShutdownWatchdog,
-) -> Node:
+@attrs.frozen(eq=False)
+class Opened:
+    """What the data folder and the settings gave."""
+
+    config: NodeConfig
+    key: str = attrs.field(repr=False)
+    listeners: list[trio.SocketListener]
+    catalog: ModelCatalog
+    identity: Identity
+    addresses: AddressBook
+
+
+def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownWatchdog) -> Node:
+    config, key, listeners, catalog = opened.config, opened.key, opened.listeners, opened.catalog
     channels, health = Channels(), HealthBoard()
     host = f"[{config.api.host}]" if ":" in config.api.host else config.api.host
     url = f"http://{host}:{bound_port(listeners)}"
     models = ModelViews(catalog, channels.loaded, channels.intent, config.engine.context_length, config.models.aliases)
-    view = NodeView(url, models, channels.progress, health)
+    mesh = _mesh(opened, channels, health, metrics)
+    view = NodeView(url, models, channels.progress, health, mesh)
     dashboard = Dashboard(key)
     sources = builtin_sources(lanes, offline=config.node.offline, environment=os.environ)
     executors = Executors(metrics, config.engine.prefill_chunk)
@@ -91,8 +103,7 @@ def _connect(
         catalog, channels.acquisitions, channels.progress, channels.intent, channels.wanted, health
     )
     tables = ModelTables(catalog, channels.wanted, channels.loaded)
-    mesh = solitary_mesh(PeerId("here"), channels.stage_messages)
-    router = RouterResources(channels.generations, tables, mesh, lanes, metrics, health)
+    router = RouterResources(channels.generations, tables, mesh.access(), lanes, metrics, health)
     blocks = None if config.models.blocks is None else BlockRange.parse(config.models.blocks)
 
     def build_acquisition(pulse: Pulse) -> AcquisitionManager:
@@ -104,6 +115,7 @@ def _connect(
             generate=partial(open_generations, channels.generations),
             models=models.served,
             admin=ModelRequests(channels.acquisitions),
+            mesh=mesh,
             status=lambda: view.status(supervisor.states()),
             unready=lambda: view.unready(supervisor.states()),
             request_shutdown=supervisor.request_stop,
@@ -116,6 +128,7 @@ def _connect(
         return ApiServer(dependencies, listeners, _serving_limits(config), pulse)
 
     builders = Builders(
+        network=mesh.builders(),
         acquisition=build_acquisition,
         router=lambda pulse: InferenceRouter(router, _router_settings(config), executors.build, pulse),
         keeper=lambda: ModelKeeper(keeper, config.models.names, blocks),
@@ -128,6 +141,13 @@ def _connect(
         watchdog=watchdog,
     )
     return Node(supervisor, health, view, dashboard, executors)
+
+
+def _mesh(opened: Opened, channels: Channels, health: HealthBoard, metrics: Metrics) -> Mesh | NoMesh:
+    config = opened.config
+    if config.node.offline or not config.network.enabled:
+        return NoMesh(opened.identity.peer, channels)
+    return Mesh(opened.identity, config, channels, opened.addresses, health, metrics)
 
 
 def _serving_limits(config: NodeConfig) -> ServingLimits:
@@ -153,4 +173,8 @@ def _router_settings(config: NodeConfig) -> RouterSettings:
         queue_length=inference.queue_length,
         max_concurrent=inference.max_concurrent,
         request_timeout=inference.request_timeout,
+        prefill_chunk=engine.prefill_chunk,
+        max_stages=inference.max_stages,
+        privacy=Privacy(inference.privacy),
+        boomerang=inference.boomerang,
     )

@@ -1,16 +1,23 @@
 """Every channel of the node, with its size and the reason for it. They outlive the subsystems at their ends."""
 
+from collections.abc import Mapping
+
 import attrs
 
 from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
+from meshnode.flow.broadcast import Broadcast
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
+from meshnode.health.monitor import MembershipEvent
 from meshnode.inference.calls import GenerationCall
 from meshnode.inference.models import LoadedModel
-from meshnode.network.stage_links import Received
+from meshnode.network.manager import DialRequest
+from meshnode.network.stage_links import AnyReceived, ControlReceived, Received
 from meshnode.node.model_keeper import Intent
-from meshnode.types.ids import ModelId
+from meshnode.types.evidence import Evidence
+from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
+from meshnode.types.peers import Offering
 
 __all__ = ["Channels"]
 
@@ -36,6 +43,34 @@ class Channels:
     stage_messages: Mailbox[Received, None] = attrs.field(
         # MessageDispatcher, and ourselves -> InferenceRouter, 64: beyond it the reader of the peer's link waits
         factory=lambda: Mailbox("InferenceRouter stages", 64)
+    )
+    inbound: Mailbox[AnyReceived, None] = attrs.field(
+        # the links of all peers -> MessageDispatcher, 256: then the reader of a link waits, and its peer with it
+        factory=lambda: Mailbox("MessageDispatcher", 256)
+    )
+    control_messages: Mailbox[ControlReceived, None] = attrs.field(
+        # MessageDispatcher -> NetworkManager, 64: gossip comes in batches
+        factory=lambda: Mailbox("NetworkManager messages", 64)
+    )
+    dials: Mailbox[DialRequest, PeerId] = attrs.field(
+        # ApiServer -> NetworkManager, 0: the asker waits under its own deadline
+        factory=lambda: Mailbox("NetworkManager", 0)
+    )
+    evidence: Mailbox[Evidence, None] = attrs.field(
+        # MessageDispatcher, NetworkManager -> HealthMonitor, 64: more is dropped, there is enough against somebody
+        factory=lambda: Mailbox("HealthMonitor", 64)
+    )
+    failures: Latest[Mapping[PeerId, int]] = attrs.field(
+        factory=lambda: Latest({})  # HealthMonitor -> PeerTable: weight of the evidence per peer
+    )
+    membership: Broadcast[MembershipEvent] = attrs.field(
+        factory=lambda: Broadcast("membership")  # HealthMonitor -> whoever cares who comes and goes
+    )
+    offering: Latest[Offering] = attrs.field(
+        factory=lambda: Latest(Offering())  # InferenceRouter -> NetworkManager: what we tell others
+    )
+    listening: Latest[tuple[str, ...]] = attrs.field(
+        factory=lambda: Latest(())  # NetworkManager -> status and invitations: our multiaddrs
     )
     wanted: Latest[frozenset[ModelId]] = attrs.field(
         factory=lambda: Latest(

@@ -6,15 +6,25 @@ import attrs
 
 from meshnode.supervise.subsystem import ChildSpec, Criticality, Pulse, RestartPolicy, Subsystem
 
-__all__ = ["Builders", "child_specs"]
+__all__ = ["Builders", "NetworkBuilders", "child_specs"]
 
 CRITICAL, NON_CRITICAL = Criticality.CRITICAL, Criticality.NON_CRITICAL
+
+
+@attrs.frozen(eq=False)
+class NetworkBuilders:
+    """Those of a node that has peers."""
+
+    manager: Callable[[Pulse], Subsystem]
+    dispatcher: Callable[[Pulse], Subsystem]
+    monitor: Callable[[Pulse], Subsystem]
 
 
 @attrs.frozen(eq=False)
 class Builders:
     """One per child: given its pulse it makes a fresh incarnation."""
 
+    network: NetworkBuilders | None  # None: a node without peers
     acquisition: Callable[[Pulse], Subsystem]
     router: Callable[[Pulse], Subsystem]
     keeper: Callable[[], Subsystem]
@@ -25,6 +35,7 @@ def child_specs(builders: Builders, *, api_drain: float) -> tuple[ChildSpec, ...
     """Return the table. `api_drain` is how long open streams may take to finish, in seconds."""
     acquisition, router, api = Pulse(), Pulse(), Pulse()
     return (
+        *(() if builders.network is None else _network_specs(builders.network)),
         ChildSpec(
             "AcquisitionManager",
             lambda: builders.acquisition(acquisition),
@@ -57,5 +68,36 @@ def child_specs(builders: Builders, *, api_drain: float) -> tuple[ChildSpec, ...
             drain_timeout=api_drain,  # last in, first out: streams finish while everything they need still runs
             stop_timeout=5.0,
             pulse=api,
+        ),
+    )
+
+
+def _network_specs(builders: NetworkBuilders) -> tuple[ChildSpec, ...]:
+    network, dispatcher, monitor = Pulse(), Pulse(), Pulse()
+    return (
+        ChildSpec(
+            "NetworkManager",
+            lambda: builders.manager(network),
+            CRITICAL,  # a crash of libp2p comes up here
+            RestartPolicy(max_restarts=5, period=120.0),
+            drain_timeout=1.0,
+            stop_timeout=5.0,
+            pulse=network,
+        ),
+        ChildSpec(
+            "MessageDispatcher",
+            lambda: builders.dispatcher(dispatcher),
+            CRITICAL,
+            RestartPolicy(max_restarts=5, period=60.0),
+            stop_timeout=2.0,
+            pulse=dispatcher,
+        ),
+        ChildSpec(
+            "HealthMonitor",
+            lambda: builders.monitor(monitor),
+            NON_CRITICAL,  # links notice silence themselves
+            RestartPolicy(max_restarts=5, period=60.0),
+            stop_timeout=2.0,
+            pulse=monitor,
         ),
     )

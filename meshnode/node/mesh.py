@@ -1,16 +1,20 @@
-"""How the router meets other nodes, with a network and without one."""
+"""A node without a network: it knows nobody, and reaches itself."""
 
 import attrs
 
+from meshnode.errors import RequestError
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.router import MeshAccess
 from meshnode.network.loopback import LoopbackLink, LoopbackLinks
 from meshnode.network.stage_links import Received
+from meshnode.node.channels import Channels
 from meshnode.types.ids import PeerId
 from meshnode.types.peers import Offering, PeerInfo
 
-__all__ = ["NoPeers", "solitary_mesh"]
+__all__ = ["NoMesh", "NoPeers", "solitary_mesh"]
+
+_WHY = "this node has no network: it is offline, or network.enabled is false"
 
 
 @attrs.frozen(eq=False)
@@ -25,5 +29,36 @@ class NoPeers:
 
 
 def solitary_mesh(own: PeerId, received: Mailbox[Received, None]) -> MeshAccess:
-    """Return the mesh of a node without a network: no peers, and a loop to itself."""
+    """Return what a router needs that has no peers."""
     return MeshAccess(own, NoPeers(), LoopbackLinks(LoopbackLink(own, received)), received, Latest(Offering()))
+
+
+@attrs.frozen(eq=False)
+class NoMesh:
+    """Stands where the mesh would be."""
+
+    peer: PeerId
+    channels: Channels
+
+    def access(self) -> MeshAccess:
+        """Return what the router needs."""
+        return solitary_mesh(self.peer, self.channels.stage_messages)
+
+    def builders(self) -> None:
+        """Return that there are no subsystems of a network."""
+
+    def peers(self) -> list[dict[str, object]]:
+        """Return nobody."""
+        return []
+
+    def listen_addresses(self) -> tuple[str, ...]:
+        """Return none."""
+        return ()
+
+    def invitation(self) -> str:
+        """Raise RequestError."""
+        raise RequestError(_WHY)
+
+    async def join(self, addresses: tuple[str, ...]) -> str:
+        """Raise RequestError."""
+        raise RequestError(f"{_WHY}; {', '.join(addresses)} cannot be reached")

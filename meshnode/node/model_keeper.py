@@ -16,7 +16,7 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId
 from meshnode.types.manifest import ModelManifest
 
-__all__ = ["Intent", "KeeperResources", "ModelKeeper", "is_whole"]
+__all__ = ["Intent", "KeeperResources", "ModelKeeper"]
 
 _NAME = "ModelKeeper"
 _NOT_ACQUIRED = "model_not_acquired"
@@ -31,7 +31,7 @@ class Intent:
     """What the node is to serve, as far as it is known."""
 
     pending: tuple[str, ...] = ()  # references that are not here yet
-    models: frozenset[ModelId] = frozenset()  # models that are to be loaded once all their shards are held
+    models: frozenset[ModelId] = frozenset()  # models that are to be loaded once what is kept of them is held
 
 
 @attrs.frozen(eq=False)
@@ -113,19 +113,24 @@ class ModelKeeper:
             kept = frozenset(model for model in self._named.values() if model is not None and model in manifests)
         else:
             pending, kept = (), frozenset(manifests)
-        meant_whole = frozenset(model for model in kept if self._is_meant_whole(manifests[model]))
-        intent = Intent(pending, meant_whole)
+        served = frozenset(model for model in kept if self._has_blocks(manifests[model]))
+        intent = Intent(pending, served)
         if intent != shared.intent.value:
             shared.intent.set(intent)
-        whole = frozenset(model for model in meant_whole if is_whole(manifests[model], shared.catalog))
-        wanted = (shared.wanted.value & frozenset(manifests)) | whole
+        wanted = (shared.wanted.value & frozenset(manifests)) | frozenset(filter(self._is_complete, served))
         if wanted != shared.wanted.value:
             shared.wanted.set(wanted)
 
-    def _is_meant_whole(self, manifest: ModelManifest) -> bool:
-        """Whether this node keeps all of a model; of a part alone nothing can be loaded."""
+    def _has_blocks(self, manifest: ModelManifest) -> bool:
+        """Whether this node keeps blocks of a model, all of them or some."""
         entry = self._resources.catalog.entry(manifest.id)
-        return entry is not None and {shard.id for shard in manifest.shards} <= set(entry.wanted)
+        blocks = {shard.id for shard in manifest.shards if shard.block is not None}
+        return entry is not None and not blocks.isdisjoint(entry.wanted)
+
+    def _is_complete(self, model: ModelId) -> bool:
+        """Whether everything that this node is to keep of a model is here."""
+        entry = self._resources.catalog.entry(model)
+        return entry is not None and set(entry.wanted) <= self._resources.catalog.held(model)
 
     def _set_trouble(self, name: str, text: str | None) -> None:
         if text is None:
@@ -151,8 +156,3 @@ class ModelKeeper:
                 told[row.reference] = (row.phase, now)
                 share = f"{100 * row.done_bytes // row.total_bytes} %" if row.total_bytes else ""
                 _log.info(f"model {row.phase}", reference=row.reference, mib=row.done_bytes >> 20, share=share)
-
-
-def is_whole(manifest: ModelManifest, catalog: ModelCatalog) -> bool:
-    """Whether every shard of the model is here and verified."""
-    return {shard.id for shard in manifest.shards} <= catalog.held(manifest.id)

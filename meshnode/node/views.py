@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import attrs
 import trio
@@ -19,7 +20,7 @@ from meshnode.node.model_keeper import Intent
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildState, Criticality
 from meshnode.types.blocks import BlockRange
-from meshnode.types.ids import ModelId
+from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
 
 __all__ = ["ModelRequests", "ModelViews", "NodeView"]
@@ -98,6 +99,23 @@ class ModelRequests:
         await self.mailbox.ask(RemoveModel(name))
 
 
+class MeshState(Protocol):
+    """What of the mesh is in the status."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who we are to others."""
+        ...
+
+    def peers(self) -> list[dict[str, object]]:
+        """Return all peers."""
+        ...
+
+    def listen_addresses(self) -> tuple[str, ...]:
+        """Return our multiaddrs."""
+        ...
+
+
 @attrs.frozen(eq=False)
 class NodeView:
     """The state of the whole node."""
@@ -106,6 +124,7 @@ class NodeView:
     models: ModelViews
     progress: Latest[tuple[AcquisitionProgress, ...]]
     health: HealthBoard
+    mesh: MeshState
     started: float = attrs.field(factory=trio.current_time)
 
     def status(self, states: Sequence[ChildState]) -> dict[str, object]:
@@ -115,6 +134,9 @@ class NodeView:
             "version": __version__,
             "pid": os.getpid(),
             "url": self.url,
+            "peer_id": self.mesh.peer,
+            "listen_addresses": self.mesh.listen_addresses(),
+            "peers": self.mesh.peers(),
             "uptime": round(trio.current_time() - self.started, 1),
             "subsystems": [
                 {

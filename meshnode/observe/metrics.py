@@ -64,6 +64,9 @@ class Metrics:
         self.network_messages_total = counter(
             "meshnode_network_messages_total", "Messages received from peers.", ["kind"]
         )
+        self.network_refused_total = counter(
+            "meshnode_network_refused_total", "Connections of strangers and peers that were refused.", ["code"]
+        )
         self.network_misdeeds_total = counter(
             "meshnode_network_misdeeds_total", "Things peers did that no honest peer does.", ["kind"]
         )

@@ -99,7 +99,10 @@ class ChatReply:
         timing = [f"{name};dur={(at - self._began) * 1e3:.1f}" for name, at in times.items() if at is not None]
         headers = {"x-meshnode-route": self._started.route}
         if (lost := self._losses()) is not None:
-            headers |= {"x-meshnode-recovered": str(lost.recoveries), "x-meshnode-route": lost.route or self._started.route}
+            headers |= {
+                "x-meshnode-recovered": str(lost.recoveries),
+                "x-meshnode-route": lost.route or self._started.route,
+            }
             timing.append(f"recovery;dur={lost.pause * 1e3:.1f}")
         return headers | {"Server-Timing": ", ".join(timing)}
 

@@ -1,0 +1,230 @@
+"""Puts the network's parts together: what outlives its restarts, and what each incarnation is made of."""
+
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+
+import attrs
+import trio
+from blake3 import blake3
+
+from meshnode.config.schema import NodeConfig
+from meshnode.crypto.identity import Identity
+from meshnode.errors import MeshnodeError, PeerMisbehaved, RequestError
+from meshnode.health.monitor import HealthMonitor, HealthResources
+from meshnode.inference.router import MeshAccess
+from meshnode.network.address_book import AddressBook
+from meshnode.network.addresses import parse_address
+from meshnode.network.control_links import ControlLinks
+from meshnode.network.dataplane import DataPlane, DataPlanePorts, DataPlaneSettings
+from meshnode.network.dispatcher import DispatcherResources, MessageDispatcher
+from meshnode.network.gateway import StageGateway
+from meshnode.network.gossip import GossipBook
+from meshnode.network.greetings import Greeter
+from meshnode.network.host_ports import Host, StagePlane
+from meshnode.network.invitations import Invitation, encode_invitation
+from meshnode.network.loopback import LoopbackLink
+from meshnode.network.manager import DialRequest, NetworkManager, NetworkResources, NetworkSettings
+from meshnode.network.peers import PeerTable
+from meshnode.node.channels import Channels
+from meshnode.node.children import NetworkBuilders
+from meshnode.observe.metrics import Metrics
+from meshnode.supervise.health import HealthBoard
+from meshnode.supervise.subsystem import Pulse
+from meshnode.types.evidence import Evidence, Misdeed
+from meshnode.types.ids import PeerId
+from meshnode.types.peers import PeerInfo, StageOffer
+from meshnode.wire.control_messages import Ticket, TicketRequest
+
+__all__ = ["Mesh", "network_hash"]
+
+_TICKET_TIMEOUT = 5.0  # seconds
+_DIAL_TIMEOUT = 20.0
+
+
+def network_hash(network_id: str) -> str:
+    """Return what stands for a network in records and on disk; the id itself is what keeps others out."""
+    return blake3(b"meshnode:network\0" + network_id.encode()).hexdigest()[:32]
+
+
+@attrs.frozen(eq=False)
+class Mesh:
+    """The tables and channels of the network of one node, and the builders of its subsystems."""
+
+    identity: Identity
+    config: NodeConfig
+    channels: Channels
+    addresses: AddressBook
+    health: HealthBoard
+    metrics: Metrics
+    table: PeerTable = attrs.field(init=False)
+    gateway: StageGateway = attrs.field(init=False)
+    book: GossipBook = attrs.field(init=False)
+
+    @table.default
+    def _new_table(self) -> PeerTable:
+        return PeerTable(self.identity.peer, self.channels.failures)
+
+    @gateway.default
+    def _new_gateway(self) -> StageGateway:
+        return StageGateway(LoopbackLink(self.identity.peer, self.channels.stage_messages))
+
+    @book.default
+    def _new_book(self) -> GossipBook:
+        return GossipBook(self.identity, network_hash(self.config.network.network_id), time.time)
+
+    @property
+    def peer(self) -> PeerId:
+        """Who we are to others."""
+        return self.identity.peer
+
+    def access(self) -> MeshAccess:
+        """Return what the router needs."""
+        return MeshAccess(
+            self.identity.peer, self.table, self.gateway, self.channels.stage_messages, self.channels.offering
+        )
+
+    # Subsystems
+
+    def builders(self) -> NetworkBuilders:
+        """Return how the network's subsystems are made."""
+        return NetworkBuilders(self._build_manager, self._build_dispatcher, self._build_monitor)
+
+    def _build_manager(self, pulse: Pulse) -> NetworkManager:
+        from meshnode.network.host import HostSettings, open_host  # libp2p takes a second to import
+
+        network, channels = self.config.network, self.channels
+        port = self._port()
+        host = HostSettings(network.host, port, network.network_id, network.relay)
+        settings = NetworkSettings(
+            network.network_id, network.bootstrap, network.announce, network.max_peers, socket.gethostname()
+        )
+        resources = NetworkResources(
+            own=self.identity.peer,
+            table=self.table,
+            book=self.book,
+            addresses=self.addresses,
+            gateway=self.gateway,
+            inbound=channels.inbound,
+            control=channels.control_messages,
+            dials=channels.dials,
+            evidence=channels.evidence,
+            offering=channels.offering,
+            listening=channels.listening,
+        )
+        return NetworkManager(resources, settings, partial(open_host, self.identity, host), self._stage_plane, pulse)
+
+    def _build_dispatcher(self, pulse: Pulse) -> MessageDispatcher:
+        channels = self.channels
+        resources = DispatcherResources(
+            channels.inbound, channels.stage_messages, channels.control_messages, channels.evidence, self.metrics
+        )
+        return MessageDispatcher(resources, pulse)
+
+    def _build_monitor(self, pulse: Pulse) -> HealthMonitor:
+        channels = self.channels
+        resources = HealthResources(
+            self.table, channels.evidence, channels.failures, channels.membership, self.health, self.metrics
+        )
+        return HealthMonitor(resources, pulse, expects_peers=bool(self.config.network.bootstrap))
+
+    def _port(self) -> int:
+        """Return the port for peers: the API's plus ten, any if that is any."""
+        network, api = self.config.network, self.config.api
+        if network.port is not None:
+            return network.port
+        return api.port + 10 if 0 < api.port <= 65525 else 0
+
+    def _stage_plane(self, links: ControlLinks, host: Host) -> StagePlane:
+        async def ask_ticket(peer: PeerId, request: TicketRequest) -> Ticket:
+            answer = await links.to(peer).ask(request, timeout=_TICKET_TIMEOUT)
+            if not isinstance(answer.message, Ticket):
+                raise PeerMisbehaved(f"{peer} answered a request for a ticket with {type(answer.message).__name__}")
+            return answer.message
+
+        ports = DataPlanePorts(
+            ask_ticket=ask_ticket,
+            open_stream=host.open_stream,
+            deliver=self.channels.inbound.tell,
+            hosts=partial(_hosts, host.listen_addresses),
+            report=self._report,
+        )
+        network = self.config.network
+        listen = DataPlaneSettings().listen if network.host == "0.0.0.0" else (network.host,)  # noqa: S104  # compared
+        greeter = Greeter(self.identity.peer, network.network_id)
+        return DataPlane(greeter, ports, DataPlaneSettings(listen=listen))
+
+    def _report(self, peer: PeerId | None, error: MeshnodeError) -> None:
+        """Hold against a peer what it did; strangers are only counted."""
+        misdeed = Misdeed.MALFORMED
+        if peer is None or not isinstance(error, PeerMisbehaved):
+            self.metrics.network_refused_total.labels(code=error.code).inc()
+            return
+        try:
+            self.channels.evidence.tell_nowait(Evidence(peer, misdeed, str(error)))
+        except trio.WouldBlock:
+            return
+
+    # For the API
+
+    def peers(self) -> list[dict[str, object]]:
+        """Return all peers as JSON values."""
+        return [_row(info) for info in self.table.peers()]
+
+    def listen_addresses(self) -> tuple[str, ...]:
+        """Return our multiaddrs."""
+        return self.channels.listening.value
+
+    def invitation(self) -> str:
+        """Return a code that leads here. Raises RequestError while nobody could come."""
+        addresses = self.listen_addresses()
+        if not addresses:
+            raise RequestError("this node is not listening for peers yet; try again in a moment")
+        return encode_invitation(Invitation(self.config.network.network_id, addresses))
+
+    async def join(self, addresses: tuple[str, ...]) -> str:
+        """Connect to the node at these addresses and return its id. Raises RequestError and PeerError leafs."""
+        for address in addresses:
+            try:
+                parse_address(address)
+            except ValueError as error:
+                raise RequestError(str(error), param="addresses") from error
+        with trio.move_on_after(_DIAL_TIMEOUT):
+            return await self.channels.dials.ask(DialRequest(addresses))
+        raise RequestError(f"no answer within {_DIAL_TIMEOUT:.0f} s; is that node running, and its port open?")
+
+
+def _hosts(listen_addresses: Callable[[], tuple[str, ...]]) -> list[str]:
+    return [parse_address(address).host for address in listen_addresses()]
+
+
+def _row(info: PeerInfo) -> dict[str, object]:
+    offer = info.offer
+    return {
+        "peer": info.peer,
+        "node": "" if offer is None else offer.node,
+        "state": info.liveness.value,
+        "connected": info.connected,
+        "relayed": info.relayed,
+        "round_trip_ms": None if info.round_trip is None else round(info.round_trip * 1e3, 2),
+        "version": "" if offer is None else offer.version,
+        "sessions": 0 if offer is None else offer.sessions,
+        "addresses": info.addresses,
+        "failures": info.failures,
+        "stages": [] if offer is None else [_stage(stage) for stage in offer.stages],
+    }
+
+
+def _stage(stage: StageOffer) -> dict[str, object]:
+    return {
+        "model": stage.name,
+        "id": stage.model,
+        "blocks": str(stage.blocks),
+        "of": stage.block_count,
+        "embedding": stage.embedding,
+        "head": stage.head,
+        "drift_class": stage.drift_class,
+        "block_ms": round(stage.block_seconds * 1e3, 3),
+        "free_tokens": stage.free_tokens,
+    }
