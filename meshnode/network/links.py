@@ -76,6 +76,7 @@ class Link(Generic[M]):
     _heart: Heartbeat = attrs.field(repr=False, factory=Heartbeat, init=False)
     _writer: FrameWriter = attrs.field(repr=False, init=False)
     _delivering: bool = attrs.field(repr=False, default=False, init=False)
+    _last_write: trio.CancelScope = attrs.field(repr=False, factory=lambda: trio.CancelScope(shield=True), init=False)
     _scope: trio.CancelScope = attrs.field(repr=False, factory=trio.CancelScope, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -181,11 +182,14 @@ class Link(Generic[M]):
                 nursery.start_soon(self._write_until_the_end)
                 nursery.start_soon(self._beat)
                 task_status.started()
-                if not self.closed.is_set():
-                    await self._read_until_the_end(deliver)
-                nursery.cancel_scope.cancel()
+                try:
+                    if not self.closed.is_set():
+                        await self._read_until_the_end(deliver)
+                finally:
+                    self.close("this node has ended the link")
+                    self._last_write.deadline = trio.current_time() + self.settings.goodbye
+                    nursery.cancel_scope.cancel()
         finally:
-            self.close("this node has ended the link")
             await self.end()
 
     async def end(self) -> None:
@@ -213,10 +217,11 @@ class Link(Generic[M]):
             raise PeerUnreachable(f"the link to {self.peer} has ended: {self.ended_by}") from self.ended_by
 
     async def _write_until_the_end(self) -> None:
-        try:
-            await self._writer.run()
-        except PeerUnreachable as error:
-            self.close(error)
+        with self._last_write:  # which may end, whoever is cancelled: after half a frame nothing can be said any more
+            try:
+                await self._writer.run()
+            except PeerUnreachable as error:
+                self.close(error)
 
     async def _beat(self) -> None:
         written = 0

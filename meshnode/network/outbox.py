@@ -23,6 +23,7 @@ class Outbox:
     """Frames on their way to one writer. A frame of any size is let in when there is nothing else."""
 
     bound: int  # bytes
+    is_closed: bool = attrs.field(default=False, init=False)
     _frames: deque[bytes] = attrs.field(factory=deque, init=False)
     _urgent: dict[str, bytes] = attrs.field(factory=dict, init=False)  # by kind
     _senders: deque[_Sender] = attrs.field(factory=deque, init=False)
@@ -63,12 +64,13 @@ class Outbox:
 
     def put_first(self, kind: str, data: bytes) -> None:
         """Queue a small frame before all others. A newer one of its kind replaces it: there is one of each at most."""
-        self._urgent[kind] = data
-        self._filled.set()
+        if not self.is_closed:
+            self._urgent[kind] = data
+            self._filled.set()
 
     async def filled(self) -> None:
-        """Wait until there is something to write. Cancellation changes nothing."""
-        while not self:
+        """Wait until there is something to write, or no more will come. Cancellation changes nothing."""
+        while not self and not self.is_closed:
             self._filled = trio.Event()
             await self._filled.wait()
 
@@ -94,6 +96,8 @@ class Outbox:
 
     def close(self) -> None:
         """Let all who wait go; what they wanted to send is dropped, like what is queued."""
+        self.is_closed = True
+        self._filled.set()
         for sender in self._senders:
             sender.admitted.set()
         for content in (self._senders, self._frames, self._urgent):

@@ -28,10 +28,12 @@ class FrameWriter:
         return 0.0 if self._since is None else trio.current_time() - self._since
 
     async def run(self) -> None:
-        """Write what is queued, until cancelled. Raises PeerUnreachable."""
+        """Write what is queued, until the outbox is closed; what is in hand then is still written. Raises PeerUnreachable."""
         while True:
             if not self.outbox:
                 await self.outbox.filled()
+            if self.outbox.is_closed:
+                return
             await self.write(self.outbox.take())
             self.outbox.wrote()
 
