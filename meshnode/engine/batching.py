@@ -4,16 +4,18 @@ It is a plain object that a thread drives: questions go in, `step` computes, ans
 cancellations are looked at between steps, and a lone stream never waits for a batch to fill.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import attrs
 import torch
 
+from meshnode.engine.admission import check_sampling, check_tokens
+from meshnode.engine.batch_ports import Cache, Stage
 from meshnode.engine.executor import Generation
-from meshnode.engine.pace import Counters, Pace
+from meshnode.engine.pace import Counters
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Rows
-from meshnode.engine.stepped_sessions import Cache, Stage, SteppedSessions, check_vocabulary
+from meshnode.engine.stepped_sessions import SteppedSessions
 from meshnode.engine.worker_messages import (
     Accepted,
     Answer,
@@ -60,14 +62,13 @@ class Batch:
     limits: BatchLimits
     emit: Callable[[Envelope], None]
     counters: Counters = attrs.field(factory=Counters, init=False)
-    pace: Pace = attrs.field(factory=Pace)
     _running: dict[int, _Running] = attrs.field(factory=dict, init=False)  # by exchange, in order of arrival
     _stepped: SteppedSessions = attrs.field(init=False)
     _steps_next: bool = attrs.field(default=True, init=False)  # whose turn it is when both kinds of work wait
     _turn: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._stepped = SteppedSessions(self.stage, self.emit, self.counters, self.pace)
+        self._stepped = SteppedSessions(self.stage, self.limits, self.emit, self.counters)
 
     @property
     def is_idle(self) -> bool:
@@ -100,14 +101,14 @@ class Batch:
         steps = self._stepped.is_waiting and (self._steps_next or not self._is_generating)
         self._steps_next = not steps
         if steps:
-            self._stepped.run()
+            self._stepped.run(alone=not self._running)
             return
         ready = [running for running in self._running.values() if running.window > 0]
         decoding = self._take_turns([running for running in ready if running.unread == 1])
         prefilling = next((running for running in ready if running.unread > 1), None)
         batch = [*decoding, prefilling] if prefilling is not None else decoding
         if batch:
-            self._run_batch(batch, prefilling, alone=not decoding)
+            self._run_batch(batch, prefilling, alone=not decoding and not self._stepped)
 
     def _take_turns(self, decoding: list[_Running]) -> list[_Running]:
         """Return at most max_batch sessions, others next time."""
@@ -124,7 +125,8 @@ class Batch:
                 raise RequestError("this stage holds a part of the model and cannot generate on its own")
             if not 1 <= generation.prompt_length <= len(generation.tokens) or generation.max_tokens < 1:
                 raise RequestError("a generation needs a prompt and at least one token to sample")
-            self._check_vocabulary(generation.tokens)
+            check_tokens(self.stage.spec, generation.tokens)
+            check_sampling(self.stage.spec, generation.sampling)
             needed = min(self.stage.spec.context_length, len(generation.tokens) + generation.max_tokens)
             if len(generation.tokens) > needed:
                 raise RequestError(f"{len(generation.tokens)} tokens do not fit a context of {needed}")
@@ -149,10 +151,7 @@ class Batch:
             else:
                 self.counters.decode_tokens += 1
         try:
-            with self.pace.measured(
-                rows_in_all=sum(len(entry.inputs) for entry in rows), blocks=len(self.stage.spec.blocks)
-            ):
-                results = self.stage.forward(rows)
+            results = self.stage.forward(rows)
         except MeshnodeError as error:
             for running in batch:
                 self._running.pop(running.exchange).cache.close()
@@ -182,9 +181,6 @@ class Batch:
         generation = running.generation
         full = len(running.tokens) >= self.stage.spec.context_length
         return token in generation.end_tokens or running.sampled >= generation.max_tokens or full
-
-    def _check_vocabulary(self, tokens: Sequence[int]) -> None:
-        check_vocabulary(self.stage.spec, tokens)
 
     def _answer(self, exchange: int, message: Answer) -> None:
         self.emit(Envelope(exchange, message))

@@ -24,7 +24,7 @@ class StageSpec:
 
     model: ModelId
     config: ModelConfig
-    blocks: BlockRange
+    blocks: BlockRange | None  # None: no block, only the embedding or the head, or both
     embedding: bool  # the stage turns tokens into activations
     head: bool  # the stage turns activations into logits and samples
     shards: tuple[ShardDescriptor, ...]  # in the order of ModelManifest.shards_for
@@ -74,8 +74,10 @@ class StageReservation:
 class StageStep:
     """One forward of one session. Exactly one of `tokens` and `activations` is set.
 
-    The rows are appended to the session's cache at `position`; a position below the cache's length truncates it, and the
-    history of sampled tokens, first. `activations` are raw little-endian bfloat16, [rows, hidden_size].
+    The rows are appended to the session's cache at `position`; a position below the cache's length truncates it first. The
+    head samples with as much of its history as lies before the last row's successor, and keeps that and what it sampled:
+    so rows that are replayed without sampling do not shorten it. `activations` are raw little-endian bfloat16, [rows,
+    hidden_size].
     """
 
     session: SessionId
@@ -128,8 +130,9 @@ class StageExecutor(Protocol):
     async def reserve(self, session: SessionId, reservation: StageReservation) -> int:
         """Reserve memory for a session and return how many positions its cache holds.
 
-        A session that is there with the same blocks and room enough keeps its cache, and 0 is returned for a new one. Raises
-        OutOfMemory, RequestError for blocks that are not loaded, WorkerLost.
+        A session that is there with the same blocks and room enough keeps its cache; its history and sampling are replaced,
+        and steps of it that still wait end with SessionLost. Anything else of that name is freed first, and 0 is returned.
+        Raises OutOfMemory, RequestError for blocks that are not loaded, WorkerLost.
         """
         ...
 

@@ -4,6 +4,7 @@ The forward pass takes rows of several sessions at once and gives each row the s
 Between blocks the activations are bfloat16, so a model that is cut at a block border and one that is not compute the same.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -14,15 +15,18 @@ import torch
 from meshnode.engine.architectures.llama import LlamaBlock
 from meshnode.engine.architectures.registry import block_class
 from meshnode.engine.executor import StageSpec
-from meshnode.engine.kv_cache import PagePool, SessionCache
+from meshnode.engine.kv_cache import PAGE, PagePool, SessionCache
 from meshnode.engine.layers.attention import Attention
 from meshnode.engine.layers.embedding import Embedding
 from meshnode.engine.layers.linear import Linear, build_linear
 from meshnode.engine.layers.norm import RMSNorm
 from meshnode.engine.layers.rotary import Rotary
+from meshnode.engine.pace import Pace
 from meshnode.engine.weights import StageWeights
 
 __all__ = ["Head", "Part", "Rows", "StageModel"]
+
+_NO_BOUND = 1 << 30  # tokens
 
 
 @attrs.frozen
@@ -70,6 +74,7 @@ class StageModel:
     head: Head | None
     rotary: Rotary
     pool: PagePool
+    pace: Pace = attrs.field(factory=Pace)  # of its blocks, so far
 
     @classmethod
     def load(cls, spec: StageSpec, progress: Callable[[int, int], None] | None = None) -> Self:
@@ -83,13 +88,14 @@ class StageModel:
         kind = block_class(spec.config.architecture)
         embedding = Embedding(weights.matrix("token_embd.weight"), device) if spec.embedding else None
         blocks: list[LlamaBlock] = []
-        for block in spec.blocks:
+        wanted = spec.blocks or ()
+        for block in wanted:
             blocks.append(kind.load(weights, spec.config, block, device))
             if progress is not None:
-                progress(len(blocks), len(spec.blocks))
+                progress(len(blocks), len(wanted))
         head = _load_head(weights, spec, device) if spec.head else None
         weights.check_all_taken()
-        pool = PagePool(len(spec.blocks), spec.config.kv_head_count, spec.config.head_size, spec.cache_bytes, device)
+        pool = PagePool(len(blocks), spec.config.kv_head_count, spec.config.head_size, spec.cache_bytes, device)
         rotary = Rotary.from_config(spec.config, spec.context_length, device)
         return cls(spec, embedding, tuple(blocks), head, rotary, pool)
 
@@ -101,6 +107,12 @@ class StageModel:
     def open_cache(self, tokens: int) -> SessionCache:
         """Reserve a session's cache for `tokens` positions. Raises OutOfMemory."""
         return SessionCache.open(self.pool, tokens)
+
+    @property
+    def free_tokens(self) -> int:
+        """Positions that can still be reserved for all blocks; without blocks they cost nothing."""
+        pool = self.pool
+        return (pool.budget_bytes - pool.used_bytes) // pool.page_bytes * PAGE if self.blocks else _NO_BOUND
 
     @property
     def whole(self) -> Part:
@@ -132,12 +144,16 @@ class StageModel:
     def _through_blocks(
         self, activations: torch.Tensor, caches: Sequence[tuple[SessionCache, int]], part: Part
     ) -> torch.Tensor:
+        began = time.perf_counter()
         rotations = self.rotary.rotations([(cache.length, count) for cache, count in caches])
         attention = Attention.begin(rotations, caches, self.spec.config.head_count)
         for index in part.blocks:
             activations = self.blocks[index].forward(activations, attention, index)
         for cache, count in caches:
             cache.length += count
+        if activations.is_cuda:
+            torch.cuda.synchronize(activations.device)  # costs nothing: whoever called waits for the result next
+        self.pace.saw(len(activations), len(part.blocks), time.perf_counter() - began)
         return activations
 
     def _logits(self, head: Head, rows: Sequence[Rows], pieces: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,63 +1,39 @@
 """Sessions that a coordinator drives step by step through this stage, or through a part of it.
 
-Decode steps that wait together run in one forward if they are for the same part; a chunk of a prompt runs alone, in turn with
-them. A session's rows and its sampled tokens follow its position: a step below it takes back what came after.
+Decode steps that wait together run in one forward if they are for the same part; rows of a prompt go alone, in turn with them
+and in pieces when others are there. A session's rows and its sampled tokens follow its position: a step below it takes back
+what came after.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import attrs
 import torch
 
-from meshnode.engine.executor import StageReservation, StageSpec
-from meshnode.engine.pace import Counters, Pace
+from meshnode.engine.admission import part_for, rows_of
+from meshnode.engine.batch_ports import Cache, Stage
+from meshnode.engine.executor import StageReservation
+from meshnode.engine.pace import Counters
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Part, Rows
-from meshnode.engine.worker_messages import Answer, Envelope, Release, Released, Reserve, Reserved, Step, StepDone
+from meshnode.engine.worker_messages import (
+    Answer,
+    BatchLimits,
+    Envelope,
+    Release,
+    Released,
+    Reserve,
+    Reserved,
+    Step,
+    StepDone,
+)
 from meshnode.errors import MeshnodeError, RequestError, SessionLost
 from meshnode.types.generation import TokenEvent
 from meshnode.types.ids import SessionId
 from meshnode.wire.failures import failure
 
-__all__ = ["Cache", "Stage", "SteppedSessions", "check_vocabulary"]
-
-
-class Cache(Protocol):
-    """What a batch needs of a session's cache."""
-
-    length: int
-
-    @property
-    def capacity(self) -> int:
-        """Positions reserved."""
-        ...
-
-    def truncate(self, length: int) -> None:
-        """Forget positions from `length` on."""
-        ...
-
-    def close(self) -> None:
-        """Give everything back."""
-        ...
-
-
-class Stage(Protocol):
-    """What a batch needs of a stage model."""
-
-    @property
-    def spec(self) -> StageSpec:
-        """The stage."""
-        ...
-
-    def open_cache(self, tokens: int) -> Cache:
-        """Reserve a cache."""
-        ...
-
-    def forward(self, rows: Sequence[Rows], part: Part | None = None) -> list[torch.Tensor]:
-        """Run one step."""
-        ...
+__all__ = ["SteppedSessions"]
 
 
 @attrs.define(eq=False)
@@ -75,37 +51,63 @@ class _NoCache:
 
 
 @attrs.define(eq=False)
+class _Waiting:
+    """A step whose rows from `done` on are to be computed."""
+
+    exchange: int
+    step: Step
+    inputs: torch.Tensor
+    done: int = 0
+    found: list[torch.Tensor] = attrs.field(factory=list)  # activations to return, of the rows that are done
+
+    @property
+    def is_decode(self) -> bool:
+        return len(self.inputs) == 1
+
+    @property
+    def end(self) -> int:
+        """The position after its last row."""
+        return self.step.position + len(self.inputs)
+
+
+@attrs.define(eq=False)
 class _Session:
+    id: SessionId
     reservation: StageReservation
     part: Part
     cache: Cache
     history: list[int]  # the answer so far, where the head is
+    steps: deque[_Waiting] = attrs.field(factory=deque)
 
-    def return_to(self, position: int) -> None:
-        """Forget everything from `position` on."""
-        if position > self.cache.length:
-            raise RequestError(f"position {position} leaves a gap after the {self.cache.length} that are there")
-        self.cache.truncate(position)
+    def begin(self, waiting: _Waiting) -> None:
+        """Go back to where a step begins. Raises RequestError, and changes nothing, when it begins or samples too far on."""
+        step = waiting.step
+        if step.position > self.cache.length:
+            raise RequestError(f"position {step.position} leaves a gap after the {self.cache.length} that are there")
+        if step.sample and waiting.end > self.reservation.prompt_length + len(self.history):
+            raise RequestError(f"the head does not know the answer up to position {waiting.end}")
+        self.cache.truncate(step.position)
 
-
-@attrs.frozen(eq=False)
-class _Waiting:
-    exchange: int
-    step: Step
-    session: _Session
-    inputs: torch.Tensor
+    def sample(self, logits: torch.Tensor) -> TokenEvent:
+        """Choose the token after the last row."""
+        wants, position = self.reservation, self.cache.length
+        assert wants.sampling is not None
+        del self.history[max(0, position - wants.prompt_length) :]
+        event = sample(logits, wants.sampling, position=position, history=self.history)
+        self.history.append(event.token)
+        return event
 
 
 @attrs.define(eq=False)
 class SteppedSessions:
-    """All of them, by id, and the steps that wait."""
+    """All of them, by id; those that wait also in the order of their turns."""
 
     stage: Stage
+    limits: BatchLimits
     emit: Callable[[Envelope], None]
     counters: Counters
-    pace: Pace
     _sessions: dict[SessionId, _Session] = attrs.field(factory=dict, init=False)
-    _steps: deque[_Waiting] = attrs.field(factory=deque, init=False)
+    _turns: dict[SessionId, _Session] = attrs.field(factory=dict, init=False)
     _long_next: bool = attrs.field(default=False, init=False)
 
     def __len__(self) -> int:
@@ -114,7 +116,7 @@ class SteppedSessions:
     @property
     def is_waiting(self) -> bool:
         """Whether there are steps to run."""
-        return bool(self._steps)
+        return bool(self._turns)
 
     def accept(self, exchange: int, message: Reserve | Step | Release, body: bytes) -> None:
         """Take a question; a refusal is emitted at once and changes nothing."""
@@ -122,145 +124,134 @@ class SteppedSessions:
             if isinstance(message, Reserve):
                 self._answer(exchange, Reserved(self._reserve(message.session, message.reservation)))
             elif isinstance(message, Step):
-                self._steps.append(self._checked(exchange, message, body))
+                self._queue(exchange, message, body)
             else:
                 self._drop(message.session)
                 self._answer(exchange, Released())
         except MeshnodeError as error:
             self._answer(exchange, failure(error))
 
-    def run(self) -> None:
-        """Run the decode steps that can go together, or one long step."""
-        batch = [each for each in self._take() if self._returned(each)]
+    def run(self, *, alone: bool) -> None:
+        """Run the decode steps that can go together, or rows of one long step: many if `alone` and no other session is there."""
+        chunk = self.limits.prefill_alone if alone and len(self._sessions) == 1 else self.limits.prefill_mixed
+        batch = [session for session in self._take() if self._begun(session)]
         if not batch:
             return
+        pieces = [self._piece(session, chunk) for session in batch]
         try:
-            rows = [Rows(each.session.cache, each.inputs, _logits(each)) for each in batch]  # type: ignore[arg-type]  # a Cache will do
-            part = batch[0].session.part
-            count = sum(len(each.inputs) for each in batch)
-            with self.pace.measured(rows_in_all=count, blocks=len(part.blocks)):
-                results = self.stage.forward(rows, part)
+            results = self.stage.forward(pieces, batch[0].part)
         except MeshnodeError as error:
-            for each in batch:
-                self._answer(each.exchange, failure(error))
-            return
-        for each, result in zip(batch, results, strict=True):
-            self._finish(each, result)
+            for session in batch:
+                self._answer(session.steps.popleft().exchange, failure(error))
+        else:
+            for session, piece, result in zip(batch, pieces, results, strict=True):
+                self._advance(session, len(piece.inputs), result)
+        for session in batch:
+            self._pass_turn(session)
 
-    def _take(self) -> list[_Waiting]:
-        """Take the next steps from the queue, of each session its first. Short ones go first, but not every time."""
-        firsts = list({id(each.session): each for each in reversed(self._steps)}.values())[::-1]
-        short = [each for each in firsts if len(each.inputs) == 1]
-        long = [each for each in firsts if len(each.inputs) > 1]
+    def _take(self) -> list[_Session]:
+        """Choose whose next steps run: one long one, or short ones through the same part. They alternate."""
+        short = [session for session in self._turns.values() if session.steps[0].is_decode]
+        long = [session for session in self._turns.values() if not session.steps[0].is_decode]
         if long and (self._long_next or not short):
             self._long_next = False
-            chosen = long[:1]
-        else:
-            self._long_next = True
-            together = [each for each in short if each.session.part == short[0].session.part]
-            chosen = together[: self.stage.spec.max_batch]
-        for each in chosen:
-            self._steps.remove(each)
-        return chosen
+            return long[:1]
+        self._long_next = True
+        together = [session for session in short if session.part == short[0].part]
+        return together[: self.stage.spec.max_batch]
 
-    def _returned(self, each: _Waiting) -> bool:
-        """Take a session back to where its step begins; say whether that could be done."""
+    def _begun(self, session: _Session) -> bool:
+        """Take a session back to where its step begins, unless it has begun; say whether that could be done."""
+        waiting = session.steps[0]
         try:
-            each.session.return_to(each.step.position)
+            if not waiting.done:
+                session.begin(waiting)
         except RequestError as error:
-            self._answer(each.exchange, failure(error))
+            session.steps.popleft()
+            self._pass_turn(session)
+            self._answer(waiting.exchange, failure(error))
             return False
         return True
 
-    def _finish(self, each: _Waiting, result: torch.Tensor) -> None:
-        session, step, count = each.session, each.step, len(each.inputs)
+    def _piece(self, session: _Session, chunk: int) -> Rows:
+        waiting = session.steps[0]
+        inputs = waiting.inputs[waiting.done : waiting.done + chunk]
+        is_last = waiting.done + len(inputs) == len(waiting.inputs)
+        wanted = "last" if waiting.step.sample and is_last else "none"
+        return Rows(session.cache, inputs, wanted)  # type: ignore[arg-type]  # a Cache will do
+
+    def _advance(self, session: _Session, count: int, result: torch.Tensor) -> None:
+        """Note that `count` rows of a session's step are done, and answer when these were the last."""
+        waiting = session.steps[0]
         if not session.part.blocks:
             session.cache.length += count
-        if count > 1:
-            self.counters.prefill_tokens += count
-        else:
+        if waiting.is_decode:
             self.counters.decode_tokens += 1
-        if session.part.head:
-            self._answer(each.exchange, StepDone(step.position, self._sample(each, result) if step.sample else None))
+        else:
+            self.counters.prefill_tokens += count
+        step = waiting.step
+        if not session.part.head:
+            wanted = result[max(0, step.return_from - step.position - waiting.done) :]
+            waiting.found.append(wanted)
+        waiting.done += count
+        if waiting.done < len(waiting.inputs):
             return
-        skipped = min(count, max(0, step.return_from - step.position))
-        raw = result[skipped:].contiguous().view(torch.uint8).numpy().tobytes()
-        self.emit(Envelope(each.exchange, StepDone(step.position + skipped), raw))
+        session.steps.popleft()
+        if session.part.head:
+            token = session.sample(result[-1]) if step.sample else None
+            self._answer(waiting.exchange, StepDone(step.position, token))
+        else:
+            first = min(waiting.end, max(step.position, step.return_from))
+            self.emit(Envelope(waiting.exchange, StepDone(first), _raw(waiting.found)))
 
-    def _sample(self, each: _Waiting, logits: torch.Tensor) -> TokenEvent:
-        session, wants = each.session, each.session.reservation
-        assert wants.sampling is not None
-        del session.history[max(0, session.cache.length - wants.prompt_length) :]
-        event = sample(logits[-1], wants.sampling, position=session.cache.length, history=session.history)
-        session.history.append(event.token)
-        return event
+    def _pass_turn(self, session: _Session) -> None:
+        """Let the others go first."""
+        del self._turns[session.id]
+        if session.steps:
+            self._turns[session.id] = session
 
-    def _reserve(self, session: SessionId, reservation: StageReservation) -> int:
-        part = self._part(reservation)
-        there = self._sessions.get(session)
-        if there is not None and there.part == part and there.cache.capacity >= reservation.tokens:
-            there.reservation, there.history = reservation, list(reservation.history)
-            return there.cache.length
-        self._drop(session)
-        cache = self.stage.open_cache(reservation.tokens) if part.blocks else _NoCache(reservation.tokens)
-        self._sessions[session] = _Session(reservation, part, cache, list(reservation.history))
-        return 0
-
-    def _part(self, wants: StageReservation) -> Part:
-        """Find what is wanted in what is loaded."""
-        spec, blocks = self.stage.spec, wants.blocks
-        inside = blocks is None or (spec.blocks.start <= blocks.start and blocks.end <= spec.blocks.end)
-        if not inside or (wants.embedding and not spec.embedding) or (wants.head and not spec.head):
-            raise RequestError(f"blocks {blocks} are wanted, with their ends; this stage holds {spec.blocks}")
-        if not 1 <= wants.tokens <= spec.context_length:
-            raise RequestError(f"{wants.tokens} positions are wanted; this stage allows 1 to {spec.context_length}")
-        if wants.head and wants.sampling is None:
-            raise RequestError("the head needs to know how to sample")
-        first = spec.blocks.start
-        indices = range(0) if blocks is None else range(blocks.start - first, blocks.end - first)
-        return Part(indices, wants.embedding, wants.head)
-
-    def _checked(self, exchange: int, step: Step, body: bytes) -> _Waiting:
+    def _queue(self, exchange: int, step: Step, body: bytes) -> None:
         session = self._sessions.get(step.session)
         if session is None:
             raise SessionLost("this stage holds nothing of that session")
-        inputs = self._inputs(session.part, step, body)
-        if step.position < 0 or step.position + len(inputs) > session.cache.capacity:
-            raise RequestError(f"positions {step.position} and on do not fit the {session.cache.capacity} reserved")
-        return _Waiting(exchange, step, session, inputs)
+        inputs = rows_of(self.stage.spec, session.part, step, body)
+        if step.sample and not session.part.head:
+            raise RequestError("this part of the stage has no head to sample with")
+        waiting = _Waiting(exchange, step, inputs)
+        if step.position < 0 or waiting.end > session.cache.capacity:
+            raise RequestError(
+                f"positions {step.position} to {waiting.end} do not fit the {session.cache.capacity} reserved"
+            )
+        session.steps.append(waiting)
+        self._turns.setdefault(session.id, session)
 
-    def _inputs(self, part: Part, step: Step, body: bytes) -> torch.Tensor:
-        if part.embedding:
-            if not step.tokens:
-                raise RequestError("this stage begins with tokens, and the step has none")
-            check_vocabulary(self.stage.spec, step.tokens)
-            return torch.tensor(step.tokens)
-        width = self.stage.spec.config.hidden_size
-        if not body or len(body) % (2 * width):
-            raise RequestError(f"{len(body)} bytes are not rows of {width} bfloat16 activations")
-        rows = torch.frombuffer(bytearray(body), dtype=torch.bfloat16).view(-1, width)
-        if not bool(rows.isfinite().all()):
-            raise RequestError("the activations are not finite")
-        return rows
+    def _reserve(self, name: SessionId, reservation: StageReservation) -> int:
+        part = part_for(self.stage.spec, reservation)
+        there = self._sessions.get(name)
+        if there is not None and there.part == part and there.cache.capacity >= reservation.tokens:
+            self._refuse_waiting(there, "the session was reserved anew")
+            there.reservation, there.history = reservation, list(reservation.history)
+            return there.cache.length
+        self._drop(name)
+        cache = self.stage.open_cache(reservation.tokens) if part.blocks else _NoCache(reservation.tokens)
+        self._sessions[name] = _Session(name, reservation, part, cache, list(reservation.history))
+        return 0
 
-    def _drop(self, session: SessionId) -> None:
-        there = self._sessions.pop(session, None)
+    def _drop(self, name: SessionId) -> None:
+        there = self._sessions.pop(name, None)
         if there is not None:
             there.cache.close()
-            for each in [each for each in self._steps if each.session is there]:
-                self._steps.remove(each)
-                self._answer(each.exchange, failure(SessionLost("the session was released")))
+            self._refuse_waiting(there, "the session was released")
+
+    def _refuse_waiting(self, session: _Session, reason: str) -> None:
+        self._turns.pop(session.id, None)
+        while session.steps:
+            self._answer(session.steps.popleft().exchange, failure(SessionLost(reason)))
 
     def _answer(self, exchange: int, message: Answer) -> None:
         self.emit(Envelope(exchange, message))
 
 
-def check_vocabulary(spec: StageSpec, tokens: Sequence[int]) -> None:
-    """Raise RequestError for a token id that the model does not have."""
-    top = spec.config.vocabulary_size
-    if not all(0 <= token < top for token in tokens):
-        raise RequestError(f"there are token ids outside 0 to {top - 1}")
-
-
-def _logits(each: _Waiting) -> str:
-    return "last" if each.step.sample else "none"
+def _raw(pieces: list[torch.Tensor]) -> bytes:
+    """Return rows as they travel: bfloat16, little-endian."""
+    return b"".join([piece.cpu().contiguous().view(torch.uint8).numpy().tobytes() for piece in pieces])

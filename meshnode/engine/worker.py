@@ -18,11 +18,10 @@ import psutil
 import torch
 
 from meshnode.engine.batching import Batch
+from meshnode.engine.calibration import calibrate
 from meshnode.engine.devices import available_bytes, cache_budget, physical_cores, weight_bytes
 from meshnode.engine.drift import drift_class
 from meshnode.engine.executor import ExecutorStats, StageSpec
-from meshnode.engine.kv_cache import PAGE
-from meshnode.engine.pace import calibrate
 from meshnode.engine.stage_model import StageModel
 from meshnode.engine.worker_messages import (
     Envelope,
@@ -94,7 +93,7 @@ def main(descriptor: int) -> None:
         return
     batch = Batch(stage, loading.message.limits, port.send)
     port.busy_since = time.monotonic()
-    calibrate(stage, batch.pace)
+    calibrate(stage)
     port.send(Envelope(loading.exchange, Ready(stage.spec.device, stage.weight_bytes, stage.spec.cache_bytes)))
     while True:
         port.busy_since = None
@@ -156,9 +155,9 @@ def _take(port: _Port, stage: StageModel, batch: Batch, envelope: Envelope) -> N
             resident_bytes=psutil.Process().memory_info().rss,
             prefill_tokens=batch.counters.prefill_tokens,
             decode_tokens=batch.counters.decode_tokens,
-            block_seconds=batch.pace.block_seconds,
-            prefill_seconds=batch.pace.prefill_seconds,
-            free_tokens=(stage.pool.budget_bytes - stage.pool.used_bytes) // stage.pool.page_bytes * PAGE,
+            block_seconds=stage.pace.block_seconds,
+            prefill_seconds=stage.pace.prefill_seconds,
+            free_tokens=stage.free_tokens,
             drift_class=drift_class(stage.spec.device),
         )
         port.send(Envelope(envelope.exchange, Stats(stats)))

@@ -171,7 +171,7 @@ class LoadedModel:
     def offer(self) -> StageOffer | None:
         """Say what can be asked of this stage; None while its worker is not there, or not measured yet."""
         stats, spec, config = self.stats, self.spec, self.manifest.config
-        if stats is None or not self.is_ready or not self.executor.is_ready:
+        if stats is None or spec.blocks is None or not self.is_ready or not self.executor.is_ready:
             return None
         return StageOffer(
             model=self.manifest.id,

@@ -59,6 +59,7 @@ class FakeStage:
 
     def __init__(self, spec, room=10_000):
         self.spec, self.room, self.reserved, self.steps, self.fails = spec, room, 0, [], None
+        self.favourites = []  # if any, the likeliest tokens whatever came before
 
     def open_cache(self, tokens):
         if self.reserved + tokens > self.room:
@@ -70,14 +71,20 @@ class FakeStage:
         if self.fails is not None:
             raise self.fails
         assert len({id(entry.cache) for entry in rows}) == len(rows), "a session twice in one step"
+        has_head = part is None or part.head
         self.steps.append([len(entry.inputs) for entry in rows])
         results = []
         for entry in rows:
             assert entry.cache.open
             entry.cache.tokens += entry.inputs.tolist()
             assert entry.cache.length <= entry.cache.reserved
+            if not has_head:
+                results.append(torch.zeros(len(entry.inputs), 8, dtype=torch.bfloat16))
+                continue
             logits = torch.zeros(1 if entry.logits == "last" else 0, VOCABULARY)
-            if len(logits):
+            if len(logits) and self.favourites:
+                logits[0, self.favourites] = torch.linspace(2.0, 1.5, len(self.favourites))
+            elif len(logits):
                 logits[0, next_token(entry.cache.tokens)] = 1.0
             results.append(logits)
         return results
@@ -289,7 +296,7 @@ def reservation(tokens=64, history=(), **options):
 def test_steps_of_a_session_grow_its_cache_and_releasing_frees_it(spec):
     desk = Desk(stage := FakeStage(spec))
     session = SessionId("ring")
-    desk.ask(1, Reserve(session, reservation()))
+    desk.ask(1, Reserve(session, reservation(prompt_length=4)))
     assert desk.answers(1, Reserved)[0].length == 0
     desk.ask(2, Step(session, 0, (1, 2, 3)))
     desk.ask(3, Step(session, 3, (4,), sample=True))
@@ -328,6 +335,17 @@ def test_a_session_that_is_reserved_again_keeps_its_cache_if_it_can(spec):
         ({"tokens": 5000}, "5000 positions"),
         ({"tokens": 0}, "0 positions"),
         ({"sampling": None}, "how to sample"),
+        ({"history": (VOCABULARY,)}, "token ids"),
+        ({"prompt_length": -1}, "prompt of -1"),
+        ({"sampling": SamplingParameters(top_k=-1)}, "top_k"),
+        ({"sampling": SamplingParameters(temperature=float("nan"))}, "temperature"),
+        ({"sampling": SamplingParameters(top_logprobs=-2)}, "top_logprobs"),
+        ({"sampling": SamplingParameters(logit_bias=((-1, 1.0),))}, "token ids"),
+        ({"sampling": SamplingParameters(frequency_penalty=float("inf"))}, "finite"),
+        ({"blocks": BlockRange(0, 1)}, "not in one piece"),
+        ({"blocks": BlockRange(1, 2)}, "not in one piece"),
+        ({"blocks": None}, "not in one piece"),
+        ({"blocks": None, "embedding": False, "head": False}, "piece: nothing"),
     ],
 )
 def test_a_reservation_that_cannot_be_is_refused(spec, wanted, words):
@@ -360,6 +378,104 @@ def test_steps_and_generations_take_turns(spec):
     assert stage.steps == [[1], [3], [1], [1], [1], [1]]
 
 
+def test_a_long_step_goes_in_pieces_when_others_are_there_and_is_answered_once(spec):
+    desk = Desk(stage := FakeStage(spec))
+    for name in ("long", "short"):
+        desk.ask(1, Reserve(SessionId(name), reservation(tokens=600, prompt_length=300)))
+    desk.ask(2, Step(SessionId("long"), 0, tuple(prompt_of(300)), sample=True))
+    for position in range(3):
+        desk.ask(10 + position, Step(SessionId("short"), position, (position,)))
+    desk.run()
+    assert stage.steps == [[1], [128], [1], [128], [1], [44]]
+    assert [done.token.token for done in desk.answers(2, StepDone)] == [next_token(prompt_of(300))]
+
+
+def test_a_long_step_alone_goes_in_wide_pieces(spec):
+    desk = Desk(stage := FakeStage(spec))
+    desk.ask(1, Reserve(SessionId("ring"), reservation(tokens=1000)))
+    desk.ask(2, Step(SessionId("ring"), 0, tuple(prompt_of(700))))
+    desk.run()
+    assert stage.steps == [[512], [188]]
+
+
+def test_a_generation_takes_small_pieces_while_others_drive_sessions_here(spec):
+    desk = Desk(stage := FakeStage(spec))
+    desk.ask(1, Reserve(SessionId("ring"), reservation()))
+    desk.generate(2, prompt_of(300), 1)
+    desk.run()
+    assert stage.steps == [[128], [128], [44]]
+
+
+def test_every_session_gets_its_turn_whatever_the_others_have_waiting(spec):
+    desk = Desk(FakeStage(attrs.evolve(spec, max_batch=2)))
+    for number in range(5):
+        desk.ask(1, Reserve(SessionId(f"s{number}"), reservation()))
+    for position in range(10):
+        for number in range(5):
+            desk.ask(100 * number + position, Step(SessionId(f"s{number}"), position, (7,)))
+    desk.run(5)
+    done = [sum(bool(desk.answers(100 * number + position, StepDone)) for position in range(10)) for number in range(5)]
+    assert done == [2, 2, 2, 2, 2]
+
+
+def test_steps_through_different_parts_never_share_a_forward(spec):
+    desk = Desk(stage := FakeStage(spec))
+    for name, end in (("a", 1), ("b", 2), ("c", 1)):
+        blocks = BlockRange(0, end)
+        desk.ask(1, Reserve(SessionId(name), reservation(blocks=blocks, head=False, sampling=None)))
+        desk.ask(2, Step(SessionId(name), 0, (1,)))
+    desk.batch.step()
+    desk.batch.step()
+    assert stage.steps == [[1, 1], [1]]
+
+
+def test_reserving_anew_replaces_the_history_and_refuses_what_waits(spec):
+    desk = Desk(stage := FakeStage(spec))
+    session = SessionId("ring")
+    desk.ask(1, Reserve(session, reservation(prompt_length=2)))
+    desk.ask(2, Step(session, 0, (1, 2), sample=True))
+    desk.run()
+    desk.ask(3, Step(session, 2, (3,), sample=True))
+    desk.ask(4, Reserve(session, reservation(prompt_length=2, history=(8, 9))))
+    assert [failed.code for failed in desk.answers(3, Failed)] == ["session_lost"]
+    assert desk.answers(4, Reserved)[0].length == 2
+    desk.ask(5, Step(session, 2, (8, 9), sample=True))
+    desk.run()
+    assert desk.answers(5, StepDone)[0].token.token == next_token([1, 2, 8, 9])
+    assert len(stage.steps) == 2
+
+
+def test_the_head_refuses_to_sample_when_it_lacks_some_of_the_answer(spec):
+    desk = Desk(FakeStage(spec))
+    desk.ask(1, Reserve(SessionId("ring"), reservation(prompt_length=2, history=(5,))))
+    desk.ask(2, Step(SessionId("ring"), 0, (1, 2, 5, 6), sample=True))
+    desk.run()
+    assert "does not know the answer" in desk.answers(2, Failed)[0].message
+    desk.ask(3, Step(SessionId("ring"), 0, (1, 2, 5), sample=True))
+    desk.run()
+    assert desk.answers(3, StepDone)
+
+
+def test_penalties_count_what_was_sampled_here_and_a_replay_changes_nothing(spec):
+    """The likeliest token is forbidden by its own first use: the answer never repeats one."""
+    forbid = SamplingParameters(temperature=0, presence_penalty=2.0)
+    stage = FakeStage(spec)
+    stage.favourites = [11, 12, 13, 14]
+    desk = Desk(stage)
+    session, answer = SessionId("ring"), []
+    desk.ask(1, Reserve(session, reservation(prompt_length=1, sampling=forbid)))
+    for position in range(3):
+        desk.ask(position, Step(session, position, (answer or [1])[-1:], sample=True))
+        desk.run()
+        answer.append(desk.answers(position, StepDone)[-1].token.token)
+    assert answer == [11, 12, 13]
+    desk.ask(10, Reserve(session, reservation(prompt_length=1, sampling=forbid, history=tuple(answer))))
+    desk.ask(11, Step(session, 0, (1, 11)))  # rows again, without sampling
+    desk.ask(12, Step(session, 2, (12, 13), sample=True))
+    desk.run()
+    assert desk.answers(12, StepDone)[0].token.token == 14
+
+
 def test_released_steps_are_refused(spec):
     desk = Desk(FakeStage(spec))
     session = SessionId("ring")
@@ -378,6 +494,7 @@ def test_released_steps_are_refused(spec):
         (Step(SessionId("ring"), 0, (VOCABULARY,)), "invalid_request"),
         (Step(SessionId("ring"), 60, (1, 2, 3, 4, 5)), "invalid_request"),
         (Step(SessionId("ring"), 5, (1,)), "invalid_request"),
+        (Step(SessionId("ring"), -1, (1,)), "invalid_request"),
     ],
 )
 def test_a_step_that_is_refused_changes_nothing(spec, wrong, code):
