@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import attrs
 import structlog
 import trio
+from blake3 import blake3
 from libp2p.tools.anyio_service import background_trio_service
 
 from meshnode.crypto.identity import Identity
@@ -19,6 +20,7 @@ from meshnode.errors import ConfigError, PeerError, PeerMisbehaved, PeerUnreacha
 from meshnode.network.addresses import Address, local_hosts, parse_address
 from meshnode.network.libp2p_connections import Connections, StreamHandler
 from meshnode.network.libp2p_streams import Carrier, LibP2PStream
+from meshnode.network.relay import Relay
 from meshnode.types.ids import PeerId, short
 
 __all__ = ["ControlHost", "HostSettings", "open_host"]
@@ -46,18 +48,28 @@ class ControlHost:
     """Authenticated connections to peers, and streams on them. Made by `open_host`."""
 
     def __init__(
-        self, peer: PeerId, settings: HostSettings, connections: Connections, bound: Sequence[tuple[str, int]]
+        self,
+        peer: PeerId,
+        settings: HostSettings,
+        connections: Connections,
+        bound: Sequence[tuple[str, int]],
+        nursery: trio.Nursery,
     ) -> None:
         self.peer = peer
         self._settings = settings
         self._connections = connections
         self._bound = tuple(bound)
+        self._relay = Relay(peer, connections, _network_name(settings.network_id), self._direct_addresses, nursery)
+        self._relay.open(serve=settings.relay_service)
         self._dials: dict[PeerId, trio.Event] = {}
         self._handshakes = 0
         self._sources: Counter[str] = Counter()
 
     def listen_addresses(self) -> tuple[str, ...]:
-        """Return our whole multiaddrs, with /p2p/, best first."""
+        """Return our whole multiaddrs, with /p2p/, best first; last those through relays."""
+        return (*self._direct_addresses(), *self._relay.addresses())
+
+    def _direct_addresses(self) -> tuple[str, ...]:
         return tuple(str(Address(host, port, self.peer)) for bound, port in self._bound for host in local_hosts(bound))
 
     def connections(self) -> frozenset[PeerId]:
@@ -80,7 +92,9 @@ class ControlHost:
                 continue
             self._dials[peer] = dial = trio.Event()
             try:
-                await self._dial_any(targets)
+                await self._dial_any(
+                    [each for each in targets if each.is_direct or not self._connections.is_connected(peer)]
+                )
             finally:
                 del self._dials[peer]
                 dial.set()
@@ -95,6 +109,13 @@ class ControlHost:
         """Close all connections to a peer at once, however it behaves."""
         await self._connections.hang_up(peer)
 
+    async def reserve_relay(self, peer: PeerId) -> str:
+        """Be reachable through a connected peer as long as the connection lasts; return our address there.
+
+        Raises PeerRefused when it does not want to, PeerUnreachable.
+        """
+        return await self._relay.reserve(peer)
+
     def _targets(self, addresses: Sequence[str]) -> list[Address]:
         targets, refused = [], []
         for text in addresses:
@@ -107,7 +128,7 @@ class ControlHost:
         peer = targets[0].peer
         if any(target.peer != peer for target in targets):
             raise PeerUnreachable("the addresses name different peers")
-        if peer == self.peer:
+        if self.peer in (peer, *(target.relay for target in targets)):
             raise PeerUnreachable("this is the address of this node itself")
         return sorted(dict.fromkeys(targets), key=lambda target: not target.is_direct)
 
@@ -132,7 +153,7 @@ class ControlHost:
                 nursery.start_soon(attempt, target, failed)
                 with trio.move_on_after(_HEAD_START):
                     await failed.wait()
-        if succeeded:
+        if succeeded or self._connections.is_connected(targets[0].peer):  # the peer may have dialled us meanwhile
             return
         kind = (
             PeerMisbehaved if all(isinstance(each, PeerMisbehaved) for each in failures.values()) else PeerUnreachable
@@ -141,9 +162,13 @@ class ControlHost:
         raise kind(f"{short(targets[0].peer)} was not reached: {reasons}")
 
     async def _dial(self, target: Address) -> None:
-        timeout = self._settings.dial_timeout
+        timeout = self._settings.dial_timeout * (1 if target.is_direct else 2)
         try:
             with trio.fail_after(timeout):
+                if target.relay is not None:
+                    await self.connect([str(attrs.evolve(target, peer=target.relay, relay=None))])
+                    await self._relay.dial(target.relay, target.peer)
+                    return
                 stream = await trio.open_tcp_stream(target.host, target.port)
                 try:
                     await self._connections.secure_outbound(Carrier(stream, None), target.peer, relayed=False)
@@ -194,8 +219,8 @@ async def open_host(
     try:
         connections = Connections(identity, settings.max_connections, on_stream)
         bound = [listener.socket.getsockname()[:2] for listener in listeners]
-        host = ControlHost(identity.peer, settings, connections, bound)
         async with background_trio_service(connections.swarm), trio.open_nursery() as nursery:
+            host = ControlHost(identity.peer, settings, connections, bound, nursery)
             await connections.swarm.event_background_nursery_created.wait()
             nursery.start_soon(trio.serve_listeners, host.accept, listeners)
             nursery.start_soon(connections.close_idle)
@@ -208,6 +233,11 @@ async def open_host(
     finally:
         for listener in listeners:
             listener.socket.close()
+
+
+def _network_name(network_id: str) -> str:
+    """Return what stands for the network in the names of protocols, by which its id cannot be found but by guessing."""
+    return blake3(network_id.encode(), derive_key_context="meshnode names of protocols").hexdigest(8)
 
 
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:
