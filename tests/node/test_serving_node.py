@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import httpx
 import psutil
 import pytest
+from support.real_node import Node
 
 pytestmark = [pytest.mark.processes, pytest.mark.starter]
 
@@ -23,59 +23,9 @@ LONG_ANSWER = {
 }
 
 
-class Node:
-    def __init__(self, folder, *arguments, **extra):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
-        command = [sys.executable, "-m", "meshnode", "run", "--no-browser", "--port", "0", "--data-dir", str(folder)]
-        self.folder, self.not_ready = folder, []
-        self.process = subprocess.Popen(
-            [*command, *arguments], env={**kept, **extra}, stderr=subprocess.PIPE, text=True
-        )
-        self.log = []
-        self._reader = threading.Thread(target=lambda: self.log.extend(map(json.loads, self.process.stderr)))
-        self._reader.start()
-
-    def __enter__(self):
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log
-            try:
-                said = json.loads((self.folder / "runtime.json").read_text())
-                self.url = f"http://{said['host']}:{said['port']}"
-                answer = httpx.get(f"{self.url}/health/ready", timeout=10)
-            except (OSError, ValueError, httpx.TransportError):
-                time.sleep(0.05)
-                continue
-            if answer.status_code == 200:
-                key = (self.folder / "api_key").read_text().strip()
-                self.http = httpx.Client(
-                    base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False
-                )
-                return self
-            self.not_ready += answer.json()["not_ready"]
-            time.sleep(0.05)
-        raise AssertionError(self.log)
-
-    def __exit__(self, *_):
-        if hasattr(self, "http"):
-            self.http.close()
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-        self.process.stderr.close()
-
-    def end(self):
-        self.process.wait(timeout=30)
-        self._reader.join()
-        return self.process.returncode
-
-    def worker(self):
-        (worker,) = psutil.Process(self.process.pid).children(recursive=True)
-        return worker
-
-    def ask(self):
-        body = {**LONG_ANSWER, "stream": False, "max_tokens": 4}
-        return self.http.post("/v1/chat/completions", json=body)
+def ask(node):
+    body = {**LONG_ANSWER, "stream": False, "max_tokens": 4}
+    return node.http.post("/v1/chat/completions", json=body)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +55,7 @@ def test_a_named_model_is_fetched_served_and_survives_its_worker(tmp_path, start
             first.send_signal(signal.SIGKILL)
             found, done = events(answer)
         assert done or "error" in found[-1]
-        answer = node.ask()
+        answer = ask(node)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"]["content"]
         second = node.worker()

@@ -135,7 +135,7 @@ def serve():
     async def start(router=None, limits=LIMITS, unready=(), **changes):
         router, stopped = router or FakeRouter(), []
         dependencies = ApiDependencies(
-        mesh=None,
+            mesh=None,
             key=KEY,
             generate=router.generate,
             models=lambda: (MODEL,),

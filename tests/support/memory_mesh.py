@@ -106,8 +106,14 @@ class MemoryNode:
 
     def peers(self):
         return tuple(
-            PeerInfo(node.peer, Liveness.ALIVE, connected=True, lan=node.peer in self.network.lan,
-                     round_trip=2 * self.network.delay, offer=node.offer())
+            PeerInfo(
+                node.peer,
+                Liveness.ALIVE,
+                connected=True,
+                lan=node.peer in self.network.lan,
+                round_trip=2 * self.network.delay,
+                offer=node.offer(),
+            )
             for node in self.network.nodes.values()
             if node is not self and not self.network.cut(self.peer, node.peer)
         )

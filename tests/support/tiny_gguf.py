@@ -35,6 +35,7 @@ def write_tiny_llama(
     rope_freqs: bool = False,
     seed: int = 0,
     name: str = "Tiny Llama",
+    template: str = TEMPLATE,
     drop: str | None = None,
     extra: dict[str, np.ndarray] | None = None,
 ) -> Path:
@@ -66,7 +67,7 @@ def write_tiny_llama(
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(template)
     source = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (len(tokens), hidden), "output_norm.weight": (hidden,)}
     if not tied:

@@ -135,13 +135,21 @@ class ToyExecutor:
         await trio.lowlevel.checkpoint()
         self._check()
         used = sum(each.reservation.tokens for each in self.sessions.values())
-        return ExecutorStats(0, used, self.room, len(self.sessions), 0, 0, 0,
-                             self.pace, self.pace, self.room - used, "toy")
+        return ExecutorStats(
+            0, used, self.room, len(self.sessions), 0, 0, 0, self.pace, self.pace, self.room - used, "toy"
+        )
 
     @asynccontextmanager
     async def generate(self, request):
-        wants = StageReservation(self.blocks, True, True, len(request.tokens) + request.max_tokens,
-                                 request.prompt_length, request.tokens[request.prompt_length :], request.sampling)
+        wants = StageReservation(
+            self.blocks,
+            True,
+            True,
+            len(request.tokens) + request.max_tokens,
+            request.prompt_length,
+            request.tokens[request.prompt_length :],
+            request.sampling,
+        )
         await self.reserve(request.session, wants)
         try:
             yield self._events(request)

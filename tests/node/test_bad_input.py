@@ -1,0 +1,202 @@
+"""What a real node says to bad input, and that it serves on as if nothing had been."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+from support.real_node import Node
+from support.tiny_gguf import write_tiny_llama
+
+from meshnode.config.paths import DataPaths
+
+pytestmark = pytest.mark.processes
+
+HI = [{"role": "user", "content": "hi"}]
+CHAT = {"model": "good", "messages": HI, "max_tokens": 4}
+
+
+def command(*arguments):
+    """Run a command of the command line without a node."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "meshnode", *map(str, arguments)], env=kept, capture_output=True, text=True, check=False
+    )
+
+
+def add(path, folder):
+    result = command("models", "add", path, "--data-dir", folder)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """One node for all: it has a good model, and one whose template never ends."""
+    folder, files = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("files")
+    add(write_tiny_llama(files / "good.gguf", name="Good"), folder)
+    endless = "{% for i in range(10**12) %}{{ messages[0].content }}{% endfor %}"
+    add(write_tiny_llama(files / "endless.gguf", name="Endless", seed=1, template=endless), folder)
+    with Node(folder, "--offline", "--model", "good", "--model", "endless") as node:
+        yield node
+
+
+def post(node, body):
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return node.http.post("/v1/chat/completions", content=raw, headers={"Content-Type": "application/json"})
+
+
+BAD = {
+    "cut JSON": (b'{"model": "good", "messages": [', 400, "not valid JSON"),
+    "no JSON": (b"hello", 400, "not valid JSON: "),
+    "no UTF-8": (b'{"model": "\xff"}', 400, "not UTF-8"),
+    "no object": (b"[1, 2]", 400, "Expected `object`"),
+    "a wrong type": (CHAT | {"temperature": "hot"}, 400, "temperature"),
+    "messages of a wrong type": (CHAT | {"messages": "hi"}, 400, "messages"),
+    "no messages at all": ({"model": "good"}, 400, "'messages' is needed"),
+    "empty messages": (CHAT | {"messages": []}, 400, "messages"),
+    "an unknown field": (CHAT | {"temprature": 1}, 400, "temprature"),
+    "an unknown model": (CHAT | {"model": "nobody"}, 404, "good"),
+    "a negative temperature": (CHAT | {"temperature": -1}, 400, "temperature"),
+    "a negative count": (CHAT | {"max_tokens": -5}, 400, "max_tokens"),
+    "forty stops": (CHAT | {"stop": [f"stop {number}" for number in range(40)]}, 400, "stop"),
+    "10 MB": (CHAT | {"messages": [{"role": "user", "content": "x" * 10_000_000}]}, 413, "8388608 bytes"),
+    "longer than the context": (CHAT | {"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "1024"),
+    "an endless template": (CHAT | {"model": "endless"}, 400, "chat template"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_requests_are_refused_by_name_and_the_next_one_is_served(node, what):
+    body, status, words = BAD[what]
+    answer = post(node, body)
+    assert answer.status_code == status, answer.text
+    assert words in answer.json()["error"]["message"]
+    assert post(node, CHAT).status_code == 200
+
+
+NOT_NUMBERS = [b"NaN", b"Infinity", b"-Infinity", b"1e999", b'"nan"', b"-0x1", b"null null"]
+
+
+@pytest.mark.parametrize("number", NOT_NUMBERS)
+@pytest.mark.parametrize(
+    "name", ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "logit_bias"]
+)
+def test_what_is_no_number_never_reaches_the_sampler(node, name, number):
+    value = b'{"5": %s}' % number if name == "logit_bias" else number
+    body = b'{"model": "good", "messages": [{"role": "user", "content": "hi"}], "%s": %s}' % (name.encode(), value)
+    answer = post(node, body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_prompt_longer_than_the_context_is_told_both_numbers(node):
+    message = post(node, BAD["longer than the context"][0]).json()["error"]["message"]
+    assert "1024" in message
+    assert [int(word) for word in message.split() if word.isdecimal() and 5000 <= int(word) < 5100]
+
+
+def connect(node):
+    url = httpx.URL(node.url)
+    line = socket.create_connection((url.host, url.port))
+    body = json.dumps(CHAT | {"max_tokens": 900, "stream": True}).encode()
+    key = node.http.headers["Authorization"]
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {key}\r\nContent-Type: application/json\r\n"
+    line.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    return line
+
+
+def active(node):
+    lines = node.http.get("/metrics").text.splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("meshnode_inference_active_sessions ")))
+
+
+def test_clients_that_vanish_leave_nothing_behind(node):
+    for _ in range(5):
+        line = connect(node)
+        assert b"200" in line.recv(100)
+        line.close()
+    deadline = time.monotonic() + 10
+    while active(node) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert active(node) == 0
+    assert post(node, CHAT).status_code == 200
+
+
+def test_a_client_that_never_reads_does_not_hold_up_the_others(node):
+    with connect(node):
+        for _ in range(5):
+            assert post(node, CHAT).status_code == 200
+
+
+def test_the_worker_killed_in_the_middle_of_an_answer_costs_no_word_of_it(node):
+    body = CHAT | {"max_tokens": 300, "temperature": 0, "stream": True}
+
+    def answer(disturb=False):
+        text, done = "", False
+        with node.http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            for line in reply.iter_lines():
+                done = done or line == "data: [DONE]"
+                if line.startswith("data: {"):
+                    text += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+                    if disturb and text:
+                        disturb = False
+                        for worker in node.workers():
+                            worker.send_signal(signal.SIGKILL)
+        assert done
+        return text
+
+    whole = answer()
+    assert answer(disturb=True) == whole
+    assert post(node, CHAT).status_code == 200
+
+
+def test_a_flipped_bit_is_quarantined_and_never_loaded(tmp_path):
+    paths = DataPaths(tmp_path / "data")
+    source = write_tiny_llama(tmp_path / "m.gguf", name="Good")
+    add(source, paths.root)
+    source.unlink()  # so that it cannot be made again
+    victim = max((path for path in paths.shards.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    raw = bytearray(victim.read_bytes())
+    raw[-1] ^= 1
+    victim.chmod(0o600)
+    victim.write_bytes(raw)
+    with Node(paths.root, "--offline", until_ready=False) as node:
+        deadline = time.monotonic() + 60
+        while victim.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert [path.read_bytes() for path in paths.quarantine.rglob("*") if path.is_file()] == [bytes(raw)]
+        answer = post(node, CHAT)
+        assert answer.status_code == 503, answer.text
+        conditions = node.http.get("/api/admin/status").json()["conditions"]
+        assert any(row["code"] == "model_incomplete" and "good" in row["text"] for row in conditions)
+        maps = [entry.path for worker in node.workers() for entry in worker.memory_maps()]
+        assert not [path for path in maps if victim.name in path]  # what is whole of the model may be, for other nodes
+
+
+@pytest.mark.parametrize("damage", ["truncated", "wrong shape"])
+def test_a_damaged_gguf_is_refused_in_one_line_and_leaves_nothing(tmp_path, damage):
+    if damage == "truncated":
+        path = write_tiny_llama(tmp_path / "m.gguf")
+        path.write_bytes(path.read_bytes()[:-1000])
+    else:
+        path = write_tiny_llama(tmp_path / "m.gguf", extra={"blk.0.attn_k.weight": np.zeros((96, 256), np.float32)})
+    result = command("models", "add", path, "--data-dir", tmp_path / "data")
+    assert result.returncode == 1
+    line = result.stderr.splitlines()[-1]
+    assert ("truncated" if damage == "truncated" else "should have shape (128, 256), but has (96, 256)") in line
+    assert "Traceback" not in result.stderr
+    assert not [path for path in (tmp_path / "data").glob("*/**/*") if path.suffix == ".safetensors"]
+
+
+def test_a_full_disk_under_the_data_folder_is_one_line_and_64(tmp_path):
+    (tmp_path / "runtime.new").symlink_to("/dev/full")
+    result = command("run", "--offline", "--no-browser", "--port", "0", "--data-dir", tmp_path)
+    assert result.returncode == 64
+    (line,) = result.stderr.splitlines()
+    assert f"the data folder {tmp_path} cannot be used: No space left on device" in line
