@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import ipaddress
 import ssl
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -13,7 +14,7 @@ import trio
 from meshnode.errors import ConfigError, PeerUnreachable
 from meshnode.wire.control_messages import Ticket
 
-__all__ = ["Anteroom", "Tls", "dial", "listen"]
+__all__ = ["Anteroom", "Tls", "dial", "listen", "origin_of"]
 
 Tls = trio.SSLStream[trio.SocketStream]
 
@@ -94,29 +95,38 @@ def _check(certificate: bytes | None, ticket: Ticket) -> None:
 class Anteroom:
     """Connections of which it is not known yet whose they are: so many at most, and each for a short time.
 
-    When there is one too many, the oldest has to go: honest peers need milliseconds, so that a flood does not keep them out.
+    When there is one too many, the oldest has to go of the place that most of them come from: a flood turns out itself.
     """
 
     limit: int
     patience: float  # seconds
-    turned_out: int = attrs.field(default=0, init=False)  # to make room, so far
-    _scopes: dict[int, trio.CancelScope] = attrs.field(factory=dict, init=False)
+    _guests: dict[int, tuple[str, trio.CancelScope]] = attrs.field(factory=dict, init=False)
 
     @contextlib.contextmanager
-    def admit(self) -> Iterator[trio.CancelScope]:
-        """Run the body until the time is up or the place is needed; then it is cancelled, as the scope says."""
-        if len(self._scopes) >= self.limit:
-            self._scopes.pop(next(iter(self._scopes))).cancel()
-            self.turned_out += 1
+    def admit(self, origin: str) -> Iterator[None]:
+        """Run the body until the time is up or the place is needed; then it is cancelled."""
+        if len(self._guests) >= self.limit:
+            crowd = Counter(place for place, _ in self._guests.values()).most_common(1)[0][0]
+            oldest = next(number for number, (place, _) in self._guests.items() if place == crowd)
+            self._guests.pop(oldest)[1].cancel()
         with trio.move_on_after(self.patience) as scope:
-            self._scopes[id(scope)] = scope
+            self._guests[id(scope)] = (origin, scope)
             try:
-                yield scope
+                yield
             finally:
-                self._scopes.pop(id(scope), None)
+                self._guests.pop(id(scope), None)
 
     def __len__(self) -> int:
-        return len(self._scopes)
+        return len(self._guests)
+
+
+def origin_of(stream: trio.SocketStream) -> str:
+    """Return where a connection comes from: an IPv4 address, or the network of an IPv6 one, of which one host has many."""
+    try:
+        address = ipaddress.ip_address(stream.socket.getpeername()[0].partition("%")[0])
+    except (OSError, ValueError):
+        return "gone"
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def _is_address(host: str) -> bool:

@@ -8,7 +8,7 @@ import trio
 
 from meshnode.errors import MeshnodeError, PeerUnreachable
 from meshnode.network.certificates import Credentials, make_credentials
-from meshnode.network.direct import Anteroom, Tls
+from meshnode.network.direct import Anteroom, Tls, origin_of
 from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
 from meshnode.network.ports import PeerStream
@@ -39,7 +39,7 @@ class Reception:
         link: Link[StageMessage] | None = None
         error: MeshnodeError = PeerUnreachable("a stranger showed no ticket in time, or too many came at once")
         try:
-            with self.anteroom.admit():
+            with self.anteroom.admit(origin_of(stream)):
                 link = await self._identify(stream)
         except MeshnodeError as caught:
             error = caught

@@ -342,8 +342,13 @@ async def test_who_is_slow_is_hung_up_on(upto):
 
 async def test_a_flood_of_connections_does_not_keep_peers_out():
     async with pair(strangers=20) as both:
-        flood = [await connect(both.planes[B]) for _ in range(300)]
+        port = both.planes[B].port
+        slow = await trio.open_tcp_stream("127.0.0.1", port)  # an honest one that needs a while
+        flood = [await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.3") for _ in range(300)]
         assert await works(await both.planes[A].link(B))
+        slow = trio.SSLStream(slow, dialler_context())
+        await slow.do_handshake()
+        await trio.aclose_forcefully(slow)
         assert both.streams == 0
         await trio.testing.wait_all_tasks_blocked()
         assert len(both.planes[B]._reception.anteroom) <= 20
