@@ -1,7 +1,7 @@
 """The HTTP client of a running node: carries the key, and turns failures into sentences."""
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -56,18 +56,30 @@ class Client:
         """Delete `name` under `path`."""
         return self._call("DELETE", f"{path}/{quote(name, safe='')}")
 
-    def stream(self, path: str, body: Mapping[str, object], *, silence: float) -> Generator[dict[str, Any], None, None]:
+    def stream(
+        self,
+        path: str,
+        body: Mapping[str, object],
+        *,
+        silence: float,
+        head: Callable[[Mapping[str, str]], None] | None = None,
+        comment: Callable[[str], None] | None = None,
+    ) -> Generator[dict[str, Any], None, None]:
         """Send `body` and yield the events of the answer as they come; closing the iterator cancels the request.
 
-        `silence` is the longest time without a byte, in seconds. Raises CommandFailed if the stream ends without
-        its `[DONE]`, or carries an error.
+        `silence` is the longest time without a byte, in seconds. `head` is given the headers, `comment` what is said beside
+        the events. Raises CommandFailed if the stream ends without its `[DONE]`, or carries an error.
         """
         timeout = httpx.Timeout(silence, connect=_CONNECT_TIMEOUT)
         with self._explained(), self._http.stream("POST", path, json=body, timeout=timeout) as response:
             if response.is_error:
                 response.read()
                 raise self._refusal(response)
+            if head is not None:
+                head(response.headers)
             for line in response.iter_lines():
+                if comment is not None and line.startswith(":"):
+                    comment(line.removeprefix(":").strip())
                 if not line.startswith("data:"):
                     continue
                 data = line.removeprefix("data:").strip()

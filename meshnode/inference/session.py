@@ -33,6 +33,7 @@ class Session:
     losses_in_a_row: int = attrs.field(default=0, init=False)  # without a token between them
     pause: float = attrs.field(default=0.0, init=False)  # seconds lost to recoveries
     _lost_at: float | None = attrs.field(default=None, init=False)
+    _token_at: float | None = attrs.field(default=None, init=False)
 
     @property
     def length(self) -> int:
@@ -61,13 +62,14 @@ class Session:
         """Note that a stage or worker was lost."""
         self.recoveries += 1
         self.losses_in_a_row += 1
-        if self._lost_at is None:
-            self._lost_at = trio.current_time()
+        if self._lost_at is None:  # the reader has waited since the last token, not since the loss was noticed
+            self._lost_at = trio.current_time() if self._token_at is None else self._token_at
 
     def token_came(self, token: int) -> None:
         """Take a token; the first after a loss ends the pause."""
         self.generated.append(token)
         self.losses_in_a_row = 0
+        self._token_at = trio.current_time()
         if self._lost_at is not None:
             self.pause += trio.current_time() - self._lost_at
             self._lost_at = None

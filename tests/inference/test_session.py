@@ -27,7 +27,7 @@ def test_positions_count_prompt_and_answer():
     ]  # fmt: skip
 
 
-async def test_the_pause_is_from_the_loss_to_the_next_token(autojump_clock):
+async def test_the_pause_is_from_the_last_token_to_the_next(autojump_clock):
     one = session()
     one.token_came(5)
     await trio.sleep(1)
@@ -39,4 +39,4 @@ async def test_the_pause_is_from_the_loss_to_the_next_token(autojump_clock):
     one.token_came(6)
     await trio.sleep(9)
     one.token_came(7)
-    assert (one.recoveries, one.pause, one.losses_in_a_row) == (2, 2.5, 0)
+    assert (one.recoveries, one.pause, one.losses_in_a_row) == (2, 3.5, 0)
