@@ -1,6 +1,7 @@
 """`meshnode models`: through the running node, or directly on the data folder when none runs."""
 
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ def add(
         reference = path  # the node has another working folder
     loaded = settings(data_dir, port, as_json, api_key=api_key, models_blocks=blocks)
     as_json, blocks = loaded.config.cli.json, loaded.config.models.blocks
-    bar = ProgressBar(enabled=not as_json)
+    bar = ProgressBar(enabled=not as_json or sys.stderr.isatty())  # for a person, who may look on while a program reads
     client = _running(loaded)
     try:
         if client is None:

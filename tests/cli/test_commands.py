@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -162,6 +163,65 @@ def test_adding_shows_progress_and_the_name(node, invoke, monkeypatch):
     result = invoke("models", "add", "starter", "--blocks", "0:3")
     assert (result.exit_code, result.stdout) == (0, "added smol\n"), result.stderr
     assert result.stderr == "downloading 2.0 kB\n"
+
+
+def test_progress_beside_json_is_for_a_person_only(node, invoke, monkeypatch):
+    shown = []
+    monkeypatch.setattr("meshnode.cli.models.ProgressBar.show", lambda bar, _: shown.append(bar.enabled))
+    monkeypatch.setattr("meshnode.cli.models._POLL", 0.01)
+    node.answers["GET", "/api/admin/status"] = {"acquisitions": [{"reference": "starter", "phase": "importing"}]}
+
+    def added(_):
+        while not shown:
+            time.sleep(0.01)
+        return 201, {"name": "smol"}
+
+    node.answers["POST", "/api/admin/models"] = added
+    for is_terminal in (False, True):
+        monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _, answer=is_terminal: answer)
+        shown.clear()
+        result = invoke("models", "add", "starter", "--json")
+        assert json.loads(result.stdout) == {"name": "smol"}
+        assert set(shown) == {is_terminal}
+
+
+REPORTING = {
+    "status": {"version", "models"},
+    "chat hello": {"text", "model", "finish_reason", "usage"},
+    "models list": {"models"},
+    "models add starter": {"name"},
+    "models remove m": {"removed"},
+    "token": {"token"},
+    "config show": {"api.port"},
+    "config set api.port 9": {"key", "value", "file"},
+}
+
+
+@pytest.mark.parametrize("command", REPORTING)
+def test_every_command_that_reports_does_so_in_json_too(node, invoke, sse, command):
+    node.answers |= {
+        ("GET", "/v1/models"): {"data": [{"id": "m", "loaded": True}]},
+        ("GET", "/api/admin/models"): {"models": []},
+        ("POST", "/api/admin/models"): {"name": "m"},
+        ("DELETE", "/api/admin/models/m"): {"removed": "m"},
+        ("POST", "/v1/chat/completions"): [sse("hi"), "data: [DONE]\n\n"],
+    }
+    result = invoke(*command.split(), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert REPORTING[command] <= json.loads(result.stdout).keys()
+
+
+def test_no_command_that_reports_is_forgotten():
+    from meshnode.cli.main import root
+
+    def commands(group, *path):
+        for name in group.list_commands(None):
+            inner = group.get_command(None, name)
+            yield from commands(inner, *path, name) if hasattr(inner, "commands") else [" ".join((*path, name))]
+
+    assert {*commands(root)} - {"run"} == {
+        name for name in commands(root) if any(k.startswith(name) for k in REPORTING)
+    }
 
 
 def test_a_local_path_is_sent_absolute(node, invoke, tmp_path, monkeypatch):
