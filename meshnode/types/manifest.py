@@ -109,12 +109,12 @@ class ModelManifest:
         """Bytes of all shards."""
         return sum(shard.nbytes for shard in self.shards)
 
-    def shards_for(self, blocks: BlockRange, *, embedding: bool, head: bool) -> tuple[ShardDescriptor, ...]:
-        """Return the weight shards of a stage, in order (the tokenizer is not part of a stage)."""
+    def shards_for(self, blocks: BlockRange | None, *, embedding: bool, head: bool) -> tuple[ShardDescriptor, ...]:
+        """Return the weight shards of a stage, in order (the tokenizer is not part of a stage); None is no block."""
         return tuple(
             shard
             for shard in self.shards
             if (shard.kind is ShardKind.EMBEDDING and embedding)
             or (shard.kind is ShardKind.HEAD and head)
-            or (shard.kind is ShardKind.BLOCK and shard.block is not None and shard.block in blocks)
+            or (shard.block is not None and blocks is not None and shard.block in blocks)
         )

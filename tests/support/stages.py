@@ -8,7 +8,7 @@ from meshnode.files.shard_file import shard_path
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ModelManifest
 
-__all__ = ["stage_of", "tiny_manifest"]
+__all__ = ["ends_of", "stage_of", "tiny_manifest"]
 
 
 def stage_of(
@@ -21,9 +21,26 @@ def stage_of(
     cache: int = 1 << 30,
 ) -> StageSpec:
     """Describe blocks [start, end) of a model whose shards lie in `folder`, with the ends of the model where they touch."""
+    blocks = BlockRange(start, end or manifest.config.block_count)
+    embedding, head = blocks.start == 0, blocks.end == manifest.config.block_count
+    return _spec(manifest, folder, blocks, embedding, head, context, cache)
+
+
+def ends_of(manifest: ModelManifest, folder: Path, *, embedding: bool = True, head: bool = True) -> StageSpec:
+    """Describe a stage without blocks."""
+    return _spec(manifest, folder, None, embedding, head, 0, 1 << 20)
+
+
+def _spec(
+    manifest: ModelManifest,
+    folder: Path,
+    blocks: BlockRange | None,
+    embedding: bool,
+    head: bool,
+    context: int,
+    cache: int,
+) -> StageSpec:
     config = manifest.config
-    blocks = BlockRange(start, end or config.block_count)
-    embedding, head = blocks.start == 0, blocks.end == config.block_count
     shards = manifest.shards_for(blocks, embedding=embedding, head=head)
     return StageSpec(
         model=manifest.id,
