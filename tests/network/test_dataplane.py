@@ -203,7 +203,9 @@ async def test_a_link_that_nobody_uses_is_closed():
 
 async def test_the_first_address_that_is_really_the_peer_is_taken():
     async with pair() as both:
-        both.hosts[B] = ("127.0.0.1", "192.0.2.1", "not an address", "127.0.0.1")
+        stranger = both.planes[B]
+        await both.nursery.start(both.add(B, port=stranger.port, listen=("127.0.0.2",)).run)
+        both.hosts[B] = ("localhost", "127.0.0.1", "127.0.0.3", "127.0.0.2")
         assert await works(await both.planes[A].link(B))
         assert both.streams == 0
 

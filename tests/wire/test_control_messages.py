@@ -106,7 +106,7 @@ def test_a_small_message_cannot_claim_the_room_of_a_large_one():
     messages, message, _ = EXAMPLES["stage/ping"]
     ping = msgspec.msgpack.encode(message)
     with pytest.raises(WireError, match="frame that is not for it"):
-        messages.from_frame(Frame(6, 0, ping, b"x" * 1000))
+        messages.from_frame(Frame(5, 0, ping))
     with pytest.raises(WireError, match="frame that is not for it"):
         messages.from_frame(Frame(1, 0, ping, b"x"))
 
