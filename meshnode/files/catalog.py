@@ -114,6 +114,14 @@ class ModelCatalog:
             found = candidates[0]
         return found
 
+    def aliases(self, model: ModelId) -> tuple[str, ...]:
+        """Return other names of a model: its own and those of the settings."""
+        entry = self._entries.get(model)
+        if entry is None:
+            return ()
+        configured = (alias for alias, name in self._configured_aliases.items() if name == entry.manifest.name)
+        return tuple(dict.fromkeys((*entry.aliases, *configured)))
+
     def _exact(self, name: str) -> ModelManifest | None:
         by_id = self._entries.get(ModelId(name))
         if by_id is not None:

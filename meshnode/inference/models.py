@@ -87,6 +87,7 @@ class LoadedModel:
     spec: StageSpec
     executor: SupervisedExecutor
     health: HealthBoard
+    aliases: tuple[str, ...] = ()
     assets: ModelAssets | None = None
     sessions: int = attrs.field(default=0, init=False)  # sessions that hold memory of the worker
     stats: ExecutorStats | None = attrs.field(default=None, init=False)  # the newest of this incarnation
@@ -106,7 +107,7 @@ class LoadedModel:
     ) -> "LoadedModel":
         """Make the executor without starting it. Raises NoRoute."""
         spec = stage_spec(manifest, catalog, settings)
-        return cls(manifest, spec, build(spec), health)
+        return cls(manifest, spec, build(spec), health, catalog.aliases(manifest.id))
 
     @property
     def is_whole(self) -> bool:
@@ -186,6 +187,7 @@ class LoadedModel:
             block_seconds=stats.block_seconds,
             prefill_seconds=stats.prefill_seconds,
             free_tokens=stats.free_tokens,
+            aliases=self.aliases,
         )
 
     async def _measure(self) -> None:

@@ -53,6 +53,10 @@ class Catalog(Protocol):
         """Find a model by id, name, unique prefix or alias. Raises UnknownModel."""
         ...
 
+    def aliases(self, model: ModelId) -> tuple[str, ...]:
+        """Return other names of a model."""
+        ...
+
     def held(self, model: ModelId) -> frozenset[ShardId]:
         """Return the shards that are here and verified."""
         ...

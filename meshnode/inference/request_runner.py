@@ -213,7 +213,7 @@ class RequestRunner:
             if peer.offer is not None
             for stage in peer.offer.stages
         ]
-        named = [stage for stage in offers if name in (stage.name, stage.model, "auto")]
+        named = [stage for stage in offers if name in (stage.name, stage.model, *stage.aliases, "auto")]
         found = named or [stage for stage in offers if stage.name.startswith(name)]
         if not found or (not named and len({stage.name for stage in found}) > 1):
             elsewhere = ", ".join(sorted({stage.name for stage in offers}))

@@ -93,8 +93,8 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     channels, health = Channels(), HealthBoard()
     host = f"[{config.api.host}]" if ":" in config.api.host else config.api.host
     url = f"http://{host}:{bound_port(listeners)}"
-    models = ModelViews(catalog, channels.loaded, channels.intent, config.engine.context_length, config.models.aliases)
     mesh = _mesh(opened, channels, health, metrics)
+    models = ModelViews(catalog, channels.loaded, channels.intent, mesh.view, config.engine.context_length)
     view = NodeView(url, models, channels.progress, health, mesh)
     dashboard = Dashboard(key)
     sources = builtin_sources(lanes, offline=config.node.offline, environment=os.environ)

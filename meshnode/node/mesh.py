@@ -40,6 +40,11 @@ class NoMesh:
     peer: PeerId
     channels: Channels
 
+    @property
+    def view(self) -> NoPeers:
+        """Nobody."""
+        return NoPeers()
+
     def access(self) -> MeshAccess:
         """Return what the router needs."""
         return solitary_mesh(self.peer, self.channels.stage_messages)

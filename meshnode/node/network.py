@@ -79,6 +79,11 @@ class Mesh:
         """Who we are to others."""
         return self.identity.peer
 
+    @property
+    def view(self) -> PeerTable:
+        """Who is out there."""
+        return self.table
+
     def access(self) -> MeshAccess:
         """Return what the router needs."""
         return MeshAccess(

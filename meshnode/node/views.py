@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import attrs
@@ -16,12 +17,14 @@ from meshnode.files.catalog import ModelCatalog
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.models import LoadedModel
+from meshnode.network.peers import PeerView
 from meshnode.node.model_keeper import Intent
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildState, Criticality
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
+from meshnode.types.peers import StageOffer
 
 __all__ = ["ModelRequests", "ModelViews", "NodeView"]
 
@@ -30,17 +33,25 @@ _LONGEST_CONTEXT = 8192  # tokens, unless the settings say otherwise
 
 @attrs.frozen(eq=False)
 class ModelViews:
-    """The models as clients see them."""
+    """The models as clients see them: those of this node, and those that only peers have."""
 
     catalog: ModelCatalog
     loaded: Latest[dict[ModelId, LoadedModel]]
     intent: Latest[Intent]
+    peers: PeerView
     context_length: int  # tokens, from the settings; 0: the model's
-    aliases: Mapping[str, str]  # alias -> model name, from the settings
+    started: int = attrs.field(factory=lambda: int(time.time()))  # Unix seconds
 
     def served(self) -> tuple[ServedModel, ...]:
-        """Return every model of the catalog, with how far it is."""
-        return tuple(self._served(manifest) for manifest in self.catalog.manifests())
+        """Return every model, with how far it is."""
+        manifests = self.catalog.manifests()
+        own = {manifest.id for manifest in manifests}
+        offers = self._offers()
+        elsewhere = {offer.model: offer for offer in offers if offer.model not in own}
+        return (
+            *(self._own(manifest, offers) for manifest in manifests),
+            *(self._elsewhere(offer, offers) for offer in elsewhere.values()),
+        )
 
     def unready(self) -> tuple[str, ...]:
         """Return the models that are to be served and cannot be yet."""
@@ -52,24 +63,50 @@ class ModelViews:
         ]
         return tuple(f"model {name}" for name in (*intent.pending, *late))
 
-    def _served(self, manifest: ModelManifest) -> ServedModel:
-        entry, loaded = self.catalog.entry(manifest.id), self.loaded.value.get(manifest.id)
-        own = entry.aliases if entry is not None else ()
-        configured = tuple(alias for alias, name in self.aliases.items() if name == manifest.name)
+    def _offers(self) -> list[StageOffer]:
+        return [stage for peer in self.peers.peers() if peer.offer is not None for stage in peer.offer.stages]
+
+    def _own(self, manifest: ModelManifest, offers: Sequence[StageOffer]) -> ServedModel:
+        loaded = self.loaded.value.get(manifest.id)
+        missing = self._missing(manifest.id, manifest.config.block_count, offers)
         return ServedModel(
             name=manifest.name,
             id=manifest.id,
-            loaded=loaded is not None and loaded.is_ready,
+            loaded=loaded is not None and loaded.is_ready and not missing,
             context_length=min(self.context_length or _LONGEST_CONTEXT, manifest.config.context_length),
             created=self._created(manifest),
             quantization=manifest.quantization,
-            aliases=tuple(dict.fromkeys((*own, *configured))),
-            detail=self._detail(manifest, loaded),
+            aliases=self.catalog.aliases(manifest.id),
+            detail=self._detail(manifest, loaded, missing),
         )
 
-    def _detail(self, manifest: ModelManifest, loaded: LoadedModel | None) -> str:
+    def _elsewhere(self, offer: StageOffer, offers: Sequence[StageOffer]) -> ServedModel:
+        missing = self._missing(offer.model, offer.block_count, offers)
+        return ServedModel(
+            name=offer.name,
+            id=offer.model,
+            loaded=not missing,
+            context_length=offer.context_length,
+            created=self.started,
+            quantization="",
+            aliases=offer.aliases,
+            detail=f"on peers; {_blocks(missing)} of {offer.block_count} missing" if missing else "",
+        )
+
+    def _missing(self, model: ModelId, count: int, offers: Sequence[StageOffer]) -> list[int]:
+        """Return the blocks that neither this node has loaded nor a peer offers."""
+        own = self.loaded.value.get(model)
+        ranges = [offer.blocks for offer in offers if offer.model == model]
+        if own is not None and own.is_ready and own.spec.blocks is not None:
+            ranges.append(own.spec.blocks)
+        return [block for block in range(count) if not any(block in blocks for blocks in ranges)]
+
+    def _detail(self, manifest: ModelManifest, loaded: LoadedModel | None, missing: Sequence[int]) -> str:
+        if loaded is not None and not loaded.is_ready:
+            return loaded.problem or "loading"
         if loaded is not None:
-            return "" if loaded.is_ready else loaded.problem or "loading"
+            here = "" if loaded.is_whole else f"blocks {loaded.spec.blocks} here"
+            return f"{here}; {_blocks(missing)} on no reachable node" if missing else here
         held, shards = len(self.catalog.held(manifest.id)), len({shard.id for shard in manifest.shards})
         return "not loaded; the first request loads it" if held == shards else f"{held} of {shards} shards are here"
 
@@ -77,7 +114,18 @@ class ModelViews:
         try:
             return int(self.catalog.path(manifest.shards[0].id).stat().st_mtime)
         except OSError:
-            return 0
+            return self.started
+
+
+def _blocks(blocks: Sequence[int]) -> str:
+    """Write sorted blocks as half-open ranges."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and runs[-1][1] == block:
+            runs[-1][1] = block + 1
+        else:
+            runs.append([block, block + 1])
+    return "blocks " + ", ".join(f"{start}:{end}" for start, end in runs)
 
 
 @attrs.frozen(eq=False)

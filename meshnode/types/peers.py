@@ -26,6 +26,7 @@ class StageOffer:
     block_seconds: float  # one decode row through one block
     prefill_seconds: float  # one row of a long prompt through one block
     free_tokens: int  # positions of KV cache that no session has reserved
+    aliases: tuple[str, ...] = ()  # other names that people use for it
 
 
 @attrs.frozen

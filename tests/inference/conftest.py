@@ -38,6 +38,9 @@ class Catalog:
     def manifests(self):
         return self.all
 
+    def aliases(self, model):
+        return ()
+
     def resolve(self, name):
         for manifest in self.all:
             if manifest.name == name:

@@ -39,6 +39,9 @@ class OneModel:
     def manifests(self):
         return (self.manifest,)
 
+    def aliases(self, model):
+        return ()
+
     def resolve(self, name):
         return self.manifest
 

@@ -63,6 +63,9 @@ class OneModel:
     def manifests(self):
         return (self.manifest,)
 
+    def aliases(self, model):
+        return ()
+
     def resolve(self, name):
         if name != self.manifest.name:
             raise UnknownModel(f"there is no model {name!r}; there are: {self.manifest.name}")

@@ -9,11 +9,13 @@ from meshnode.errors import RequestError
 from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
 from meshnode.flow.mailbox import Mailbox
 from meshnode.node.channels import Channels
+from meshnode.node.mesh import NoMesh, NoPeers
 from meshnode.node.model_keeper import Intent
 from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildState, Criticality, Status
 from meshnode.types.blocks import BlockRange
+from meshnode.types.peers import Liveness, Offer, PeerInfo, StageOffer
 
 
 @attrs.define
@@ -37,6 +39,10 @@ class Loaded:
     spec: Spec = attrs.field(factory=Spec)
     problem: str | None = None
 
+    @property
+    def is_whole(self):
+        return len(self.spec.blocks) == self.manifest.config.block_count
+
 
 @pytest.fixture
 def channels():
@@ -45,7 +51,7 @@ def channels():
 
 @pytest.fixture
 def views(catalog, channels):
-    return ModelViews(catalog, channels.loaded, channels.intent, 0, {"short": "tiny"})
+    return ModelViews(catalog, channels.loaded, channels.intent, NoPeers(), 0)
 
 
 async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
@@ -53,12 +59,7 @@ async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
     await catalog.put(entry)
     catalog.mark_held(entry.manifest.shards[:2])
     (model,) = views.served()
-    assert (model.loaded, model.detail, model.aliases, model.created) == (
-        False,
-        "2 of 5 shards are here",
-        ("short",),
-        0,
-    )
+    assert (model.loaded, model.detail, model.created) == (False, "2 of 5 shards are here", views.started)
     catalog.mark_held(entry.manifest.shards)
     assert views.served()[0].detail == "not loaded; the first request loads it"
     channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=False, executor=Executor(0))})
@@ -73,7 +74,7 @@ async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
 @pytest.mark.parametrize(("setting", "expected"), [(0, 2048), (512, 512), (9000, 2048)])
 async def test_the_context_is_the_settings_within_the_models(catalog, channels, make_entry, setting, expected):
     await catalog.put(make_entry("tiny"))
-    (model,) = ModelViews(catalog, channels.loaded, channels.intent, setting, {}).served()
+    (model,) = ModelViews(catalog, channels.loaded, channels.intent, NoPeers(), setting).served()
     assert model.context_length == expected
 
 
@@ -106,7 +107,7 @@ async def test_the_status_is_complete_and_json(catalog, channels, views, make_en
     channels.progress.set((AcquisitionProgress("starter", "downloading", 5, 10),))
     health = HealthBoard()
     health.raise_condition("pulse_silent", "InferenceRouter", "silent")
-    view = NodeView("http://127.0.0.1:1", views, channels.progress, health)
+    view = NodeView("http://127.0.0.1:1", views, channels.progress, health, NoMesh("me", channels))
     await trio.sleep(2.5)
     states = (
         ChildState("InferenceRouter", Criticality.CRITICAL, Status.RUNNING, 1, "ValueError: x"),
@@ -147,3 +148,43 @@ async def test_adding_and_removing_ask_the_owner(nursery, make_entry):
     with pytest.raises(RequestError, match="blocks: "):
         await requests.add("starter", "many")
     nursery.cancel_scope.cancel()
+
+
+@attrs.define
+class Peers:
+    offers: list
+
+    def peers(self):
+        return [
+            PeerInfo(f"p{number}", Liveness.ALIVE, connected=True, offer=Offer(f"p{number}", 1, 0.0, "1", (), (offer,)))
+            for number, offer in enumerate(self.offers)
+        ]
+
+
+def offer_of(model, start, end, name="other"):
+    return StageOffer(model, name, 2, 8, 512, BlockRange(start, end), True, True, "x", 1e-3, 1e-4, 100, ("alias",))
+
+
+async def test_a_part_of_a_model_is_usable_once_peers_have_the_rest(catalog, channels, make_entry):
+    entry = make_entry("tiny")
+    await catalog.put(entry)
+    peers = Peers([])
+    views = ModelViews(catalog, channels.loaded, channels.intent, peers, 0)
+    part = Loaded(entry.manifest, is_ready=True, executor=Executor(1), spec=Spec(BlockRange(0, 1)))
+    channels.loaded.set({entry.manifest.id: part})
+    assert (views.served()[0].loaded, views.served()[0].detail) == (
+        False,
+        "blocks 0:1 here; blocks 1:2 on no reachable node",
+    )
+    peers.offers.append(offer_of(entry.manifest.id, 1, 2))
+    assert (views.served()[0].loaded, views.served()[0].detail) == (True, "blocks 0:1 here")
+
+
+async def test_models_that_only_peers_have_are_listed_too(catalog, channels):
+    peers = Peers([offer_of("m", 0, 1)])
+    views = ModelViews(catalog, channels.loaded, channels.intent, peers, 0)
+    (model,) = views.served()
+    assert (model.name, model.loaded, model.detail) == ("other", False, "on peers; blocks 1:2 of 2 missing")
+    peers.offers.append(offer_of("m", 1, 2))
+    (model,) = views.served()
+    assert (model.loaded, model.aliases) == (True, ("alias",))
