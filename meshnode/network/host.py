@@ -18,6 +18,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from meshnode.crypto.identity import Identity
 from meshnode.errors import ConfigError, PeerError, PeerMisbehaved, PeerUnreachable
 from meshnode.network.addresses import Address, local_hosts, parse_address
+from meshnode.network.dht import Dht
 from meshnode.network.libp2p_connections import Connections, StreamHandler
 from meshnode.network.libp2p_streams import Carrier, LibP2PStream
 from meshnode.network.relay import Relay
@@ -59,8 +60,12 @@ class ControlHost:
         self._settings = settings
         self._connections = connections
         self._bound = tuple(bound)
-        self._relay = Relay(peer, connections, _network_name(settings.network_id), self._direct_addresses, nursery)
+        network = _network_name(settings.network_id)
+        self._relay = Relay(peer, connections, network, self._direct_addresses, nursery)
         self._relay.open(serve=settings.relay_service)
+        self._dht = Dht(peer, network, self, self.listen_addresses)
+        connections.add_handler(self._dht.protocol, self._dht.serve)
+        nursery.start_soon(self._dht.run)
         self._dials: dict[PeerId, trio.Event] = {}
         self._handshakes = 0
         self._sources: Counter[str] = Counter()
@@ -115,6 +120,18 @@ class ControlHost:
         Raises PeerRefused when it does not want to, PeerUnreachable.
         """
         return await self._relay.reserve(peer)
+
+    async def provide(self, key: bytes) -> None:
+        """Let others of our network find us by `key`, from now until `withdraw` or the end of this host."""
+        await self._dht.provide(key)
+
+    def withdraw(self, key: bytes) -> None:
+        """Stop providing `key`; it is forgotten within half an hour."""
+        self._dht.withdraw(key)
+
+    async def find_providers(self, key: bytes, limit: int = 20) -> tuple[tuple[PeerId, tuple[str, ...]], ...]:
+        """Return up to `limit` others that said they provide `key`, with their addresses. Hints: any may be wrong."""
+        return await self._dht.find_providers(key, limit)
 
     def _targets(self, addresses: Sequence[str]) -> list[Address]:
         targets, refused = [], []

@@ -35,7 +35,7 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from meshnode.crypto.identity import Identity
-from meshnode.errors import PeerMisbehaved, PeerUnreachable
+from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerUnreachable
 from meshnode.network import patches
 from meshnode.network.libp2p_streams import LibP2PStream, why
 from meshnode.types.ids import PeerId, short
@@ -191,7 +191,7 @@ class Connections:
                 await handler(ours)
             finally:
                 await ours.aclose()
-        except (BaseLibp2pError, trio.BrokenResourceError) as error:
+        except (BaseLibp2pError, MeshnodeError, trio.BrokenResourceError) as error:
             _log.debug("stream lost", peer=short(str(stream.muxed_conn.peer_id)), error=str(error))
         except Exception:  # noqa: BLE001  # one stream's trouble is not the node's
             _log.exception("stream handler failed", peer=short(str(stream.muxed_conn.peer_id)))

@@ -12,6 +12,7 @@ import trio
 
 from meshnode.crypto.identity import Identity
 from meshnode.errors import ConfigError, PeerMisbehaved, PeerUnreachable
+from meshnode.network import libp2p_connections
 from meshnode.network.host import HostSettings, open_host
 
 pytestmark = pytest.mark.processes
@@ -318,6 +319,17 @@ async def test_the_number_of_connections_is_limited_and_those_that_are_there_sta
             release.set()
 
 
+async def test_a_connection_that_nobody_uses_is_closed_and_one_in_use_stays(monkeypatch):
+    monkeypatch.setattr(libp2p_connections, "_IDLE", 0.2)
+    async with two_hosts() as (here, there), host() as idle:
+        stream = await here.open_stream(there.peer, ECHO)
+        await idle.connect(there.listen_addresses())
+        await alone(idle)
+        await stream.send_all(b"in use")
+        assert await receive_exactly(stream, 6) == b"in use"
+        assert there.connections() == {here.peer}
+
+
 async def test_garbage_and_silence_on_the_port_do_no_harm():
     async with two_hosts() as (here, there):
         port = int(there.listen_addresses()[0].split("/")[4])
@@ -359,6 +371,7 @@ async def test_a_peer_that_is_gone_is_noticed_by_who_reads_or_writes():
 FROZEN = """
 import trio
 from meshnode.crypto.identity import Identity
+from meshnode.network import libp2p_connections
 from meshnode.network.host import HostSettings, open_host
 
 async def sink(stream):
