@@ -67,9 +67,14 @@ def run(
 ) -> None:
     """Start a node and serve models until it is stopped with Ctrl-C or SIGTERM.
 
-    Without --model it serves every model in its data folder. REF is `starter`, a
-    GGUF file, a folder of Hugging Face safetensors, or the name of a model that
-    was added before.
+    Every model in the data folder is served. Those named with --model are loaded at
+    the start and kept loaded. With none named, a model that is alone is; of
+    several, each is loaded by its first request. A part of a model (--blocks) is
+    always kept loaded. Each model takes for its caches half of the memory that is
+    still free and not promised to another one; engine.cache_bytes sets it.
+
+    REF is `starter`, a GGUF file, a folder of Hugging Face safetensors, or the name
+    of a model that was added before.
 
     \b
     Examples:

@@ -107,7 +107,7 @@ class EngineConfig:
 class ModelsConfig:
     """Which models to serve."""
 
-    names: tuple[str, ...] = ()  # references to load at start; empty: what the data folder holds
+    names: tuple[str, ...] = ()  # references to load at start; empty: a model that is alone
     blocks: str | None = attrs.field(default=None, validator=_block_range)  # START:END, half-open; unset: all
     aliases: dict[str, str] = attrs.field(factory=dict)  # alias -> model name
 

@@ -10,6 +10,7 @@ from meshnode.engine.process_executor import ProcessExecutor
 from meshnode.engine.worker_messages import BatchLimits
 from meshnode.errors import MeshnodeError
 from meshnode.flow.periodic import Ticker
+from meshnode.node.memory_plan import MemoryPlan
 from meshnode.observe.metrics import Metrics
 
 __all__ = ["Executors"]
@@ -19,17 +20,25 @@ _LOOK_EVERY = 5.0  # seconds; a worker answers between two steps
 
 
 class _MeasuredExecutor(ProcessExecutor):
-    """Says when what its worker held is free again."""
+    """Asks for memory before each worker starts, and says when what it held is free again."""
 
     def __init__(
-        self, spec: StageSpec, limits: BatchLimits, ready: Callable[[int, int], None], gone: Callable[[], None]
+        self,
+        spec: StageSpec,
+        limits: BatchLimits,
+        plan: MemoryPlan,
+        ready: Callable[[int, int], None],
+        gone: Callable[[], None],
     ) -> None:
         super().__init__(spec, limits=limits, on_ready=ready)
+        self._asked = spec
+        self._plan = plan
         self._gone = gone
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See ProcessExecutor.run."""
         try:
+            self.spec = self._plan.settle(self, self._asked)
             await super().run(task_status=task_status)
         finally:
             self._gone()
@@ -41,6 +50,7 @@ class Executors:
 
     _metrics: Metrics
     _prefill_chunk: int  # prompt tokens in one step
+    _plan: MemoryPlan = attrs.field(factory=MemoryPlan, init=False)
     _held: dict[ProcessExecutor, tuple[int, int]] = attrs.field(
         factory=dict, init=False
     )  # bytes: weights, cache budget
@@ -56,15 +66,17 @@ class Executors:
             if starts > 1:
                 self._metrics.engine_worker_restarts_total.inc()
             self._held[executor] = weight_bytes, cache_bytes
+            self._plan.loaded(executor)
             self._tell()
 
         def gone() -> None:
             self._held.pop(executor, None)
             self._used.pop(executor, None)
+            self._plan.release(executor)
             self._tell()
 
         limits = BatchLimits(self._prefill_chunk, min(self._prefill_chunk, _MIXED_CHUNK))
-        executor = _MeasuredExecutor(spec, limits, ready, gone)
+        executor = _MeasuredExecutor(spec, limits, self._plan, ready, gone)
         return executor
 
     async def watch(self) -> None:
@@ -82,6 +94,7 @@ class Executors:
             return
         if executor in self._held:
             self._used[executor] = used
+            self._plan.took(executor, used)
             self._tell()
 
     def _tell(self) -> None:

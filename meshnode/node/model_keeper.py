@@ -1,6 +1,6 @@
 """Keeps the models that the settings ask for: acquires them, has them loaded, and tells how far they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 import structlog
@@ -48,7 +48,7 @@ class KeeperResources:
 
 @attrs.define(eq=False)
 class ModelKeeper:
-    """A subsystem. Without `names` it keeps every model that the data folder holds."""
+    """A subsystem. Without `names` it keeps what the data folder holds, except that of several whole models none is loaded."""
 
     _resources: KeeperResources
     _names: Sequence[str]
@@ -112,7 +112,7 @@ class ModelKeeper:
             pending = tuple(name for name, model in self._named.items() if model is None)
             kept = frozenset(model for model in self._named.values() if model is not None and model in manifests)
         else:
-            pending, kept = (), frozenset(manifests)
+            pending, kept = (), self._unasked(manifests)
         served = frozenset(model for model in kept if self._has_blocks(manifests[model]))
         intent = Intent(pending, served)
         if intent != shared.intent.value:
@@ -120,6 +120,18 @@ class ModelKeeper:
         wanted = (shared.wanted.value & frozenset(manifests)) | frozenset(filter(self._is_complete, served))
         if wanted != shared.wanted.value:
             shared.wanted.set(wanted)
+
+    def _unasked(self, manifests: Mapping[ModelId, ModelManifest]) -> frozenset[ModelId]:
+        """Return what is kept loaded when nothing is named: parts, on which other nodes rely, and a whole model if it is alone.
+
+        Several would take each other's memory whether anybody asks for them or not; the first request loads one of them.
+        """
+        whole = frozenset(model for model in manifests if self._is_meant_whole(manifests[model]))
+        return frozenset(manifests) - (whole if len(whole) > 1 else frozenset())
+
+    def _is_meant_whole(self, manifest: ModelManifest) -> bool:
+        entry = self._resources.catalog.entry(manifest.id)
+        return entry is not None and {shard.id for shard in manifest.shards} <= set(entry.wanted)
 
     def _has_blocks(self, manifest: ModelManifest) -> bool:
         """Whether this node keeps blocks of a model, all of them or some."""

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import attrs
 import pytest
 import trio
 from support.stages import stage_of, tiny_manifest
@@ -15,15 +16,17 @@ from meshnode.node import assemble
 from meshnode.node.executors import Executors
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.watchdog import ShutdownWatchdog
-from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import SamplingParameters
 from meshnode.types.ids import SessionId
 
 
 @pytest.fixture
 def spec():
-    class Spec:  # nothing of a spec is looked at before a worker starts
-        model, blocks = "model", BlockRange(0, 1)
+    @attrs.frozen
+    class Spec:  # nothing more of a spec is looked at before a worker starts
+        model: str = "model"
+        blocks: None = None
+        device: str = "cuda"  # its memory is not ours to plan
 
     return Spec()
 
@@ -89,6 +92,27 @@ async def test_what_caches_hold_is_looked_at_now_and_then_and_one_that_is_slow_h
         assert value() == 3
         nursery.cancel_scope.cancel()
     assert value() == 0
+
+
+async def test_each_worker_starts_with_a_budget_and_gives_it_back(tmp_path, monkeypatch):
+    manifest = tiny_manifest(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "shards")
+    spec = attrs.evolve(stage_of(manifest, tmp_path / "shards"), cache_bytes=0)
+    monkeypatch.setattr("meshnode.node.memory_plan.available_bytes", lambda: 64 << 20)
+
+    async def run(self, *, task_status):
+        self._on_ready(100, self.spec.cache_bytes)
+        task_status.started()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(ProcessExecutor, "run", run)
+    executors = Executors(Metrics(), 64)
+    first, second = executors.build(spec), executors.build(spec)
+    for _ in range(2):  # a worker that starts again asks anew
+        async with trio.open_nursery() as nursery:
+            await nursery.start(first.run)
+            await nursery.start(second.run)
+            assert 0 < second.spec.cache_bytes < 0.6 * first.spec.cache_bytes < 32 << 20
+            nursery.cancel_scope.cancel()
 
 
 def test_a_step_is_never_larger_than_the_settings_say(spec):

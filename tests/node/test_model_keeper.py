@@ -123,7 +123,9 @@ async def test_a_model_that_nobody_has_any_more_is_served_as_it_is(scene, make_e
         assert scene.wanted == {entry.manifest.id}
 
 
-async def test_without_names_every_whole_model_is_wanted_as_soon_as_it_is_verified(scene, make_entry, autojump_clock):
+async def test_without_names_a_whole_model_that_is_alone_and_every_part_are_wanted_once_verified(
+    scene, make_entry, autojump_clock
+):
     whole, part = make_entry("whole"), make_entry("part", kept=3)
     await scene.catalog.put(whole)
     await scene.catalog.put(part)
@@ -131,11 +133,39 @@ async def test_without_names_every_whole_model_is_wanted_as_soon_as_it_is_verifi
         hold(scene.catalog, part, 3)
         hold(scene.catalog, whole, 4)
         await trio.sleep(1)
-        assert scene.intent == Intent(models=frozenset({whole.manifest.id}))
-        assert scene.wanted == frozenset()
+        assert scene.intent == Intent(models=frozenset({whole.manifest.id, part.manifest.id}))
+        assert scene.wanted == {part.manifest.id}
         hold(scene.catalog, whole)
         await trio.sleep(1)
-        assert scene.wanted == {whole.manifest.id}
+        assert scene.wanted == {whole.manifest.id, part.manifest.id}
+
+
+async def test_without_names_none_of_several_whole_models_is_loaded_unasked(scene, make_entry, autojump_clock):
+    first, second, third = (make_entry(name) for name in ("first", "second", "third"))
+    for entry in (first, second):
+        await scene.catalog.put(entry)
+        hold(scene.catalog, entry)
+    async with scene.running():
+        await trio.sleep(1)
+        assert scene.intent == Intent()
+        assert scene.wanted == frozenset()
+        scene.channels.wanted.set(frozenset({second.manifest.id}))  # the router had a request for it
+        await scene.catalog.put(third)
+        await trio.sleep(1)
+        assert scene.wanted == {second.manifest.id}
+
+
+async def test_a_model_that_comes_beside_a_lone_one_does_not_unload_it(scene, make_entry, autojump_clock):
+    first, second = make_entry("first"), make_entry("second")
+    await scene.catalog.put(first)
+    hold(scene.catalog, first)
+    async with scene.running():
+        await trio.sleep(1)
+        assert scene.wanted == {first.manifest.id}
+        await scene.catalog.put(second)
+        hold(scene.catalog, second)
+        await trio.sleep(1)
+        assert scene.wanted == {first.manifest.id}
 
 
 async def test_a_removed_model_is_no_longer_wanted_and_what_the_router_loaded_stays(scene, make_entry, autojump_clock):
