@@ -1,5 +1,6 @@
 """Puts a node together: resources as nested contexts, dependencies as arguments, and nothing that can be reached from outside."""
 
+import importlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -71,6 +72,8 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
             catalog = await open_catalog(store, paths, metrics, config.models.aliases)
             identity = load_identity(paths.identity)
             addresses = await open_address_book(store, network_hash(config.network.network_id))
+            if _has_network(config):  # libp2p takes a second to import: not on the loop
+                await lanes.run("disk", importlib.import_module, "meshnode.network.host")
             with announce(paths, config.api.host, bound_port(listeners)):
                 opened = Opened(config, key, listeners, catalog, identity, addresses)
                 yield _connect(opened, lanes, metrics, watchdog)
@@ -145,9 +148,13 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
 
 def _mesh(opened: Opened, channels: Channels, health: HealthBoard, metrics: Metrics) -> Mesh | NoMesh:
     config = opened.config
-    if config.node.offline or not config.network.enabled:
+    if not _has_network(config):
         return NoMesh(opened.identity.peer, channels)
     return Mesh(opened.identity, config, channels, opened.addresses, health, metrics)
+
+
+def _has_network(config: NodeConfig) -> bool:
+    return config.network.enabled and not config.node.offline
 
 
 def _serving_limits(config: NodeConfig) -> ServingLimits:

@@ -5,17 +5,29 @@ import random
 import pytest
 import trio
 
-from meshnode.node.children import Builders, child_specs
+from meshnode.node.children import Builders, NetworkBuilders, child_specs
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Criticality, Pulse, Status
 from meshnode.supervise.supervisor import Supervisor
 from meshnode.supervise.watchdog import ShutdownWatchdog
 
+NETWORK = NetworkBuilders(
+    manager=lambda pulse: ("manager", pulse),
+    dispatcher=lambda pulse: ("dispatcher", pulse),
+    monitor=lambda pulse: ("monitor", pulse),
+)
+
+
+@pytest.fixture(params=[None, NETWORK], ids=["solitary", "mesh"])
+def network(request):
+    return request.param
+
 
 @pytest.fixture
-def specs():
+def specs(network):
     return child_specs(
         Builders(
+            network=network,
             acquisition=lambda pulse: ("acquisition", pulse),
             router=lambda pulse: ("router", pulse),
             keeper=lambda: "keeper",
@@ -25,13 +37,18 @@ def specs():
     )
 
 
-def test_the_api_starts_last_and_so_stops_first(specs):
-    assert [spec.name for spec in specs] == ["AcquisitionManager", "InferenceRouter", "ModelKeeper", "ApiServer"]
+OWN = ["AcquisitionManager", "InferenceRouter", "ModelKeeper", "ApiServer"]
+MESH = ["NetworkManager", "MessageDispatcher", "HealthMonitor"]
 
 
-def test_what_answers_requests_is_critical_and_has_a_pulse(specs):
+def test_the_api_starts_last_and_so_stops_first(specs, network):
+    assert [spec.name for spec in specs] == (OWN if network is None else [*MESH, *OWN])
+
+
+def test_what_answers_requests_is_critical_and_has_a_pulse(specs, network):
     critical = {spec.name for spec in specs if spec.criticality is Criticality.CRITICAL}
-    assert critical == {"InferenceRouter", "ApiServer"}
+    answering = {"InferenceRouter", "ApiServer"}
+    assert critical == (answering if network is None else {*answering, "NetworkManager", "MessageDispatcher"})
     assert all(isinstance(spec.pulse, Pulse) for spec in specs if spec.name in critical)
 
 
@@ -81,7 +98,8 @@ class Timed:
 
 
 async def test_a_stop_that_takes_all_its_time_is_over_before_the_watchdog_takes_it_for_stuck(autojump_clock):
-    builders = Builders(acquisition=Sluggish, router=Sluggish, keeper=Sluggish, api=Sluggish)
+    network = NetworkBuilders(manager=Sluggish, dispatcher=Sluggish, monitor=Sluggish)
+    builders = Builders(network, acquisition=Sluggish, router=Sluggish, keeper=Sluggish, api=Sluggish)
     watchdog = Timed()
     supervisor = Supervisor(
         child_specs(builders, api_drain=25.0), health=HealthBoard(), rng=random.Random(0), watchdog=watchdog
