@@ -13,6 +13,8 @@ What goes wrong without, each found with two hosts on loopback and held by a tes
 """
 
 import importlib.metadata
+import logging
+import os
 import struct
 from contextlib import suppress
 
@@ -40,6 +42,12 @@ def apply() -> None:
             f"libp2p {version} is installed, but this node patches the inside of {LIBP2P_VERSION}; "
             f"run: pip install libp2p=={LIBP2P_VERSION}"
         )
+    if "LIBP2P_DEBUG" not in os.environ:
+        # Any stranger can make it complain, as often as they like, on standard error past our own log.
+        log = logging.getLogger("libp2p")
+        log.propagate = False
+        if not log.handlers:
+            log.addHandler(logging.NullHandler())
     yamux.YamuxStream = SteadyStream  # type: ignore[misc]
     yamux.MAX_WINDOW_SIZE = _MAX_WINDOW
     muxer_multistream.Yamux = SteadyYamux  # type: ignore[attr-defined]  # whatever class it is configured with, it makes this one
