@@ -4,7 +4,9 @@ import attrs
 
 from meshnode.errors import InvalidModelFile
 from meshnode.files.checkpoint_vocabulary import Vocabulary, read_vocabulary
+from meshnode.files.sampling_advice import sampling_advice
 from meshnode.files.typed_fields import TypedFields
+from meshnode.types.generation import SamplingAdvice
 from meshnode.types.tokenizer import TokenizerData
 
 __all__ = ["CheckpointTexts", "checkpoint_tokenizer"]
@@ -43,7 +45,12 @@ def checkpoint_tokenizer(texts: CheckpointTexts, size: int) -> TokenizerData:
         add_eos=_adds(texts, "eos", eos, vocabulary),
         add_space_prefix=vocabulary.add_space_prefix,
         chat_template=texts.chat_template or _chat_template(texts.tokenizer_config),
+        sampling=_sampling(texts.generation_config),
     )
+
+
+def _sampling(generation: TypedFields) -> SamplingAdvice | None:
+    return sampling_advice(generation) if generation.get("do_sample", bool, default=False) else None
 
 
 def _special(texts: CheckpointTexts, vocabulary: Vocabulary, name: str) -> int | None:

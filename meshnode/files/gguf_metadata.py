@@ -5,6 +5,7 @@ import math
 from meshnode.errors import InvalidModelFile, UnsupportedModel
 from meshnode.files.layout import ARCHITECTURES
 from meshnode.files.model_limits import check_config, context_within_window
+from meshnode.files.sampling_advice import sampling_advice
 from meshnode.files.typed_fields import TypedFields
 from meshnode.types.manifest import ModelConfig, RopeStyle
 from meshnode.types.tokenizer import TokenizerData
@@ -118,6 +119,7 @@ def tokenizer_data(metadata: TypedFields) -> TokenizerData:
         add_space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", bool, is_spm),
         remove_extra_whitespaces=metadata.get("tokenizer.ggml.remove_extra_whitespaces", bool, default=False),
         chat_template=metadata.optional("tokenizer.chat_template", str),
+        sampling=sampling_advice(metadata, "general.sampling.", temperature="temp"),
     )
 
 

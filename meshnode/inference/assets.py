@@ -8,7 +8,7 @@ from meshnode.errors import ContextOverflow, RequestError, UnsupportedModel
 from meshnode.files.tokenizer_shard import decode_tokenizer
 from meshnode.text.templates import ChatTemplate
 from meshnode.text.vocabulary import Tokenizer, build_tokenizer
-from meshnode.types.generation import GenerationRequest
+from meshnode.types.generation import GenerationRequest, SamplingAdvice, SamplingParameters
 
 __all__ = ["ModelAssets"]
 
@@ -20,15 +20,21 @@ class ModelAssets:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     without_template: str = ""  # why there is none
+    advice: SamplingAdvice = attrs.field(factory=SamplingAdvice)
 
     @classmethod
     def load(cls, path: Path) -> "ModelAssets":
         """Read the tokenizer shard. Raises FileError leafs."""
-        tokenizer = build_tokenizer(decode_tokenizer(path.read_bytes()))
+        data = decode_tokenizer(path.read_bytes())
+        tokenizer, advice = build_tokenizer(data), data.sampling or SamplingAdvice()
         try:
-            return cls(tokenizer, ChatTemplate.compile(tokenizer))
+            return cls(tokenizer, ChatTemplate.compile(tokenizer), advice=advice)
         except UnsupportedModel as error:
-            return cls(tokenizer, None, str(error))
+            return cls(tokenizer, None, str(error), advice)
+
+    def sampling(self, request: GenerationRequest) -> SamplingParameters:
+        """Return how to sample: as the request says, or as the model's makers advise if it says nothing."""
+        return self.advice.applied(request.sampling) if request.as_advised else request.sampling
 
     def encode(self, request: GenerationRequest, context_length: int) -> tuple[int, ...]:
         """Return the prompt's tokens.

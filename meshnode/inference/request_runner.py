@@ -79,7 +79,11 @@ class RequestRunner:
                 await self._delegate(call, record, target, wish, barred=frozenset())
                 return
         session = Session(
-            prompt, limit, call.request.sampling, model.assets.tokenizer.end_tokens, list(call.delegated.resume)
+            prompt,
+            limit,
+            model.assets.sampling(call.request),
+            model.assets.tokenizer.end_tokens,
+            list(call.delegated.resume),
         )
         await self._coordinate(call, record, model, session, wish)
 

@@ -16,6 +16,7 @@ __all__ = [
     "Finished",
     "GenerationEvent",
     "GenerationRequest",
+    "SamplingAdvice",
     "SamplingParameters",
     "Started",
     "TextDelta",
@@ -38,6 +39,22 @@ class SamplingParameters:
     frequency_penalty: float = 0.0  # [-2, 2], subtracted once per occurrence among generated tokens
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, addend in [-100, 100])
     top_logprobs: int | None = None  # None: no log-probabilities; k: the chosen token's and the k best
+
+
+@attrs.frozen
+class SamplingAdvice:
+    """How a model likes to be sampled when nobody says. What its makers advise, or else what llama.cpp does."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+
+    def applied(self, sampling: SamplingParameters) -> SamplingParameters:
+        """Return `sampling` with this advice in place of its own temperature and filters."""
+        return attrs.evolve(
+            sampling, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p
+        )
 
 
 @attrs.frozen
@@ -86,6 +103,7 @@ class GenerationRequest:
     max_tokens: int | None = None  # None: until the model stops or the context is full
     stop: tuple[str, ...] = ()
     client: str = ""  # who asks, for fairness among callers
+    as_advised: bool = False  # the caller said nothing of temperature and filters: the model's advice is taken
 
 
 @attrs.frozen

@@ -1,6 +1,8 @@
-"""A model's vocabulary as data, independent of the library that will run it."""
+"""A model's text side as data, independent of the library that will run it."""
 
 import attrs
+
+from meshnode.types.generation import SamplingAdvice
 
 __all__ = ["TokenizerData"]
 
@@ -30,3 +32,4 @@ class TokenizerData:
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     chat_template: str | None = None
+    sampling: SamplingAdvice | None = None  # what the file advises

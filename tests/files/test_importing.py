@@ -18,6 +18,7 @@ from meshnode.files.local_gguf import open_gguf
 from meshnode.files.manifests import manifest_id, name_from_title
 from meshnode.files.shard_file import shard_path
 from meshnode.files.tokenizer_shard import decode_tokenizer
+from meshnode.types.generation import SamplingAdvice
 from meshnode.types.manifest import CHUNK_BYTES, RopeStyle, ShardKind
 
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
@@ -145,6 +146,13 @@ def test_llama_3_frequencies_become_part_of_the_configuration(tmp_path):
     manifest = import_gguf(path, tmp_path)
     assert manifest.config.rope_factors == tuple(np.linspace(1, 4, 32, dtype=np.float32).tolist())
     assert not any("rope" in tensor.name for shard in manifest.shards for tensor in shard.tensors)
+
+
+def test_what_the_file_advises_on_sampling_goes_with_the_vocabulary(tiny, tmp_path):
+    new = {"general.sampling.temp": (F32, 0.25), "general.sampling.top_k": (U32, 7)}
+    manifest = import_gguf(_edit(tiny, tmp_path / "m.gguf", values=new), tmp_path)
+    data = decode_tokenizer(shard_path(tmp_path, manifest.shards[0].id).read_bytes())
+    assert data.sampling == SamplingAdvice(temperature=0.25, top_p=1.0, top_k=7, min_p=0.0)
 
 
 def test_linear_rope_scaling_is_read(tiny, tmp_path):

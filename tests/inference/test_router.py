@@ -37,6 +37,7 @@ from meshnode.types.generation import (
     Finished,
     FinishReason,
     GenerationRequest,
+    SamplingAdvice,
     SamplingParameters,
     Started,
     TextDelta,
@@ -140,6 +141,14 @@ async def test_an_answer_begins_flows_and_ends(model, autojump_clock):
     assert "".join(event.text for event in events[1:-1]) == "Hello"
     assert events[-1] == Finished(FinishReason.LENGTH, events[-1].usage, None)
     assert events[-1].usage.completion_tokens == 5
+
+
+@pytest.mark.parametrize("as_advised", [True, False])
+async def test_the_model_is_sampled_as_it_advises_unless_the_caller_says_how(model, autojump_clock, as_advised):
+    async with world(model) as node:
+        await node.run(attrs.evolve(node.request(max_tokens=1), as_advised=as_advised))
+        (started,) = node.executor.started
+    assert started.sampling == (SamplingAdvice().applied(SamplingParameters()) if as_advised else SamplingParameters())
 
 
 async def test_an_end_token_is_no_text(model, autojump_clock):

@@ -103,6 +103,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 model=self.model,
                 messages=messages,
                 sampling=self._sampling(_derived(seed, index)),
+                as_advised=all(value is None for value in (self.temperature, self.top_p, self.top_k, self.min_p)),
                 max_tokens=limit,
                 stop=stops,
                 client=client,

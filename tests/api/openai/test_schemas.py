@@ -153,3 +153,14 @@ def test_defaults_are_openais():
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1, 1, 0, 0)
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.logit_bias) == (0, 0, ())
     assert (request.model, request.client, request.prompt) == ("tiny", "me", None)
+
+
+def test_a_request_that_says_nothing_of_sampling_takes_the_models_advice():
+    assert read(seed=5, presence_penalty=1, max_tokens=9)[0].as_advised
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "min_p"])
+def test_a_request_that_says_anything_of_it_is_taken_at_its_word(name):
+    (request,) = read(**{name: 1})
+    assert not request.as_advised
+    assert request.sampling.temperature == 1
