@@ -7,6 +7,7 @@ import trio
 from meshnode.files.acquisitions import AcquisitionProgress
 from meshnode.node.audience import inform
 from meshnode.node.channels import Channels
+from meshnode.node.mesh import NoMesh, NoPeers
 from meshnode.node.model_keeper import Intent
 from meshnode.node.views import ModelViews, NodeView
 from meshnode.supervise.health import HealthBoard
@@ -47,9 +48,11 @@ def screen():
 
 @pytest.fixture
 async def started(catalog, channels, screen, nursery, autojump_clock):
-    views = ModelViews(catalog, channels.loaded, channels.intent, 0, {})
+    views = ModelViews(catalog, channels.loaded, channels.intent, NoPeers(), 0)
     event = trio.Event()
-    nursery.start_soon(inform, screen, event, NodeView("http://here", views, channels.progress, HealthBoard()))
+    nursery.start_soon(
+        inform, screen, event, NodeView("http://here", views, channels.progress, HealthBoard(), NoMesh("me", channels))
+    )
     await trio.sleep(1)
     return event
 
@@ -92,7 +95,11 @@ async def test_only_what_is_under_way_is_shown(started, screen, channels):
 
 
 async def test_the_terminal_is_left_tidy(catalog, channels, screen, autojump_clock):
-    views = ModelViews(catalog, channels.loaded, channels.intent, 0, {})
+    views = ModelViews(catalog, channels.loaded, channels.intent, NoPeers(), 0)
     with trio.move_on_after(1):
-        await inform(screen, trio.Event(), NodeView("http://here", views, channels.progress, HealthBoard()))
+        await inform(
+            screen,
+            trio.Event(),
+            NodeView("http://here", views, channels.progress, HealthBoard(), NoMesh("me", channels)),
+        )
     assert screen.heard == ["closed"]
