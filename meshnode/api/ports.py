@@ -30,7 +30,7 @@ class Events(Protocol):
 
 
 Generate = Callable[[Sequence[GenerationRequest]], AbstractAsyncContextManager[Events]]
-"""Run generations side by side: Started, TextDelta*, Finished for each. Leaving the context cancels what still runs; it holds
+"""Run generations side by side: Started, Delta*, Finished for each. Leaving the context cancels what still runs; it holds
 no cancel scope while it is entered, since a streamed reply leaves it after the handler has returned."""
 
 

@@ -7,7 +7,7 @@ import attrs
 from meshnode.text.detokenizer import Detokenizer
 from meshnode.text.stop_sequences import StopMatcher
 from meshnode.text.vocabulary import Tokenizer
-from meshnode.types.generation import Finished, FinishReason, TextDelta, TokenEvent, TokenLogprob, Usage
+from meshnode.types.generation import Delta, Finished, FinishReason, TokenEvent, TokenLogprob, Usage
 
 __all__ = ["Answer"]
 
@@ -37,7 +37,7 @@ class Answer:
         """Whether an end token or a stop sequence has come."""
         return self._reason is not None
 
-    def push(self, event: TokenEvent) -> TextDelta | None:
+    def push(self, event: TokenEvent) -> Delta | None:
         """Take a token; return the text that is certain now, if there is any."""
         if event.token in self.tokenizer.end_tokens:
             self._reason = FinishReason.STOP
@@ -60,21 +60,21 @@ class Answer:
                 self._reason = FinishReason.STOP
                 return
 
-    def ending(self) -> tuple[TextDelta | None, Finished]:
+    def ending(self) -> tuple[Delta | None, Finished]:
         """Return what was held back, and how it ended: without an end token or stop sequence, by length."""
-        rest: TextDelta | None = None
+        rest: Delta | None = None
         if self._stop is None:
             text, self._stop = self._matcher.push(self._detokenizer.flush())
             rest = self._delta(text + self._matcher.flush(), last=True)
         reason = self._reason or (FinishReason.STOP if self._stop is not None else FinishReason.LENGTH)
         return rest, Finished(reason, Usage(self.prompt_tokens, self.tokens), self._stop)
 
-    def _delta(self, text: str, *, last: bool = False) -> TextDelta | None:
+    def _delta(self, text: str, *, last: bool = False) -> Delta | None:
         if not text and not (last and self._logprobs):
             return None
         logprobs, self._logprobs = tuple(self._logprobs), []
         tokens, self._unsent = tuple(self._unsent), []
-        return TextDelta(text, logprobs, tokens)
+        return Delta(text, logprobs, tokens)
 
     def _logprob(self, event: TokenEvent) -> TokenLogprob:
         top = tuple(self._entry(token, logprob) for token, logprob in event.top)

@@ -15,7 +15,7 @@ from meshnode.inference.models import LoadedModel
 from meshnode.inference.planner import RouteRequest
 from meshnode.inference.request_record import RequestRecord
 from meshnode.inference.session import Session
-from meshnode.types.generation import Finished, GenerationEvent, GenerationRequest, Started, TextDelta, TokenEvent
+from meshnode.types.generation import Delta, Finished, GenerationEvent, GenerationRequest, Started, TokenEvent
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
 from meshnode.types.peers import StageOffer
@@ -245,7 +245,7 @@ class _Forward:
         self.losses += 1
         self.losses_in_a_row += 1
 
-    async def take(self, started: Started | None, delta: TextDelta | None, finished: Finished | None) -> None:
+    async def take(self, started: Started | None, delta: Delta | None, finished: Finished | None) -> None:
         """Hand on one event."""
         if started is not None and not self._started:
             self._started = True

@@ -22,7 +22,7 @@ from jinja2 import sandbox
 
 from meshnode.errors import RequestError, UnsupportedModel
 from meshnode.text.vocabulary import Tokenizer
-from meshnode.types.generation import ChatMessage
+from meshnode.types.conversation import ChatMessage
 
 __all__ = ["ChatTemplate", "RenderedPrompt"]
 

@@ -4,14 +4,15 @@ These values are shared by the API, the router and the engine; none of them know
 """
 
 import enum
-from typing import Literal
 
 import attrs
 
+from meshnode.types.conversation import ChatMessage, OutputFormat, ToolUse
 from meshnode.types.ids import RequestId
 
 __all__ = [
-    "ChatMessage",
+    "CallPiece",
+    "Delta",
     "FinishReason",
     "Finished",
     "GenerationEvent",
@@ -19,7 +20,6 @@ __all__ = [
     "SamplingAdvice",
     "SamplingParameters",
     "Started",
-    "TextDelta",
     "TokenEvent",
     "TokenLogprob",
     "Usage",
@@ -39,6 +39,7 @@ class SamplingParameters:
     frequency_penalty: float = 0.0  # [-2, 2], subtracted once per occurrence among generated tokens
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, addend in [-100, 100])
     top_logprobs: int | None = None  # None: no log-probabilities; k: the chosen token's and the k best
+    grammar: str | None = None  # llguidance's: only tokens it allows can be sampled
 
 
 @attrs.frozen
@@ -71,6 +72,7 @@ class FinishReason(enum.Enum):
 
     STOP = "stop"  # the model's end token, or a stop sequence
     LENGTH = "length"  # max_tokens or the end of the context
+    TOOL_CALLS = "tool_calls"  # it has called tools and waits for their results
 
 
 @attrs.frozen
@@ -83,17 +85,8 @@ class Usage:
 
 
 @attrs.frozen
-class ChatMessage:
-    """One turn of a conversation, already flattened to text."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    name: str | None = None
-
-
-@attrs.frozen
 class GenerationRequest:
-    """One generation to run: either `messages` (through the model's chat template) or a raw `prompt`."""
+    """One generation to run: `messages` (through the model's chat template), a raw `prompt`, or its tokens."""
 
     id: RequestId
     model: str  # as the caller wrote it
@@ -104,6 +97,11 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     client: str = ""  # who asks, for fairness among callers
     as_advised: bool = False  # the caller said nothing of temperature and filters: the model's advice is taken
+    tools: ToolUse = attrs.field(factory=ToolUse)
+    output: OutputFormat = attrs.field(factory=OutputFormat)
+    thinking: bool | None = None  # whether a model that can think does; None: as its template has it
+    prompt_tokens: tuple[int, ...] = ()  # instead of `prompt`: it has been encoded already
+    echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities if asked for
 
 
 @attrs.frozen
@@ -126,12 +124,24 @@ class TokenLogprob:
 
 
 @attrs.frozen
-class TextDelta:
-    """Text that can no longer change, the tokens it came from, and their log-probabilities if asked for."""
+class CallPiece:
+    """A piece of a tool call. The first of a call has its id and name; arguments come in fragments of JSON text."""
 
-    text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
-    tokens: tuple[int, ...] = ()
+    index: int  # of the call in the answer, from 0
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@attrs.frozen
+class Delta:
+    """What can no longer change of an answer. In reading order: reasoning, then text, then calls."""
+
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()  # if asked for, of `tokens`
+    tokens: tuple[int, ...] = ()  # that it came from, or that came without anything to show
+    reasoning: str = ""  # of a thinking model
+    calls: tuple[CallPiece, ...] = ()
 
 
 @attrs.frozen
@@ -146,4 +156,4 @@ class Finished:
     pause: float = 0.0  # seconds without a token because of them, together
 
 
-GenerationEvent = Started | TextDelta | Finished
+GenerationEvent = Started | Delta | Finished

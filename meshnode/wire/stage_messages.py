@@ -15,7 +15,7 @@ A node that cannot coordinate hands the whole request to one that can (`Delegate
 import msgspec
 
 from meshnode.types.blocks import BlockRange
-from meshnode.types.generation import Finished, GenerationRequest, SamplingParameters, Started, TextDelta, TokenEvent
+from meshnode.types.generation import Delta, Finished, GenerationRequest, SamplingParameters, Started, TokenEvent
 from meshnode.types.ids import ModelId, PeerId, SessionId
 from meshnode.wire.failures import Failed
 
@@ -140,7 +140,7 @@ class DelegatedEvents(msgspec.Struct, frozen=True, tag="delegated_events", omit_
 
     session: SessionId
     started: Started | None = None
-    delta: TextDelta | None = None
+    delta: Delta | None = None
     finished: Finished | None = None
 
 

@@ -6,7 +6,7 @@ import trio
 
 from meshnode.api.streams import HEARTBEAT, event_lines
 from meshnode.errors import SessionLost
-from meshnode.types.generation import TextDelta
+from meshnode.types.generation import Delta
 
 
 @attrs.define(eq=False)
@@ -39,7 +39,7 @@ class Channel:
 
 
 def text(word):
-    return 0, TextDelta(word)
+    return 0, Delta(word)
 
 
 def lines(channel):

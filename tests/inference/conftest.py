@@ -21,7 +21,8 @@ from meshnode.node.mesh import solitary_mesh
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
-from meshnode.types.generation import ChatMessage, GenerationRequest, TextDelta
+from meshnode.types.conversation import ChatMessage
+from meshnode.types.generation import Delta, GenerationRequest
 from meshnode.types.ids import PeerId, RequestId
 
 SETTINGS = RouterSettings(
@@ -75,7 +76,7 @@ class Bench:
         request = GenerationRequest(RequestId("r"), self.names[model], (ChatMessage("user", "hi"),), **options)
         async with open_generations(self.mailbox, [request]) as events:
             found = [event async for _, event in events]
-        return "".join(event.text for event in found if isinstance(event, TextDelta))
+        return "".join(event.text for event in found if isinstance(event, Delta))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ from meshnode.node.mesh import solitary_mesh
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
-from meshnode.types.generation import ChatMessage, Finished, GenerationRequest, SamplingParameters, TextDelta
+from meshnode.types.conversation import ChatMessage
+from meshnode.types.generation import Delta, Finished, GenerationRequest, SamplingParameters
 from meshnode.types.ids import PeerId, RequestId
 
 pytestmark = pytest.mark.processes
@@ -73,7 +74,7 @@ class Node:
         text, finished, disturbed = "", None, disturb is None
         async with self.generate() as events:
             async for _, event in events:
-                if isinstance(event, TextDelta):
+                if isinstance(event, Delta):
                     text += event.text
                 if isinstance(event, Finished):
                     finished = event

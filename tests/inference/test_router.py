@@ -32,15 +32,15 @@ from meshnode.node.mesh import solitary_mesh
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
+from meshnode.types.conversation import ChatMessage
 from meshnode.types.generation import (
-    ChatMessage,
+    Delta,
     Finished,
     FinishReason,
     GenerationRequest,
     SamplingAdvice,
     SamplingParameters,
     Started,
-    TextDelta,
 )
 from meshnode.types.ids import PeerId, RequestId
 
@@ -105,7 +105,7 @@ class World:
 
     async def text(self, request):
         events = [event for _, event in await self.run(request)]
-        return "".join(event.text for event in events if isinstance(event, TextDelta)), events[-1]
+        return "".join(event.text for event in events if isinstance(event, Delta)), events[-1]
 
 
 @asynccontextmanager
@@ -182,7 +182,7 @@ async def test_several_generations_share_one_stream(model, autojump_clock):
 async def test_logprobs_cover_every_token(model, autojump_clock):
     async with world(model) as node:
         request = node.request(max_tokens=6, sampling=SamplingParameters(top_logprobs=1))
-        deltas = [event for _, event in await node.run(request) if isinstance(event, TextDelta)]
+        deltas = [event for _, event in await node.run(request) if isinstance(event, Delta)]
     assert sum(len(delta.logprobs) for delta in deltas) == 6
     assert deltas[0].logprobs[0].token == "H"
     assert deltas[0].logprobs[0].top[0].logprob == -0.5

@@ -13,7 +13,7 @@ from meshnode.api.serving import ServingLimits
 from meshnode.errors import MeshnodeError, UnknownModel
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.subsystem import Pulse
-from meshnode.types.generation import Finished, FinishReason, Started, TextDelta, TokenLogprob, Usage
+from meshnode.types.generation import Delta, Finished, FinishReason, Started, TokenLogprob, Usage
 
 KEY = "test-key"
 MODEL = ServedModel("tiny", "0" * 64, True, 1024, 1_700_000_000, "Q4_0", ("small",))
@@ -60,7 +60,7 @@ class FakeEvents:
                 if request.sampling.top_logprobs is not None:
                     entry = TokenLogprob(word, -0.25, word.encode())
                     logprobs = (attrs.evolve(entry, top=(entry,)),)
-                self.items.append((index, TextDelta(word, logprobs)))
+                self.items.append((index, Delta(word, logprobs)))
             if router.fail_after == number + 1:
                 self.items.append(router.error)
         for index, _ in enumerate(requests):
@@ -80,7 +80,7 @@ class FakeEvents:
         item = self.items.pop(0)
         if isinstance(item, MeshnodeError):
             raise item
-        if self.router.pace and isinstance(item[1], TextDelta):
+        if self.router.pace and isinstance(item[1], Delta):
             await trio.sleep(self.router.pace)
         return item
 

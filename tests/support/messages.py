@@ -1,14 +1,14 @@
 """One or two of every message that nodes send each other: with as little in it as may be, and with everything."""
 
 from meshnode.types.blocks import BlockRange
+from meshnode.types.conversation import ChatMessage
 from meshnode.types.generation import (
-    ChatMessage,
+    Delta,
     Finished,
     FinishReason,
     GenerationRequest,
     SamplingParameters,
     Started,
-    TextDelta,
     TokenEvent,
     TokenLogprob,
     Usage,
@@ -102,11 +102,11 @@ _STAGE = {
         (5, 6, 7),
         2,
     ),
-    "delegated_events": DelegatedEvents(_S, delta=TextDelta("é", (_LOGPROB,), (4711,))),
+    "delegated_events": DelegatedEvents(_S, delta=Delta("é", (_LOGPROB,), (4711,))),
     "delegated_events_all": DelegatedEvents(
         _S,
         Started("tiny", 12, "A 0:15 > B 15:30"),
-        TextDelta("x"),
+        Delta("x"),
         Finished(FinishReason.LENGTH, Usage(12, 100, 3), "\n", "A 0:30", 1, 0.75),
     ),
     "grant_events": GrantEvents(_S, 16),

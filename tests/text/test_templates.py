@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from meshnode.errors import RequestError, UnsupportedModel
 from meshnode.text.templates import ChatTemplate
 from meshnode.text.vocabulary import build_tokenizer
-from meshnode.types.generation import ChatMessage
+from meshnode.types.conversation import ChatMessage
 
 pytestmark = pytest.mark.starter
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from meshnode.errors import RequestError
-from meshnode.types.generation import ChatMessage
+from meshnode.types.conversation import ChatMessage
 
 __all__ = ["Message", "Part", "flatten"]
 

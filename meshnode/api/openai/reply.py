@@ -8,7 +8,7 @@ import trio
 
 from meshnode import __version__
 from meshnode.api.streams import DONE, sse
-from meshnode.types.generation import Finished, GenerationEvent, Started, TextDelta, TokenLogprob
+from meshnode.types.generation import Delta, Finished, GenerationEvent, Started, TokenLogprob
 from meshnode.types.ids import RequestId
 
 __all__ = ["ChatReply"]
@@ -49,7 +49,7 @@ class ChatReply:
         choice = self._choices[index]
         if isinstance(event, Started):
             self._start(event)
-        elif isinstance(event, TextDelta):
+        elif isinstance(event, Delta):
             if self._first_text_at is None:
                 self._first_text_at = trio.current_time()
             choice.text.append(event.text)
@@ -60,7 +60,7 @@ class ChatReply:
 
     def chunk_of(self, index: int, event: GenerationEvent) -> bytes:
         """Encode an event as a chunk."""
-        if isinstance(event, TextDelta):
+        if isinstance(event, Delta):
             logprobs: dict[str, object] | None = None
             if self.wants_logprobs:
                 logprobs = {"content": [_logprob(entry) for entry in event.logprobs], "refusal": None}
