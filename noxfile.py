@@ -28,7 +28,7 @@ def test(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed, start, overhead, memory, quality and the mesh with their goals; `-- --only NAME`, `-- --json`; docs/performance.md."""
+    """What is promised of speed, memory, quality and the mesh, with its goals; `-- --only NAME`; docs/performance.md."""
     session.install(*INSTALL)
     session.run("python", "tests/bench/bench.py", *session.posargs)
 
