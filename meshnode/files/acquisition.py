@@ -14,7 +14,7 @@ import trio
 from meshnode.errors import FileError, MeshnodeError, RequestError, Unavailable, UnknownModel
 from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
 from meshnode.files.catalog import CatalogEntry, ModelCatalog
-from meshnode.files.jobs import ModelJobs
+from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.progress import ProgressBoard
 from meshnode.files.sources import Source
 from meshnode.files.staging import tidy
@@ -143,7 +143,7 @@ class AcquisitionManager:
         source, reference = self._source_of(question.reference)
         try:
             async with self._turn(reference):
-                manifest = await self._jobs.acquire(source, reference, question.blocks)
+                manifest = await self._jobs.acquire(source, reference, Part(question.blocks, question.both_ends))
         except BaseException:  # cancellation too, which may come as a group; an error is shown by whoever catches it
             self._board.forget(reference)
             raise

@@ -17,6 +17,7 @@ class AcquireModel:
 
     reference: str  # "starter", the path of a GGUF file, or the path of a folder with a Hugging Face checkpoint
     blocks: BlockRange | None = None  # keep only these blocks' shards and the tokenizer; None: all
+    both_ends: bool = False  # and embedding and head, whichever blocks
 
 
 @attrs.frozen

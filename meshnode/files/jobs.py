@@ -23,9 +23,22 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ShardId
 from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 
-__all__ = ["ModelJobs"]
+__all__ = ["ModelJobs", "Part"]
 
 _Place = tuple[ShardKind, int | None]
+
+
+@attrs.frozen
+class Part:
+    """What a node is to keep of a model."""
+
+    blocks: BlockRange | None = None  # and what goes with the first and the last block of all; None: everything
+    both_ends: bool = False  # embedding and head, whichever blocks
+
+    def keeps(self, kind: ShardKind, block: int | None, block_count: int) -> bool:
+        """Whether a shard belongs to it."""
+        is_end = kind in (ShardKind.EMBEDDING, ShardKind.HEAD)
+        return (is_end and self.both_ends) or is_kept(kind, block, self.blocks, block_count)
 
 
 @attrs.frozen
@@ -35,13 +48,13 @@ class _Wish:
     before: frozenset[_Place] = frozenset()
     here: frozenset[_Place] = frozenset()
     more: bool = True  # besides those of before
-    blocks: BlockRange | None = None  # of which more; None: all
+    part: Part = Part()  # of which more
 
     def wants(self, shard: ShardDescriptor, manifest: ModelManifest) -> bool:
         return self.wants_place(shard.kind, shard.block, manifest.config.block_count)
 
     def wants_place(self, kind: ShardKind, block: int | None, block_count: int) -> bool:
-        return (kind, block) in self.before or (self.more and is_kept(kind, block, self.blocks, block_count))
+        return (kind, block) in self.before or (self.more and self.part.keeps(kind, block, block_count))
 
 
 @attrs.define(eq=False)
@@ -53,8 +66,8 @@ class ModelJobs:
     board: ProgressBoard
     _settling: trio.Lock = attrs.field(factory=trio.Lock, init=False)  # names are given and shards moved one at a time
 
-    async def acquire(self, source: Source, reference: str, blocks: BlockRange | None) -> ModelManifest:
-        """Make sure that `blocks` (None: all) of what `reference` names are held, besides what was held before.
+    async def acquire(self, source: Source, reference: str, part: Part) -> ModelManifest:
+        """Make sure that `part` of what `reference` names is held, besides what was held before.
 
         What is there and unchanged is not read again. Raises FileError leafs, RequestError for blocks the model does not
         have, StoreError; the catalog is as before then.
@@ -64,18 +77,16 @@ class ModelJobs:
         try:
             version = await self.lanes.run("disk", source.version, reference)
         except SourceUnavailable:
-            if entry is None or known is None or not self._is_complete(entry, blocks):
+            if entry is None or known is None or not self._is_complete(entry, part):
                 raise
             version = known  # the source is gone, but everything is here
         if entry is not None and version == known:
-            if self._is_complete(entry, blocks):
+            if self._is_complete(entry, part):
                 self.board.report(reference, "done", entry.manifest.nbytes, entry.manifest.nbytes)
                 return entry.manifest
-            wish = _Wish(
-                _places(entry, entry.wanted), _places(entry, self.catalog.held(entry.manifest.id)), blocks=blocks
-            )
+            wish = _Wish(_places(entry, entry.wanted), _places(entry, self.catalog.held(entry.manifest.id)), part=part)
         else:
-            entry, wish = None, _Wish(blocks=blocks)
+            entry, wish = None, _Wish(part=part)
         manifest = await self._import(source, Origin(reference, version), entry, wish)
         self.board.report(reference, "done", manifest.nbytes, manifest.nbytes)
         return manifest
@@ -165,13 +176,13 @@ class ModelJobs:
             aliases=tuple(alias for alias in aliases if alias != previous.manifest.name),
         )
 
-    def _is_complete(self, entry: CatalogEntry, blocks: BlockRange | None) -> bool:
+    def _is_complete(self, entry: CatalogEntry, part: Part) -> bool:
         manifest, held = entry.manifest, self.catalog.held(entry.manifest.id)
         count = manifest.config.block_count
-        return (blocks is None or blocks.end <= count) and all(
+        return (part.blocks is None or part.blocks.end <= count) and all(
             shard.id in held
             for shard in manifest.shards
-            if shard.id in entry.wanted or is_kept(shard.kind, shard.block, blocks, count)
+            if shard.id in entry.wanted or part.keeps(shard.kind, shard.block, count)
         )
 
     @asynccontextmanager
@@ -193,8 +204,9 @@ def _read(
 ) -> tuple[ModelManifest, tuple[str, ...]]:
     with opener() as model:
         count = model.config.block_count
-        if wish.blocks is not None and wish.blocks.end > count:
-            raise RequestError(f"the model has blocks 0:{count}; {wish.blocks} asks for more", param="blocks")
+        blocks = wish.part.blocks
+        if blocks is not None and blocks.end > count:
+            raise RequestError(f"the model has blocks 0:{count}; {blocks} asks for more", param="blocks")
 
         def keep(kind: ShardKind, block: int | None) -> bool:
             return (kind, block) not in wish.here and wish.wants_place(kind, block, count)

@@ -180,7 +180,7 @@ def _what_is_missing(request: RouteRequest, candidates: Iterable[Candidate]) -> 
         runs = _runs(missing)
         return f"no reachable node that may be used holds blocks {runs} of {request.block_count}; start one that does"
     if request.boomerang is not None:
-        return "embedding and head must stay on this node, and it does not hold both; add their shards to it"
+        return "embedding and head must stay on this node (inference.boomerang); run it with --model and --blocks of any block"
     if not any(offer.embedding and offer.blocks.start == 0 for offer in offers):
         return "no reachable node that may be used holds the embedding with block 0"
     if not any(offer.head and offer.blocks.end == request.block_count for offer in offers):

@@ -223,7 +223,14 @@ class RequestRunner:
             elsewhere = ", ".join(sorted({stage.name for stage in offers}))
             also = f"; models of peers: {elsewhere}" if elsewhere else ""
             raise UnknownModel(f"{unknown}{also}", param="model")
-        best = max({stage.model for stage in found}, key=lambda model: (_covered(found, model), model))
+        models = [stage.model for stage in found]
+
+        def preference(model: ModelId) -> tuple[int, int, ModelId]:
+            """Names do not identify weights: of several models under one, take that which most nodes mean by it."""
+            covered, holders = _covered(found, model), models.count(model)
+            return (covered, holders, model) if name == "auto" else (holders, covered, model)
+
+        best = max(models, key=preference)
         stage = next(stage for stage in found if stage.model == best)
         return _Target(stage.model, stage.name, stage.block_count, stage.context_length)
 
@@ -238,27 +245,50 @@ class _Forward:
     losses: int = 0
     losses_in_a_row: int = 0  # without text between them
     is_over: bool = False
-    _started: bool = False
+    _route: str | None = None  # of the newest coordinator
+    _text_at: float = attrs.field(factory=trio.current_time)
+    _lost_at: float | None = None  # when the reader last had text, if a coordinator has been lost since
+    _pause: float = 0.0  # seconds without text because of losses
 
     def lost(self) -> None:
         """Note that a coordinator was lost."""
         self.losses += 1
         self.losses_in_a_row += 1
+        self._lost_at = self._text_at
 
     async def take(self, started: Started | None, delta: Delta | None, finished: Finished | None) -> None:
         """Hand on one event."""
-        if started is not None and not self._started:
-            self._started = True
-            await _send(self.call, self.record, started)
+        if started is not None:
+            is_first, self._route = self._route is None, started.route
+            if is_first:
+                await _send(self.call, self.record, started)
         if delta is not None:
+            self._resumed()
             self.losses_in_a_row = 0
             self.tokens += delta.tokens
             self.record.tokens_came(len(delta.tokens))
             await _send(self.call, self.record, delta)
         if finished is not None:
+            self._resumed()
             self.is_over = True
-            recoveries = finished.recoveries + self.losses
-            await _send(self.call, self.record, attrs.evolve(finished, recoveries=recoveries))
+            await _send(self.call, self.record, self._accounted(finished))
+
+    def _resumed(self) -> None:
+        self._text_at = trio.current_time()
+        if self._lost_at is not None:
+            self._pause += self._text_at - self._lost_at
+            self._lost_at = None
+
+    def _accounted(self, finished: Finished) -> Finished:
+        """Add the losses of coordinators to what the last of them tells."""
+        if not self.losses:
+            return finished
+        return attrs.evolve(
+            finished,
+            route=finished.route or self._route or "",
+            recoveries=finished.recoveries + self.losses,
+            pause=round(finished.pause + self._pause, 3),
+        )
 
 
 def _covered(offers: list[StageOffer], model: ModelId) -> int:

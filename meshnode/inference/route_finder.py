@@ -64,12 +64,13 @@ class RouteFinder:
                 await self.mesh.changed.changed(version)
 
     def sequence(self, peer: PeerId) -> int:
-        """Return a number that changes when a node says something new about itself; -1: it is not there."""
+        """Return a number that changes when a node says something new about itself or is linked anew; -1: it is not there."""
         if peer == self.own:
             return max((stage.incarnation for stage in self.own_stages()), default=-1)
         for known in self.mesh.peers():
             if known.peer == peer:
-                return -1 if known.offer is None else known.offer.sequence
+                # Both only grow. What a node says may be the same before and after its network, and no more, has crashed.
+                return -1 if known.offer is None else known.offer.sequence + known.links
         return -1
 
     def _candidates(self) -> list[Candidate]:

@@ -12,11 +12,12 @@ import psutil
 from meshnode.crypto.signing import parse_peer_id
 from meshnode.types.ids import PeerId
 
-__all__ = ["Address", "local_hosts", "parse_address"]
+__all__ = ["Address", "is_local", "local_hosts", "parse_address"]
 
 _CIRCUIT = "/p2p-circuit"
 _MAX_LENGTH = 512  # characters
 _HOST_KINDS = ("ip4", "ip6", "dns", "dns4", "dns6")
+_LOCAL = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 
 
 @attrs.frozen
@@ -66,6 +67,14 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"{text!r} does not say whom the relay is to reach")
     parse_peer_id(target)
     return Address(host, int(port), PeerId(target), PeerId(peer))
+
+
+def is_local(host: str) -> bool:
+    """Whether an IP address is one of a local network (RFC 1918, RFC 4193, link-local), or of this machine."""
+    ip = ipaddress.ip_address(host)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped  # as IPv4 looks to a socket that takes both
+    return ip.is_loopback or ip.is_link_local or any(ip in network for network in _LOCAL)
 
 
 def local_hosts(bound: str) -> tuple[str, ...]:

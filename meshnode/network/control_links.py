@@ -61,7 +61,6 @@ class ControlLinks:
         stream: PeerStream,
         *,
         opened: bool,
-        is_lan: bool = False,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run the link over a stream to its end; started once both sides have greeted.
@@ -73,7 +72,7 @@ class ControlLinks:
         if abs(terms.skew) > _CLOCK_TOLERANCE:
             _log.warning("a clock is wrong", peer=short(link.peer), seconds_ahead=round(terms.skew))
         try:
-            self._admit(link, lan=is_lan and not stream.is_relayed)
+            self._admit(link, lan=stream.is_lan)
         except MeshnodeError as error:
             link.close(error)
             await link.end()

@@ -188,7 +188,8 @@ class ControlHost:
                     return
                 stream = await trio.open_tcp_stream(target.host, target.port)
                 try:
-                    await self._connections.secure_outbound(Carrier(stream, None), target.peer, relayed=False)
+                    carrier = Carrier(stream, stream.socket.getpeername()[:2])
+                    await self._connections.secure_outbound(carrier, target.peer, relayed=False)
                 except BaseException:
                     await trio.aclose_forcefully(stream)
                     raise

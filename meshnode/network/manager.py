@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from meshnode import __version__
-from meshnode.errors import MeshnodeError, StoreError
+from meshnode.errors import MeshnodeError, PeerRefused, StoreError
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.address_book import AddressBook
@@ -161,7 +161,8 @@ class NetworkManager:
             await self._connect(host, nursery, addresses)
         except MeshnodeError as error:
             self._dialling.failed(peer)
-            _log.debug("peer not reached", peer=short(peer), error=str(error))
+            log = _log.info if isinstance(error, PeerRefused) else _log.debug  # somebody is there, and says why not
+            log("peer not reached", peer=short(peer), error=str(error))
 
     async def _keep_connected(self, host: Host, nursery: trio.Nursery) -> None:
         """Dial whoever is known and not linked, a few at a time."""

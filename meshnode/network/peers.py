@@ -63,6 +63,7 @@ class _Known:
     addresses: tuple[str, ...] = ()  # newest success first
     offer: Offer | None = None
     link: ControlLink | None = None
+    links: int = 0  # so far
     lan: bool = False
     is_gone: bool = False  # its link ended and it has said nothing new since
     seen: float = attrs.field(factory=trio.current_time)
@@ -109,6 +110,7 @@ class PeerTable:
         """Note that a control link is up; `lan` says that it goes directly to a private address."""
         row = self._row(link.peer)
         row.link, row.lan, row.is_gone = link, lan, False
+        row.links += 1
         self._tell()
 
     def unlinked(self, link: ControlLink) -> None:
@@ -167,4 +169,5 @@ class PeerTable:
             offer=row.offer,
             addresses=row.addresses,
             failures=self.failures.value.get(peer, 0),
+            links=row.links,
         )

@@ -42,6 +42,11 @@ class PeerStream(ByteStream, Protocol):
         """Whether a third node carries it."""
         ...
 
+    @property
+    def is_lan(self) -> bool:
+        """Whether it goes directly to an address that only a local network has, or this machine."""
+        ...
+
 
 class MessageLink(Protocol[M]):
     """A long-lived, ordered stream of messages to and from one authenticated peer, shared by all who have to do with it."""

@@ -134,7 +134,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         network=mesh.builders(),
         acquisition=build_acquisition,
         router=lambda pulse: InferenceRouter(router, _router_settings(config), executors.build, pulse),
-        keeper=lambda: ModelKeeper(keeper, config.models.names, blocks),
+        keeper=lambda: ModelKeeper(keeper, config.models.names, blocks, config.inference.boomerang),
         api=build_api,
     )
     supervisor = Supervisor(

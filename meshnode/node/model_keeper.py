@@ -53,6 +53,7 @@ class ModelKeeper:
     _resources: KeeperResources
     _names: Sequence[str]
     _blocks: BlockRange | None
+    _both_ends: bool = False  # embedding and head are kept too, whichever blocks
     _named: dict[str, ModelId | None] = attrs.field(factory=dict, init=False)  # None: not here yet
     _troubles: dict[str, str] = attrs.field(factory=dict, init=False)
 
@@ -102,7 +103,7 @@ class ModelKeeper:
             if entry is None or not entry.origins:  # nobody has it any more: what is here is what there is
                 return manifest
             reference = entry.origins[0].reference
-        return await self._resources.mailbox.ask(AcquireModel(reference, self._blocks))
+        return await self._resources.mailbox.ask(AcquireModel(reference, self._blocks, self._both_ends))
 
     def _update(self) -> None:
         """Bring intent and wanted models in line with the catalog."""

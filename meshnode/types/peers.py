@@ -73,3 +73,4 @@ class PeerInfo:
     offer: Offer | None = None
     addresses: tuple[str, ...] = ()  # multiaddrs that have worked, newest first
     failures: int = 0  # things no honest peer does, since it was first seen
+    links: int = 0  # control links to it so far

@@ -151,6 +151,19 @@ async def test_only_the_wanted_blocks_are_kept_and_more_can_follow(data, tiny):
         assert node.catalog.held(manifest.id) == _ids(manifest)
 
 
+async def test_embedding_and_head_can_be_kept_with_any_blocks(data, tiny):
+    async with data.running() as node:
+        manifest = await node.mailbox.ask(AcquireModel(str(tiny), BlockRange(1, 2), both_ends=True))
+        kept = [(shard.kind, shard.block) for shard in manifest.shards if shard.id in node.catalog.held(manifest.id)]
+        assert kept == [
+            (ShardKind.TOKENIZER, None),
+            (ShardKind.EMBEDDING, None),
+            (ShardKind.BLOCK, 1),
+            (ShardKind.HEAD, None),
+        ]
+        assert await node.mailbox.ask(AcquireModel(str(tiny), BlockRange(1, 2), both_ends=True)) == manifest
+
+
 async def test_blocks_the_model_does_not_have_are_refused(data, tiny):
     async with data.running() as node:
         with pytest.raises(RequestError, match=r"blocks 0:3; 1:4 asks for more") as caught:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnode.crypto.identity import Identity
-from meshnode.network.addresses import Address, local_hosts, parse_address
+from meshnode.network.addresses import Address, is_local, local_hosts, parse_address
 
 A, B = Identity(bytes(32)).peer, Identity(bytes(range(32))).peer
 
@@ -67,3 +67,17 @@ def test_a_bound_address_is_itself_and_a_wildcard_is_all_of_the_machine():
     assert everywhere
     assert "0.0.0.0" not in everywhere
     assert all(ipaddress.ip_address(host).version == 4 for host in everywhere)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "10.1.2.3", "172.31.0.1", "192.168.0.9", "169.254.7.7", "::1", "fd00::1", "fe80::1%eth0"]
+)
+def test_a_local_network_has_addresses_of_its_own(host):
+    assert is_local(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["8.8.8.8", "172.32.0.1", "100.64.0.1", "198.51.100.7", "2001:4860::1", "::ffff:8.8.8.8"]
+)
+def test_the_rest_of_the_world_is_not_local(host):
+    assert not is_local(host)

@@ -17,6 +17,7 @@ from meshnode.network.short_messages import ask, send_message
 
 class MemoryStream:
     is_relayed = False
+    is_lan = False
 
     def __init__(self, stream, peer):
         self.stream = stream

@@ -12,9 +12,9 @@ import psutil
 
 
 class Node:
-    def __init__(self, folder, *arguments, until_ready=True, **extra):
+    def __init__(self, folder, *arguments, until_ready=True, program=("-m", "meshnode"), **extra):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
-        command = [sys.executable, "-m", "meshnode", "run", "--no-browser", "--port", "0", "--data-dir", str(folder)]
+        command = [sys.executable, *program, "run", "--no-browser", "--port", "0", "--data-dir", str(folder)]
         self.folder, self.not_ready, self.path = folder, [], "/health/ready" if until_ready else "/health"
         self.process = subprocess.Popen(
             [*command, *arguments], env={**kept, **extra}, stderr=subprocess.PIPE, text=True
