@@ -27,7 +27,8 @@ MeshnodeError
 │   └── DeadlineExceeded
 ├── RequestError             the caller's input is wrong
 │   ├── UnknownModel
-│   └── ContextOverflow
+│   ├── ContextOverflow
+│   └── BadRows              activations that no working stage makes
 ├── EconomyError
 ├── PoolError
 ├── UpdateError
@@ -41,6 +42,7 @@ statuses exists once, in `meshnode.api.failures`.
 from typing import ClassVar
 
 __all__ = [
+    "BadRows",
     "ConfigError",
     "ContextOverflow",
     "DeadlineExceeded",
@@ -251,6 +253,12 @@ class ContextOverflow(RequestError):
     """The prompt alone is longer than the model's context; the message names both numbers."""
 
     code = "context_length_exceeded"
+
+
+class BadRows(RequestError):
+    """Activations that no working stage makes: not finite, or not whole rows."""
+
+    code = "bad_rows"
 
 
 class EconomyError(MeshnodeError):

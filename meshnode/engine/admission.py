@@ -8,7 +8,7 @@ import torch
 from meshnode.engine.executor import StageReservation, StageSpec
 from meshnode.engine.stage_model import Part
 from meshnode.engine.worker_messages import Step
-from meshnode.errors import RequestError
+from meshnode.errors import BadRows, RequestError
 from meshnode.types.generation import SamplingParameters
 
 __all__ = ["check_sampling", "check_tokens", "part_for", "rows_of"]
@@ -74,10 +74,10 @@ def rows_of(spec: StageSpec, part: Part, step: Step, body: bytes) -> torch.Tenso
         return torch.tensor(step.tokens)
     width = spec.config.hidden_size
     if step.tokens or not body or len(body) % (2 * width):
-        raise RequestError(f"{len(body)} bytes are not rows of {width} bfloat16 activations")
+        raise BadRows(f"{len(body)} bytes are not rows of {width} bfloat16 activations")
     rows = torch.frombuffer(bytearray(body), dtype=torch.bfloat16).view(-1, width)
     if not bool(rows.isfinite().all()):
-        raise RequestError("the activations are not finite")
+        raise BadRows("the activations are not finite")
     return rows
 
 

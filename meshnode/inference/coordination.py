@@ -19,6 +19,7 @@ from meshnode.inference.planner import RouteRequest
 from meshnode.inference.route_finder import RouteFinder
 from meshnode.inference.session import Session, Take
 from meshnode.network.stage_links import StageLinks
+from meshnode.types.evidence import Evidence
 from meshnode.types.ids import ModelId, PeerId, SessionId, new_session_id
 from meshnode.types.routes import Route
 
@@ -38,18 +39,27 @@ class Patience:
     pipeline: PipelineTimes = attrs.field(factory=PipelineTimes)
 
 
+def _forget(evidence: Evidence) -> None:
+    """Do what a node does that has no peers."""
+
+
 @attrs.define(eq=False)
 class Coordinator:
     """What sessions coordinated here share."""
 
-    own: PeerId
     finder: RouteFinder
     links: StageLinks
     model_of: Callable[[ModelId], LoadedModel | None]  # that is ready
     is_wanted: Callable[[ModelId], bool]  # whether a worker of this node that is gone will come back
     chunk: int  # rows of a prompt per step through a pipeline
     patience: Patience = Patience()
+    report: Callable[[Evidence], None] = _forget
     pipelines: dict[SessionId, Pipeline] = attrs.field(factory=dict, init=False)  # that run now
+
+    @property
+    def own(self) -> PeerId:
+        """This node."""
+        return self.finder.own
 
     async def run(self, session: Session, request: RouteRequest, take: Take) -> None:
         """Generate until the session is complete or `take` wants no more.
@@ -60,6 +70,7 @@ class Coordinator:
         barred: dict[PeerId, int] = {}
         busy: frozenset[PeerId] = frozenset()
         used: frozenset[PeerId] = frozenset()
+        accusers: set[PeerId] = set()
         attempt = 0
         try:
             while not session.is_complete:
@@ -87,8 +98,12 @@ class Coordinator:
                     if lost.busy:
                         busy |= {lost.peer}
                         continue
+                    peer = lost.peer
+                    if lost.accuser is not None:  # one of two; who blames a second peer is the one that is wrong
+                        peer = lost.accuser if lost.accuser in accusers else lost.peer
+                        accusers.add(lost.accuser)
                     # Our own worker may be back before its loss is noticed; of others we hear later than of the loss.
-                    barred[lost.peer] = incarnation if lost.peer == self.own else self.finder.sequence(lost.peer)
+                    barred[peer] = incarnation if peer == self.own else self.finder.sequence(peer)
                     self._note_loss(session, lost)
                 else:
                     used |= route.peers
@@ -141,6 +156,8 @@ class Coordinator:
 
     def _note_loss(self, session: Session, lost: StageLost) -> None:
         session.lost()
+        if lost.misdeed is not None:
+            self.report(Evidence(lost.peer, lost.misdeed, str(lost)))
         _log.warning("stage lost, answer resumes", tokens_so_far=len(session.generated), error=str(lost))
         if session.losses_in_a_row > self.patience.losses_in_a_row:
             raise SessionLost(f"a stage was lost {session.losses_in_a_row} times at the same token: {lost}")

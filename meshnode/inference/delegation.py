@@ -11,7 +11,7 @@ from typing import Self
 import attrs
 import trio
 
-from meshnode.errors import MeshnodeError, Overloaded, PeerUnreachable, Unavailable
+from meshnode.errors import MeshnodeError, Overloaded, PeerError, PeerUnreachable, Unavailable
 from meshnode.inference.losses import StageLost
 from meshnode.network.stage_links import StageLink, StageLinks
 from meshnode.types.generation import GenerationRequest
@@ -47,14 +47,18 @@ class Delegations:
     links: StageLinks
     _waiting: dict[tuple[PeerId, SessionId], trio.MemorySendChannel[_Message]] = attrs.field(factory=dict, init=False)
 
-    def push(self, sender: PeerId, message: _Message) -> None:
-        """Take what a coordinator sends; what nobody waits for, or is beyond the window, is dropped."""
+    def push(self, sender: PeerId, message: _Message) -> bool:
+        """Take what a coordinator sends, if somebody waits for it. Who sends more than it was granted is left."""
         channel = self._waiting.get((sender, message.session))
-        if channel is not None:
-            try:
-                channel.send_nowait(message)
-            except trio.WouldBlock:
-                channel.close()  # it sends more than was granted: the asker sees the end and goes elsewhere
+        if channel is None:
+            return False
+        try:
+            channel.send_nowait(message)
+        except trio.WouldBlock:
+            channel.close()  # the asker sees the end and goes elsewhere
+            del self._waiting[sender, message.session]
+            return False
+        return True
 
     @asynccontextmanager
     async def open(
@@ -63,26 +67,22 @@ class Delegations:
         """Delegate and yield the events. Leaving, by cancellation too, ends the work there. Raises StageLost."""
         name = new_session_id()
         send, receive = trio.open_memory_channel[_Message](2 * _WINDOW)
+        self._waiting[peer, name] = send
+        delegation: Delegation | None = None
         try:
             link = await self.links.to(peer)
-            question = Delegate(name, attrs.evolve(request, model=model), _WINDOW, resume, hops)
-            self._waiting[peer, name] = send
-            await link.send(question)
-        except PeerUnreachable as error:
-            self._waiting.pop((peer, name), None)
-            raise StageLost(peer, str(error)) from error
-        delegation = Delegation(name, link, receive)
-        try:
+            delegation = Delegation(name, link, receive)
+            await link.send(Delegate(name, attrs.evolve(request, model=model), _WINDOW, resume, hops))
             yield delegation
-        except PeerUnreachable as error:
+        except PeerError as error:
             raise StageLost(peer, str(error)) from error
         finally:
-            del self._waiting[peer, name]
+            self._waiting.pop((peer, name), None)
             send.close()
             receive.close()
-            if not delegation.is_over:
+            if delegation is not None and not delegation.is_over:
                 with trio.move_on_after(1, shield=True):
-                    await _cancel(link, name)
+                    await _cancel(delegation.link, name)
 
 
 @attrs.define(eq=False)

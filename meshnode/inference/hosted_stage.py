@@ -1,24 +1,30 @@
 """One stage of one session, run here for its coordinator (which may be this node).
 
 Steps come in order from the previous stage, are acknowledged to the coordinator before work starts, computed by the model's
-executor, and handed on. The task that serves a stage owns its cache: when it ends, for whatever reason, the memory is free.
+executor, and handed on. The task that serves a stage reserves its cache and owns it: when it ends, for whatever reason, the
+memory is free.
 """
+
+from collections.abc import Callable
 
 import attrs
 import structlog
 import trio
 
 from meshnode.engine.executor import StageReservation, StageResult, StageStep
-from meshnode.errors import MeshnodeError, PeerUnreachable
+from meshnode.errors import BadRows, MeshnodeError, PeerMisbehaved, PeerUnreachable
 from meshnode.inference.models import LoadedModel
 from meshnode.inference.ports import SupervisedExecutor
 from meshnode.network.stage_links import StageLink, StageLinks
+from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId, SessionId, new_session_id
+from meshnode.wire.failures import Failed, failure
 from meshnode.wire.stage_messages import (
     Acknowledged,
     Answered,
     OpenStage,
     StageFailed,
+    StageOpened,
     StageStepMessage,
 )
 
@@ -28,6 +34,7 @@ STEP_BUFFER = 16
 """Steps that may wait at a stage. A coordinator keeps fewer than this on their way, so one more is a mistake of a peer."""
 
 _RELEASE_TIMEOUT = 5.0  # seconds to tell the worker; if it does not listen, it is being replaced
+_TELL_TIMEOUT = 5.0  # seconds to tell the coordinator why a stage ends
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +47,14 @@ class ReceivedStep:
     body: bytes
 
 
+@attrs.frozen
+class _Opening:
+    """A wish to open the stage, or to open it again; `exchange` is what to answer it with."""
+
+    message: OpenStage
+    exchange: int
+
+
 @attrs.define(eq=False)
 class HostedStage:
     """The state of one stage of one session; its fields change only when the session is opened again after a loss."""
@@ -48,13 +63,18 @@ class HostedStage:
     coordinator: StageLink  # where answers go; the stage lives no longer than this link
     model: LoadedModel
     links: StageLinks
+    report: Callable[[Evidence], None]
     cache_name: SessionId = attrs.field(factory=new_session_id, init=False)  # the executor's: nobody else can name it
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _last_step: int = attrs.field(default=0, init=False)  # taken, of this attempt
     _send: trio.MemorySendChannel[ReceivedStep] = attrs.field(init=False)
     _receive: trio.MemoryReceiveChannel[ReceivedStep] = attrs.field(init=False)
+    _wish: trio.MemorySendChannel[_Opening] = attrs.field(init=False)
+    _wishes: trio.MemoryReceiveChannel[_Opening] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[ReceivedStep](STEP_BUFFER)
+        self._wish, self._wishes = trio.open_memory_channel[_Opening](4)
 
     def is_same_work(self, opened: OpenStage) -> bool:
         """Whether what is cached here serves the stage that `opened` asks for."""
@@ -66,12 +86,82 @@ class HostedStage:
             opened.head,
         )
 
-    async def reserve(self) -> int:
+    def open(self, message: OpenStage, exchange: int) -> None:
+        """Have memory reserved, or kept, and `exchange` answered. Steps of earlier attempts are dropped from now on.
+
+        Raises PeerMisbehaved when earlier wishes to open it again have not been heard yet.
+        """
+        try:
+            self._wish.send_nowait(_Opening(message, exchange))
+        except trio.WouldBlock:
+            raise PeerMisbehaved("this stage is being opened again and again") from None
+        self.opened, self._last_step = message, 0
+
+    def push(self, sender: PeerId, step: ReceivedStep) -> bool:
+        """Take a step; return whether it is one that was waited for.
+
+        What is of another attempt is dropped; what is not from the previous stage, or was taken already, is reported too.
+        Raises PeerMisbehaved when more steps are waiting than any coordinator sends.
+        """
+        message = step.message
+        if message.attempt != self.opened.attempt:
+            return False
+        if sender != self.opened.previous:
+            self.report(Evidence(sender, Misdeed.FORGED, "a step of a session in which it does not come before us"))
+            return False
+        if message.step <= self._last_step:
+            self.report(Evidence(sender, Misdeed.MALFORMED, f"step {message.step} after step {self._last_step}"))
+            return False
+        try:
+            self._send.send_nowait(step)
+        except trio.WouldBlock:
+            self.report(Evidence(sender, Misdeed.FLOOD, "more steps at once than a coordinator sends"))
+            raise PeerMisbehaved("more steps at once than a coordinator sends; the stage is closed") from None
+        self._last_step = message.step
+        return True
+
+    async def serve(self) -> None:
+        """Open, and run steps until cancelled or the coordinator's link ends; then the memory is free."""
+        with self.scope, self.model.session():
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._end_with_link)
+                    nursery.start_soon(self._open_when_wished)
+                    async for step in self._receive:
+                        await self._run(self.opened, step)
+            finally:
+                with trio.move_on_after(_RELEASE_TIMEOUT, shield=True):
+                    await _release(self.model.executor, self.cache_name)
+
+    async def fail(self, error: MeshnodeError) -> None:
+        """End, and tell the coordinator why."""
+        self.scope.cancel()
+        with trio.move_on_after(_TELL_TIMEOUT):
+            await self._tell_failure(self.opened, error)
+
+    async def _end_with_link(self) -> None:
+        await self.coordinator.closed.wait()
+        self.scope.cancel()
+
+    async def _open_when_wished(self) -> None:
+        """Reserve, and answer, beside the steps: a new reservation is what ends those that wait at the worker."""
+        async for wish in self._wishes:
+            try:
+                reply: StageOpened | Failed = StageOpened(await self._reserve(wish.message))
+            except MeshnodeError as error:
+                reply = failure(error)
+            try:
+                await self.coordinator.send(reply, exchange=wish.exchange)
+            except PeerUnreachable:
+                return  # its link ended, and this stage ends with it
+            if isinstance(reply, Failed):
+                self.scope.cancel()
+
+    async def _reserve(self, opened: OpenStage) -> int:
         """Reserve, or keep, the memory; return how many positions it holds.
 
-        Raises OutOfMemory, WorkerLost, and PeerUnreachable when there is no link to the next stage.
+        Raises OutOfMemory, RequestError, WorkerLost, and PeerUnreachable when there is no link to the next stage.
         """
-        opened = self.opened
         if opened.next is not None:
             await self.links.to(opened.next)  # now, not in the first step
         return await self.model.executor.reserve(
@@ -87,30 +177,6 @@ class HostedStage:
             ),
         )
 
-    def push(self, sender: PeerId, step: ReceivedStep) -> None:
-        """Take a step. What is not from the previous stage, or not of this attempt, is dropped.
-
-        Raises trio.WouldBlock when more steps are waiting than any coordinator sends.
-        """
-        if sender == self.opened.previous and step.message.attempt == self.opened.attempt:
-            self._send.send_nowait(step)
-
-    async def serve(self) -> None:
-        """Run steps until cancelled or the coordinator's link ends; then the memory is free."""
-        with self.scope, self.model.session():
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._end_with_link)
-                    async for step in self._receive:
-                        await self._run(self.opened, step)
-            finally:
-                with trio.move_on_after(_RELEASE_TIMEOUT, shield=True):
-                    await _release(self.model.executor, self.cache_name)
-
-    async def _end_with_link(self) -> None:
-        await self.coordinator.closed.wait()
-        self.scope.cancel()
-
     async def _run(self, opened: OpenStage, step: ReceivedStep) -> None:
         """Run one step; a failure is told to the coordinator, who decides what happens to the session."""
         message = step.message
@@ -123,20 +189,28 @@ class HostedStage:
             result = await self.model.executor.step(self._executor_step(opened, step))
             await self._hand_on(opened, step, result)
         except MeshnodeError as error:
-            blames = opened.next if isinstance(error, PeerUnreachable) else None
+            if isinstance(error, BadRows):
+                self.report(Evidence(opened.previous, Misdeed.WRONG_ROWS, str(error)))
             _log.warning("stage failed", session=opened.session, error=str(error))
-            failed = StageFailed(opened.session, opened.attempt, opened.index, error.code, str(error)[:500], blames)
-            try:
-                await self.coordinator.send(failed)
-            except PeerUnreachable:
-                return  # its link ended, and this stage ends with it
+            await self._tell_failure(opened, error)
+
+    async def _tell_failure(self, opened: OpenStage, error: MeshnodeError) -> None:
+        blames = opened.next if isinstance(error, PeerUnreachable) else None
+        failed = StageFailed(opened.session, opened.attempt, opened.index, error.code, str(error)[:500], blames)
+        try:
+            await self.coordinator.send(failed)
+        except PeerUnreachable:
+            return  # its link ended, and this stage ends with it
 
     def _executor_step(self, opened: OpenStage, step: ReceivedStep) -> StageStep:
-        message = step.message
+        """Return the step as the executor has it. Raises BadRows when there are not as many rows as it says."""
+        message, width = step.message, 4 if opened.embedding else self.model.row_bytes
+        if message.rows < 1 or len(step.body) != message.rows * width:
+            raise BadRows(f"a step of {message.rows} rows of {width} bytes has {len(step.body)} bytes")
         return StageStep(
             session=self.cache_name,
             position=message.position,
-            tokens=_tokens(step.body) if opened.embedding else (),
+            tokens=tuple(memoryview(step.body).cast("I")) if opened.embedding else (),
             activations=b"" if opened.embedding else step.body,
             sample=message.sample and opened.head,
             return_from=self._forward_from(opened, message),
@@ -166,10 +240,6 @@ class HostedStage:
             forward_from=message.forward_from,
         )
         await link.send(forwarded, result.activations)
-
-
-def _tokens(body: bytes) -> tuple[int, ...]:
-    return tuple(memoryview(body).cast("I")) if len(body) % 4 == 0 else ()
 
 
 async def _release(executor: SupervisedExecutor, name: SessionId) -> None:

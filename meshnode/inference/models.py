@@ -115,6 +115,11 @@ class LoadedModel:
         return self.spec.is_whole_model
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of activations between stages."""
+        return 2 * self.manifest.config.hidden_size
+
+    @property
     def is_ready(self) -> bool:
         """Whether a request would be worked on at once."""
         return self.assets is not None and self.executor.incarnation > 0 and self.problem is None

@@ -13,11 +13,12 @@ import attrs
 import numpy as np
 import trio
 
-from meshnode.errors import MeshnodeError, OutOfMemory, Overloaded, PeerUnreachable, RequestError
+from meshnode.errors import BadRows, MeshnodeError, OutOfMemory, Overloaded, PeerUnreachable, RequestError
 from meshnode.inference.hosted_stage import STEP_BUFFER
 from meshnode.inference.losses import StageLost
 from meshnode.inference.session import Session, Take
 from meshnode.network.stage_links import StageLink, StageLinks
+from meshnode.types.evidence import Misdeed
 from meshnode.types.generation import TokenEvent
 from meshnode.types.ids import PeerId, SessionId
 from meshnode.types.routes import Route, Stage
@@ -75,26 +76,33 @@ class Pipeline:
     _receive: trio.MemoryReceiveChannel[SessionMessage] = attrs.field(init=False)
     _stages: list[_OpenStage] = attrs.field(factory=list, init=False)
     _step: int = attrs.field(default=0, init=False)
-    _reached: int = attrs.field(default=0, init=False)  # the last stage that acknowledged the oldest open step
+    _sampling: int = attrs.field(default=0, init=False)  # the step that a token is wanted of
+    _reached: dict[int, int] = attrs.field(factory=dict, init=False)  # steps on their way: the last stage that has each
     _patience: float = attrs.field(default=0.0, init=False)  # seconds the steps on their way should take at most
 
     def __attrs_post_init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[SessionMessage](_BUFFER)
 
-    def push(self, sender: PeerId, message: SessionMessage) -> None:
-        """Take what a peer says about this session; what is of another attempt, or not the sender's to say, is dropped."""
-        if message.attempt != self.attempt:
-            return
-        if not isinstance(message, Answered):
-            stages = self.route.stages
-            if message.index >= len(stages) or stages[message.index].peer != sender:
-                return
-        elif sender not in self.route.peers:
-            return
+    def push(self, sender: PeerId, message: SessionMessage) -> bool:
+        """Take what a peer says about this session, unless it is of another attempt, or not the sender's to say."""
+        if message.attempt != self.attempt or not self._may_say(sender, message):
+            return False
         try:
             self._send.send_nowait(message)
         except trio.WouldBlock:
-            return  # a flood: the quiet limit ends the attempt
+            return False  # a flood: the quiet limit ends the attempt
+        return True
+
+    def _may_say(self, sender: PeerId, message: SessionMessage) -> bool:
+        """Each stage speaks for itself, and about steps that are on their way; tokens come from the head alone."""
+        stages = self.route.stages
+        if isinstance(message, Answered):
+            is_last = message.token is not None or message.step == self._sampling
+            known = sender == stages[-1].peer if is_last else sender in self.route.peers
+            return known and message.step in self._reached
+        if not 0 <= message.index < len(stages) or stages[message.index].peer != sender:
+            return False
+        return isinstance(message, StageFailed) or message.index > self._reached.get(message.step, message.index)
 
     async def run(self, take: Take) -> None:
         """Generate until the end, handing each token to `take` once.
@@ -104,14 +112,15 @@ class Pipeline:
         """
         try:
             self._stages = await self._open_all()
-            await close_session(self.links, self.before, self.session.id, self.attempt)  # what nobody took over
             async with trio.open_nursery() as nursery:
                 for each in self._stages:
                     nursery.start_soon(self._watch, each)
+                # What nobody took over. Not waited for: whoever is frozen may have no room for another message.
+                nursery.start_soon(close_session, self.links, self.before, self.session.id, self.attempt)
                 await self._generate(take)
                 nursery.cancel_scope.cancel()
-        except* StageLost as group:
-            raise _one_of(group) from None
+        except BaseExceptionGroup as group:
+            raise _cause(group) from None
 
     async def _generate(self, take: Take) -> None:
         session = self.session
@@ -133,15 +142,12 @@ class Pipeline:
         forward_from = (*starts[1:], 0)
         chunks = [(begin, min(begin + self.chunk, length)) for begin in range(starts[0], length, self.chunk)]
         window = min(len(self._stages) + 1, STEP_BUFFER // 2)
-        sent = 0
         while True:
-            while chunks and sent < window:
+            while chunks and len(self._reached) < window:
                 begin, end = chunks.pop(0)
                 await self._send_rows(begin, end, sample=end == length, forward_from=forward_from)
-                sent += 1
             answer = await self._answer()
-            sent -= 1
-            if answer.position + self.chunk >= length or answer.token is not None:
+            if answer.step == self._sampling:
                 return self._sampled(answer)
 
     async def _send_rows(self, begin: int, end: int, *, sample: bool, forward_from: Sequence[int] = ()) -> None:
@@ -158,10 +164,15 @@ class Pipeline:
             forward_from=tuple(forward_from),
         )
         first = self._stages[0]
+        self._reached[self._step] = -1
+        self._sampling = self._step if sample else 0
         try:
-            await first.link.send(message, rows)
-        except PeerUnreachable as error:
+            with trio.move_on_after(self.times.open) as taken:
+                await first.link.send(message, rows)
+        except MeshnodeError as error:
             raise StageLost(first.stage.peer, str(error)) from error
+        if taken.cancelled_caught:
+            raise StageLost(first.stage.peer, f"it has taken nothing for {self.times.open:.0f} s")
         self._patience = self.times.quiet + 4 * self.route.step_seconds * max(1, (end - begin) / 8)
 
     async def _token(self) -> TokenEvent:
@@ -170,31 +181,41 @@ class Pipeline:
     def _sampled(self, answer: Answered) -> TokenEvent:
         if answer.token is None:
             raise StageLost(self.route.stages[-1].peer, "it answered the last row without a token")
+        if not self.session.is_possible(answer.token):
+            reason = "it answered with what is no token of this model"
+            raise StageLost(self.route.stages[-1].peer, reason, misdeed=Misdeed.WRONG_ROWS)
         return answer.token
 
     async def _answer(self) -> Answered:
         """Return the next answer. Raises StageLost for a stage that failed, fell silent, or takes too long."""
-        began = trio.current_time()
-        self._reached = 0
-        while True:
+        until = trio.current_time() + self.times.step
+        while trio.current_time() < until:
             with trio.move_on_after(self._patience):
                 message = await self._receive.receive()
-                if isinstance(message, Answered):
-                    return message
                 if isinstance(message, StageFailed):
                     raise self._loss(message)
-                self._reached = max(self._reached, message.index)
+                if message.step not in self._reached:
+                    continue  # said twice
+                if isinstance(message, Answered):
+                    del self._reached[message.step]
+                    return message
+                self._reached[message.step] = max(self._reached[message.step], message.index)
                 continue
             await self._probe()
-            if trio.current_time() - began > self.times.step:
-                peer = self._stages[self._reached].stage.peer
-                raise StageLost(peer, f"no result for {self.times.step:.0f} s")
+        oldest = self._stages[max(0, self._reached[min(self._reached)])]
+        raise StageLost(oldest.stage.peer, f"no result for {self.times.step:.0f} s")
 
-    def _loss(self, message: StageFailed) -> MeshnodeError:
-        peer = self.route.stages[message.index].peer
-        if message.code == RequestError.code:  # it refuses rows that another made: theirs are not to be trusted either
-            peer = self.route.stages[max(0, message.index - 1)].peer
-        return StageLost(message.blames or peer, message.message)
+    def _loss(self, message: StageFailed) -> StageLost:
+        """Say who has to be replaced. One stage can blame a neighbour: who passed it rows, or whom it cannot reach."""
+        stages, accuser = self.route.stages, self.route.stages[message.index].peer
+        blamed = accuser
+        if message.code in (RequestError.code, BadRows.code) and message.index:
+            blamed = stages[message.index - 1].peer
+        elif message.blames is not None and message.index + 1 < len(stages):
+            blamed = stages[message.index + 1].peer
+        if blamed in (accuser, self.own):  # nobody tells us what we do
+            return StageLost(accuser, message.message)
+        return StageLost(blamed, message.message, accuser=accuser)
 
     # Stages
 
@@ -251,13 +272,18 @@ class Pipeline:
             raise StageLost(each.stage.peer, f"no sign of life: {error}") from error
 
 
-def _one_of(group: BaseExceptionGroup[StageLost]) -> StageLost:
-    """Return one of the losses that came together, one that is no mere lack of room if there is such."""
-    losses = list(_leaves(group))
-    return next((loss for loss in losses if not loss.busy), losses[0])
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what matters of what came together: a cancellation or an error of ours first, a mere lack of room last."""
+    losses, rest = group.split(StageLost)
+    if rest is not None:
+        leaves = list(_leaves(rest))
+        return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], Exception) else rest
+    assert losses is not None
+    found = [each for each in _leaves(losses) if isinstance(each, StageLost)]
+    return next((loss for loss in found if not loss.busy), found[0])
 
 
-def _leaves(group: BaseExceptionGroup[StageLost]) -> Iterator[StageLost]:
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)

@@ -34,6 +34,7 @@ from meshnode.network.stage_links import Received, StageLinks
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
+from meshnode.types.evidence import Evidence
 from meshnode.types.ids import PeerId
 from meshnode.types.peers import Offering
 
@@ -66,6 +67,7 @@ class MeshAccess:
     links: StageLinks
     received: Mailbox[Received, None]
     offering: Latest[Offering]  # written by the router alone
+    evidence: Mailbox[Evidence, None] = attrs.field(factory=lambda: Mailbox("evidence", 64))  # to the HealthMonitor
 
 
 @attrs.frozen(eq=False)
@@ -138,13 +140,29 @@ class InferenceRouter:
         stages = partial(own_stages_for_us, shared.models.loaded)
         finder = RouteFinder(mesh.own, mesh.peers, stages, settings.privacy, settings.boomerang)
         coordinator = Coordinator(
-            mesh.own, finder, mesh.links, loader.ready, loader.is_wanted, settings.prefill_chunk, settings.patience
+            finder,
+            mesh.links,
+            loader.ready,
+            loader.is_wanted,
+            settings.prefill_chunk,
+            settings.patience,
+            self._report,
         )
         delegations = Delegations(mesh.links)
         runner = RequestRunner(loader, coordinator, delegations, shared.lanes)
-        hosted = StageServer(mesh.links, loader.ready, settings.max_stages, nursery)
+        hosted = StageServer(mesh.links, loader.ready, settings.max_stages, nursery, self._report)
         delegates = DelegateServer(partial(open_generations, shared.mailbox), nursery)
-        return runner, StageInbox(hosted, coordinator, delegations, delegates, nursery)
+        return runner, StageInbox(hosted, coordinator, delegations, delegates, nursery, shared.metrics)
+
+    def _report(self, evidence: Evidence) -> None:
+        """Hold something against a peer; what is wrong with our own stages is the log's."""
+        mesh = self._resources.mesh
+        if evidence.peer == mesh.own:
+            return
+        try:
+            mesh.evidence.tell_nowait(evidence)
+        except trio.WouldBlock:
+            return  # as much is waiting already
 
     async def _take_stage_messages(self, inbox: StageInbox) -> None:
         with self._resources.mesh.received.serve() as letters:

@@ -3,6 +3,7 @@
 Since rows are invariant and sampling is a function of (seed, position), whoever goes on gives the tokens there would have been.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 
 import attrs
@@ -27,6 +28,7 @@ class Session:
     sampling: SamplingParameters
     end_tokens: frozenset[int]
     generated: list[int] = attrs.field(factory=list)
+    vocabulary: int = 1 << 32  # token ids are below it
     id: SessionId = attrs.field(factory=new_session_id)
     route: Route | None = attrs.field(default=None, init=False)  # the newest
     recoveries: int = attrs.field(default=0, init=False)
@@ -50,6 +52,16 @@ class Session:
         """Whether the last token is an end token, or as many as asked for are there."""
         ended = bool(self.generated) and self.generated[-1] in self.end_tokens
         return ended or len(self.generated) >= self.max_tokens
+
+    def is_possible(self, event: TokenEvent) -> bool:
+        """Whether an honest head may have sampled `event`."""
+        if not all(0 <= token < self.vocabulary for token in (event.token, *(token for token, _ in event.top))):
+            return False
+        if self.sampling.top_logprobs is None:
+            return True
+        numbers = (event.logprob, *(logprob for _, logprob in event.top))
+        known = all(number is not None and -math.inf <= number <= 0 for number in numbers)
+        return known and len(event.top) <= self.sampling.top_logprobs
 
     def tokens(self, begin: int, end: int) -> tuple[int, ...]:
         """Return the tokens at positions `begin` to `end` (excluded)."""

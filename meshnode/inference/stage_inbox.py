@@ -4,12 +4,13 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import PeerMisbehaved, PeerUnreachable
+from meshnode.errors import PeerUnreachable
 from meshnode.inference.coordination import Coordinator
 from meshnode.inference.delegate_server import DelegateServer
 from meshnode.inference.delegation import Delegations
 from meshnode.inference.stage_server import StageServer
 from meshnode.network.stage_links import Received, StageLink
+from meshnode.observe.metrics import Metrics
 from meshnode.wire.stage_messages import (
     Acknowledged,
     Answered,
@@ -40,27 +41,24 @@ class StageInbox:
     delegations: Delegations
     delegates: DelegateServer
     nursery: trio.Nursery
+    metrics: Metrics
 
     def take(self, received: Received) -> None:
-        """Hand a message to its recipient; never waits. What is for nobody is dropped."""
+        """Hand a message to its recipient; never waits. What is for nobody, or not the sender's to say, is counted."""
         link, message = received.link, received.message
-        sender = link.peer
+        sender, is_taken = link.peer, True
         match message:
             case StageStepMessage():
-                try:
-                    self.stages.step(sender, message, received.body)
-                except PeerMisbehaved as error:
-                    _log.warning("session dropped", peer=sender, error=str(error))
+                is_taken = self.stages.step(sender, message, received.body)
             case Acknowledged() | Answered() | StageFailed():
                 pipeline = self.coordinator.pipelines.get(message.session)
-                if pipeline is not None:
-                    pipeline.push(sender, message)
+                is_taken = pipeline is not None and pipeline.push(sender, message)
             case DelegatedEvents() | DelegationFailed():
-                self.delegations.push(sender, message)
+                is_taken = self.delegations.push(sender, message)
             case GrantEvents():
                 self.delegates.grant(sender, message)
             case OpenStage():
-                self.nursery.start_soon(self._open, link, received.exchange, message)
+                self.stages.open(link, received.exchange, message)
             case CloseStage():
                 self.stages.close(sender, message)
             case Probe():
@@ -70,13 +68,11 @@ class StageInbox:
             case CancelDelegation():
                 self.delegates.cancel(sender, message)
             case _:
-                _log.debug("message for nobody", peer=sender, kind=type(message).__name__)
-
-    async def _open(self, link: StageLink, exchange: int, message: OpenStage) -> None:
-        try:
-            await self.stages.open(link, exchange, message)
-        except PeerUnreachable:
-            return  # and the stage ends with its link
+                is_taken = False
+        if not is_taken:
+            kind = type(message).__struct_config__.tag
+            self.metrics.inference_stray_messages_total.labels(kind=kind).inc()
+            _log.debug("message for nobody", peer=sender, kind=kind)
 
     async def _reply(self, link: StageLink, exchange: int) -> None:
         try:

@@ -6,13 +6,14 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import MeshnodeError, NoRoute, Overloaded, PeerMisbehaved
+from meshnode.errors import BadRows, MeshnodeError, NoRoute, Overloaded, PeerMisbehaved, PeerUnreachable
 from meshnode.inference.hosted_stage import HostedStage, ReceivedStep
 from meshnode.inference.models import LoadedModel
 from meshnode.network.stage_links import StageLink, StageLinks
+from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import ModelId, PeerId, SessionId
 from meshnode.wire.failures import failure
-from meshnode.wire.stage_messages import CloseStage, OpenStage, StageOpened, StageStepMessage
+from meshnode.wire.stage_messages import CloseStage, OpenStage, StageStepMessage
 
 __all__ = ["StageServer"]
 
@@ -22,38 +23,47 @@ _Key = tuple[SessionId, int]
 
 @attrs.define(eq=False)
 class StageServer:
-    """Hosted stages by session and place in the route; each is a task of `nursery` and gone when its task is."""
+    """Hosted stages by session and place in the route; each is a task of `nursery` and gone when its task is.
+
+    Nothing here waits, so what a coordinator sends takes effect in the order in which it was sent.
+    """
 
     links: StageLinks
     model_of: Callable[[ModelId], LoadedModel | None]  # that is ready
-    limit: int  # stages at once
+    limit: int  # stages at once; one coordinator may have half of them
     nursery: trio.Nursery
+    report: Callable[[Evidence], None]
     _stages: dict[_Key, HostedStage] = attrs.field(factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self._stages)
 
-    async def open(self, link: StageLink, exchange: int, message: OpenStage) -> None:
-        """Open a stage, or open it again under a higher attempt, and answer. Raises PeerUnreachable if nobody hears it."""
+    def open(self, link: StageLink, exchange: int, message: OpenStage) -> None:
+        """Open a stage, or open it again under a higher attempt, and have `exchange` answered."""
         try:
-            length = await self._open(link, message)
+            model = self.model_of(message.model)
+            if model is None:
+                raise NoRoute("this node does not have that model loaded now")
+            stage = self._kept(link, message)
+            if stage is None:
+                stage = self._begin(link, message, model)
+            stage.open(message, exchange)
         except MeshnodeError as error:
-            await link.send(failure(error), exchange=exchange)
-        else:
-            await link.send(StageOpened(length), exchange=exchange)
+            if isinstance(error, PeerMisbehaved):
+                self.report(Evidence(link.peer, Misdeed.FORGED, str(error)))
+            self.nursery.start_soon(_refuse, link, exchange, error)
 
-    def step(self, sender: PeerId, message: StageStepMessage, body: bytes) -> None:
-        """Hand a step to its stage; for a stage that is gone, it is dropped. Raises PeerMisbehaved for one too many."""
+    def step(self, sender: PeerId, message: StageStepMessage, body: bytes) -> bool:
+        """Hand a step to its stage; return whether there is one that waits for it."""
         stage = self._stages.get((message.session, message.index))
-        if stage is None:
-            return
+        if stage is None or stage.scope.cancel_called:
+            return False
         try:
-            stage.push(sender, ReceivedStep(message, body))
-        except trio.WouldBlock:
-            stage.scope.cancel()
-            raise PeerMisbehaved(
-                "more steps on their way than a coordinator may send; the session is dropped"
-            ) from None
+            return stage.push(sender, ReceivedStep(message, body))
+        except PeerMisbehaved as error:
+            _log.warning("stage closed", session=message.session, peer=sender, error=str(error))
+            self.nursery.start_soon(stage.fail, BadRows(str(error)))
+            return False
 
     def close(self, coordinator: PeerId, message: CloseStage) -> None:
         """Free what lower attempts of a session hold here."""
@@ -62,22 +72,15 @@ class StageServer:
             if mine and stage.opened.attempt < message.below:
                 stage.scope.cancel()
 
-    async def _open(self, link: StageLink, message: OpenStage) -> int:
-        model = self.model_of(message.model)
-        if model is None:
-            raise NoRoute("this node does not have that model loaded now")
-        stage = self._kept(link, message)
-        if stage is None:
-            if len(self._stages) >= self.limit:
-                raise Overloaded(f"this node runs {self.limit} stages already")
-            stage = HostedStage(message, link, model, self.links)
-            self._stages[message.session, message.index] = stage
-            self.nursery.start_soon(self._serve, stage)
-        try:
-            return await stage.reserve()
-        except BaseException:
-            stage.scope.cancel()
-            raise
+    def _begin(self, link: StageLink, message: OpenStage, model: LoadedModel) -> HostedStage:
+        """Start the task of a new stage. Raises Overloaded."""
+        theirs = sum(stage.coordinator.peer == link.peer for stage in self._stages.values())
+        if len(self._stages) >= self.limit or theirs >= max(1, self.limit // 2):
+            raise Overloaded(f"this node runs {len(self._stages)} stages already, {theirs} of them for you")
+        stage = HostedStage(message, link, model, self.links, self.report)
+        self._stages[message.session, message.index] = stage
+        self.nursery.start_soon(self._serve, stage)
+        return stage
 
     def _kept(self, link: StageLink, message: OpenStage) -> HostedStage | None:
         """Find the stage of an earlier attempt whose cache serves this one; what is in its place otherwise has to go."""
@@ -97,7 +100,6 @@ class StageServer:
                 del self._stages[key]
                 stage.scope.cancel()
         if found is not None:
-            found.opened = message
             self._stages[message.session, message.index] = found
         return found
 
@@ -109,3 +111,10 @@ class StageServer:
             _log.error("hosted stage crashed", session=stage.opened.session, exc_info=error)
         finally:
             self._stages = {key: each for key, each in self._stages.items() if each is not stage}
+
+
+async def _refuse(link: StageLink, exchange: int, error: MeshnodeError) -> None:
+    try:
+        await link.send(failure(error), exchange=exchange)
+    except PeerUnreachable:
+        return

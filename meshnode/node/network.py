@@ -87,7 +87,12 @@ class Mesh:
     def access(self) -> MeshAccess:
         """Return what the router needs."""
         return MeshAccess(
-            self.identity.peer, self.table, self.gateway, self.channels.stage_messages, self.channels.offering
+            self.identity.peer,
+            self.table,
+            self.gateway,
+            self.channels.stage_messages,
+            self.channels.offering,
+            self.channels.evidence,
         )
 
     # Subsystems

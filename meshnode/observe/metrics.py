@@ -43,6 +43,12 @@ class Metrics:
         self.inference_queue_length = gauge("meshnode_inference_queue_length", "Generations waiting for their turn.")
         self.inference_active_sessions = gauge("meshnode_inference_active_sessions", "Generations being worked on.")
 
+        self.inference_stray_messages_total = counter(
+            "meshnode_inference_stray_messages_total",
+            "Messages about sessions that are not there, or not the sender's to say; a few follow every loss.",
+            ["kind"],
+        )
+
         self.engine_cache_bytes = gauge(
             "meshnode_engine_cache_bytes", "Bytes that KV caches hold now, looked at every few seconds."
         )

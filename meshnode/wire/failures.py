@@ -7,6 +7,7 @@ raised, becomes the `default` the reader chooses.
 import msgspec
 
 from meshnode.errors import (
+    BadRows,
     ContextOverflow,
     DeadlineExceeded,
     DeviceLost,
@@ -33,6 +34,7 @@ __all__ = ["Failed", "error_from", "failure"]
 _ERRORS: dict[str, type[MeshnodeError]] = {
     kind.code: kind
     for kind in (
+        BadRows,
         ContextOverflow,
         DeadlineExceeded,
         DeviceLost,

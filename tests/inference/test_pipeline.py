@@ -6,7 +6,7 @@ import attrs
 import pytest
 import trio
 from support.memory_mesh import MemoryNetwork
-from support.toy_executor import ToyExecutor, toy_answer
+from support.toy_executor import WIDTH, ToyExecutor, toy_answer
 
 from meshnode.errors import SessionLost
 from meshnode.inference.coordination import Coordinator
@@ -17,6 +17,7 @@ from meshnode.inference.route_finder import OwnStage, RouteFinder
 from meshnode.inference.session import Session
 from meshnode.inference.stage_inbox import StageInbox
 from meshnode.inference.stage_server import StageServer
+from meshnode.observe.metrics import Metrics
 from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import SamplingParameters
 from meshnode.types.peers import StageOffer
@@ -30,6 +31,7 @@ WISH = RouteRequest("model", BLOCKS, 400, prompt_tokens=len(PROMPT))
 class Model:
     executor: ToyExecutor
     sessions: int = 0
+    row_bytes: int = WIDTH
 
     @contextmanager
     def session(self):
@@ -51,6 +53,8 @@ class Mesh:
     network: MemoryNetwork
     nursery: trio.Nursery
     nodes: dict = attrs.field(factory=dict)
+    evidence: list = attrs.field(factory=list)
+    metrics: Metrics = attrs.field(factory=Metrics)
 
     async def add(self, name, start, end, boomerang=False, **options):
         known = self.network.add(name)
@@ -92,15 +96,15 @@ class Mesh:
             Privacy.ANYONE,
             boomerang,
         )
-        coordinator = Coordinator(name, finder, known, lambda _: Model(executor), lambda _: True, 16)
+        coordinator = Coordinator(finder, known, lambda _: Model(executor), lambda _: True, 16)
         scope = trio.CancelScope()
 
         async def live(*, task_status):
             with scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._work, executor)
-                    hosted = StageServer(known, lambda _: Model(executor), 64, nursery)
-                    inbox = StageInbox(hosted, coordinator, Delegations(known), None, nursery)
+                    hosted = StageServer(known, lambda _: Model(executor), 64, nursery, self.evidence.append)
+                    inbox = StageInbox(hosted, coordinator, Delegations(known), None, nursery, self.metrics)
                     task_status.started(hosted)
                     with known.received.serve() as letters:
                         async for letter in letters:
