@@ -63,14 +63,14 @@ class RequestRunner:
             await self._delegate(call, record, target, self._guess(call.request, target), barred=frozenset())
             return
         context = min(model.spec.context_length, target.context_length)
-        prompt = await self.lanes.run("template", model.assets.encode, call.request, context)
-        room = context - len(prompt)
+        prompt = await self.lanes.run("template", model.assets.prompt, call.request, context)
+        room = context - len(prompt.tokens)
         limit = room if call.request.max_tokens is None else min(room, call.request.max_tokens)
         wish = RouteRequest(
             model=target.id,
             block_count=target.block_count,
-            tokens=len(prompt) + limit,
-            prompt_tokens=len(prompt),
+            tokens=len(prompt.tokens) + limit,
+            prompt_tokens=len(prompt.tokens),
             answer_tokens=min(limit, _EXPECTED_ANSWER),
         )
         if call.delegated.hops == 0:
@@ -78,26 +78,26 @@ class RequestRunner:
             if best.coordinator != self.coordinator.own:
                 await self._delegate(call, record, target, wish, barred=frozenset())
                 return
-        session = Session(
-            prompt,
-            limit,
-            model.assets.sampling(call.request),
-            model.assets.tokenizer.end_tokens,
-            list(call.delegated.resume),
-        )
-        await self._coordinate(call, record, model, session, wish)
+        tokenizer = model.assets.tokenizer
+        resume = list(call.delegated.resume)
+        session = Session(prompt.tokens, limit, prompt.sampling, tokenizer.end_tokens, resume)
+        answer = Answer(tokenizer, len(prompt.tokens), prompt.form)
+        await self._coordinate(call, record, target.name, session, wish, answer)
 
     # Here
 
     async def _coordinate(
-        self, call: GenerationCall, record: RequestRecord, model: LoadedModel, session: Session, wish: RouteRequest
+        self,
+        call: GenerationCall,
+        record: RequestRecord,
+        name: str,
+        session: Session,
+        wish: RouteRequest,
+        answer: Answer,
     ) -> None:
-        request, assets = call.request, model.assets
-        assert assets is not None
-        answer = Answer(assets.tokenizer, len(session.prompt), request.stop, request.sampling.top_logprobs is not None)
         answer.resume(session.generated)
         route = await self._first_route(session, wish)
-        await _send(call, record, Started(model.manifest.name, len(session.prompt), self._describe(route)))
+        await _send(call, record, Started(name, len(session.prompt), self._describe(route)))
 
         async def take(event: TokenEvent) -> bool:
             record.tokens_came(0 if event.token in session.end_tokens else 1)

@@ -1,6 +1,7 @@
 """Tokens to text as they come: bytes are held back until they are whole characters."""
 
 import codecs
+from collections.abc import Mapping
 
 import attrs
 
@@ -11,9 +12,13 @@ __all__ = ["Detokenizer"]
 
 @attrs.define(eq=False)
 class Detokenizer:
-    """One generation's decoder. Bytes that can never become UTF-8 turn into U+FFFD as soon as that is certain."""
+    """One generation's decoder. Bytes that can never become UTF-8 turn into U+FFFD as soon as that is certain.
+
+    Control tokens are no text, but for those `spelled`: somebody reads them further on.
+    """
 
     tokenizer: Tokenizer
+    spelled: Mapping[int, bytes] = attrs.field(factory=dict)
     _decoder: codecs.IncrementalDecoder = attrs.field(init=False)
     _at_start: bool = attrs.field(init=False)
 
@@ -24,7 +29,7 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Return the text that is certain now."""
-        raw = self.tokenizer.token_bytes(token)
+        raw = self.tokenizer.token_bytes(token) or self.spelled.get(token, b"")
         if self._at_start and raw:
             self._at_start = False
             raw = raw.removeprefix(b" ")  # encoding put it there: the text had none

@@ -30,6 +30,11 @@ class ReasoningSplitter:
     _has_reasoning: bool = attrs.field(default=False, init=False)
     _held: str = attrs.field(default="", init=False)
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether what comes now is reasoning."""
+        return self.is_thinking and not self._is_over
+
     def push(self, text: str) -> Split:
         """Take text; return what is certain now."""
         if self._is_over:

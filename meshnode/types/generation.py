@@ -81,7 +81,8 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, that needed no computing
+    reasoning_tokens: int = 0  # of the completion
 
 
 @attrs.frozen

@@ -64,6 +64,14 @@ class ToolFormat:
     bare: Callable[[], Region] | None = None  # for an answer that begins with a JSON object
     short_ids: bool = False  # its templates take ids of nine letters and digits
 
+    @property
+    def markers(self) -> str:
+        """All texts of it that a vocabulary may have control tokens for."""
+        spelling = self.spelling
+        return " ".join(
+            (*self.openings, spelling.before, spelling.head, spelling.tail, spelling.between, spelling.after)
+        )
+
 
 @attrs.define(eq=False)
 class UntilText:
