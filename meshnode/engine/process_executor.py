@@ -4,32 +4,26 @@ Each run of this subsystem is one worker, an incarnation. Exchanges with it live
 when the worker ends, every iteration and every step in hand raises WorkerLost at once.
 """
 
-import itertools
 import socket
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Self
 
-import attrs
 import structlog
 import trio
 
 from meshnode.engine.executor import ExecutorStats, Generation, StageReservation, StageResult, StageSpec, StageStep
+from meshnode.engine.token_stream import TokenStream
+from meshnode.engine.worker_connection import Pending, WorkerConnection
 from meshnode.engine.worker_messages import (
-    Accepted,
-    Answer,
     BatchLimits,
     Cancel,
     Envelope,
-    FrameCodec,
     Generate,
     Grant,
     Load,
     Loading,
     Ping,
     Pong,
-    Progress,
     Question,
     Ready,
     Release,
@@ -39,143 +33,17 @@ from meshnode.engine.worker_messages import (
     StatsRequest,
     Step,
     StepDone,
-    to_worker_codec,
 )
 from meshnode.engine.worker_process import WorkerProcess
-from meshnode.errors import EngineError, MeshnodeError, WorkerLost
-from meshnode.types.generation import TokenEvent
+from meshnode.errors import EngineError, WorkerLost
 from meshnode.types.ids import SessionId
 from meshnode.wire.failures import Failed, error_from
 
-__all__ = ["ProcessExecutor", "TokenStream"]
+__all__ = ["ProcessExecutor"]
 
 _log = structlog.get_logger(__name__)
 _WINDOW = 64
 """Tokens a worker may be ahead of a generation's reader; then it pauses that session and no other."""
-_GRANT = 16
-
-
-@attrs.define(eq=False)
-class TokenStream:
-    """The tokens of one generation; iterating grants the worker more."""
-
-    _grant: Callable[[int], None]
-    _events: deque[TokenEvent] = attrs.field(factory=deque, init=False)
-    _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _accepted: bool = attrs.field(default=False, init=False)
-    ended: bool = attrs.field(default=False, init=False)
-    _error: MeshnodeError | None = attrs.field(default=None, init=False)
-    _taken: int = attrs.field(default=0, init=False)
-
-    def __aiter__(self) -> Self:
-        """Iterate the tokens."""
-        return self
-
-    async def __anext__(self) -> TokenEvent:
-        """Return the next token; raises WorkerLost, or what the worker refused with. Cancellation loses nothing."""
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            if self.ended:
-                raise StopAsyncIteration
-            await self._wait()
-        self._taken += 1
-        if self._taken % _GRANT == 0 and not self.ended:
-            self._grant(_GRANT)
-        return self._events.popleft()
-
-    async def accepted(self) -> None:
-        """Wait until the worker has reserved the session's memory. Raises what it refused with."""
-        while not self._accepted and self._error is None:
-            await self._wait()
-        if not self._accepted and self._error is not None:
-            raise self._error
-
-    def accept(self) -> None:
-        """Note that the memory is reserved."""
-        self._accepted = True
-        self._changed.set()
-
-    def push(self, event: TokenEvent) -> None:
-        """Take a token from the worker."""
-        self._events.append(event)
-        self._changed.set()
-
-    def finish(self, error: MeshnodeError | None = None) -> None:
-        """Note that no more come. An answer that is complete stays so, whatever happens to the worker afterwards."""
-        if not self.ended:
-            self.ended = True
-            self._error = error
-            self._changed.set()
-
-    async def _wait(self) -> None:
-        self._changed = trio.Event()
-        await self._changed.wait()
-
-
-@attrs.define(eq=False)
-class _Pending:
-    """One question that has one answer."""
-
-    answered: trio.Event = attrs.field(factory=trio.Event)
-    envelope: Envelope | None = None
-    error: MeshnodeError | None = None
-
-
-@attrs.define(eq=False)
-class _Connection:
-    """The socket to one worker and what is in flight on it."""
-
-    stream: trio.SocketStream
-    codec: FrameCodec = attrs.field(factory=to_worker_codec)
-    generations: dict[int, TokenStream] = attrs.field(factory=dict)
-    pending: dict[int, _Pending] = attrs.field(factory=dict)
-    heard: bool = False  # anything, since the last ping
-    silent_for: float = 0.0
-    _numbers: "itertools.count[int]" = attrs.field(factory=lambda: itertools.count(1))
-    _outbox: deque[bytes] = attrs.field(factory=deque)
-    _more: trio.Event = attrs.field(factory=trio.Event)
-
-    def new_exchange(self) -> int:
-        """Return a number no other exchange of this connection has."""
-        return next(self._numbers)
-
-    def post(self, exchange: int, message: Question, body: bytes = b"") -> None:
-        """Queue a message. The queue is bounded by what is in flight: callers post a handful of messages per exchange."""
-        self._outbox.append(self.codec.encode(Envelope(exchange, message, body)))
-        self._more.set()
-
-    async def write_for_ever(self) -> None:
-        """Send what is queued; the only writer, so that cancelling a caller never cuts a frame."""
-        while True:
-            while self._outbox:
-                waiting = b"".join(self._outbox)
-                self._outbox.clear()
-                await self.stream.send_all(waiting)
-            self._more = trio.Event()
-            await self._more.wait()
-
-    async def envelopes(self) -> list[Envelope]:
-        """Return the next messages. Raises WorkerLost at the end of the stream."""
-        while True:
-            try:
-                data = await self.stream.receive_some(1 << 18)
-            except trio.BrokenResourceError:
-                data = b""
-            if not data:
-                raise WorkerLost("the worker process ended")
-            self.heard = True
-            found = self.codec.feed(bytes(data))
-            if found:
-                return found
-
-    def fail_all(self, error: MeshnodeError) -> None:
-        """End everything in flight."""
-        for tokens in self.generations.values():
-            tokens.finish(error)
-        for pending in self.pending.values():
-            pending.error = error
-            pending.answered.set()
 
 
 class ProcessExecutor:
@@ -197,7 +65,7 @@ class ProcessExecutor:
         self._silence_limit = silence_limit
         self._step_limit = step_limit
         self._on_ready = on_ready
-        self._connection: _Connection | None = None
+        self._connection: WorkerConnection | None = None
         self._became_ready = trio.Event()
         self._incarnation = 0
 
@@ -228,7 +96,7 @@ class ProcessExecutor:
         except EngineError:
             ours.close()
             raise
-        connection = _Connection(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+        connection = WorkerConnection(ours)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(process.log_errors)
@@ -244,7 +112,7 @@ class ProcessExecutor:
             await process.end()
             await trio.aclose_forcefully(connection.stream)
 
-    def _retire(self, connection: _Connection, reason: str) -> None:
+    def _retire(self, connection: WorkerConnection, reason: str) -> None:
         """Let nobody begin anything on this connection, and end what is in hand."""
         if self._connection is connection:
             self._connection = None
@@ -293,7 +161,7 @@ class ProcessExecutor:
         assert isinstance(envelope.message, Stats)
         return envelope.message.stats
 
-    async def _serve(self, connection: _Connection, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve(self, connection: WorkerConnection, task_status: trio.TaskStatus[None]) -> None:
         """Load, then hand on what the worker says. Raises WorkerLost at the end of the stream."""
         await self._load(connection)
         self._connection = connection
@@ -302,9 +170,9 @@ class ProcessExecutor:
         task_status.started()
         while True:
             for envelope in await connection.envelopes():
-                _dispatch(connection, envelope.exchange, envelope)
+                connection.dispatch(envelope)
 
-    async def _load(self, connection: _Connection) -> None:
+    async def _load(self, connection: WorkerConnection) -> None:
         connection.post(connection.new_exchange(), Load(self.spec, self._limits))
         while True:
             for envelope in await connection.envelopes():
@@ -321,7 +189,7 @@ class ProcessExecutor:
                         self._on_ready(message.weight_bytes, message.cache_bytes)
                     return
 
-    async def _watch(self, connection: _Connection) -> None:
+    async def _watch(self, connection: WorkerConnection) -> None:
         """Ping, and end the incarnation when no sign of life comes: a frozen process keeps its socket open."""
         unanswered = 0.0  # seconds, counted in pings: after a pause of our own, the answers still lie unread
         while True:
@@ -336,7 +204,7 @@ class ProcessExecutor:
             if connection.silent_for > self._step_limit:
                 raise WorkerLost(f"the worker process has been in one step for {connection.silent_for:.0f} s")
 
-    def _live(self) -> _Connection:
+    def _live(self) -> WorkerConnection:
         if self._connection is None:
             raise WorkerLost("the worker process is not running")
         return self._connection
@@ -344,7 +212,7 @@ class ProcessExecutor:
     async def _ask(self, question: Question, body: bytes = b"") -> Envelope:
         connection = self._live()
         exchange = connection.new_exchange()
-        pending = connection.pending[exchange] = _Pending()
+        pending = connection.pending[exchange] = Pending()
         try:
             connection.post(exchange, question, body)
             await pending.answered.wait()
@@ -354,29 +222,3 @@ class ProcessExecutor:
             raise pending.error
         assert pending.envelope is not None
         return pending.envelope
-
-
-def _dispatch(connection: _Connection, exchange: int, envelope: Envelope) -> None:
-    """Hand a message to whoever waits for it; nobody may have been, and then it is dropped."""
-    message: Question | Answer = envelope.message
-    if isinstance(message, Progress):
-        for sampled in message.sampled:
-            if sampled.exchange in connection.generations:
-                connection.generations[sampled.exchange].push(sampled.event())
-        for ended in message.ended:
-            if ended in connection.generations:
-                connection.generations[ended].finish()
-    elif isinstance(message, Pong):
-        connection.silent_for = message.silent_for
-    elif isinstance(message, Accepted) and exchange in connection.generations:
-        connection.generations[exchange].accept()
-    elif isinstance(message, Failed):
-        error = error_from(message)
-        if exchange in connection.generations:
-            connection.generations[exchange].finish(error)
-        elif exchange in connection.pending:
-            connection.pending[exchange].error = error
-            connection.pending[exchange].answered.set()
-    elif exchange in connection.pending:
-        connection.pending[exchange].envelope = envelope
-        connection.pending[exchange].answered.set()

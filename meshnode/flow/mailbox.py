@@ -25,8 +25,8 @@ class Letter(Generic[Q, R]):
     """One question. Whoever takes it answers or refuses exactly once; doing it again, or too late, does nothing."""
 
     question: Q
-    abandoned: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _settled: trio.Event = attrs.field(factory=trio.Event, init=False)
+    abandoned: trio.Event = attrs.field(factory=trio.Event)
+    _settled: trio.Event = attrs.field(factory=trio.Event)
     _answer: R | None = attrs.field(default=None, init=False)
     _error: MeshnodeError | None = attrs.field(default=None, init=False)
 
@@ -130,8 +130,10 @@ class Letters(Generic[Q, R]):
             letter.refuse(Unavailable(reason))
 
 
+_NEVER, _ALREADY = trio.Event(), trio.Event()
+_ALREADY.set()
+
+
 def _note(message: Q) -> Letter[Q, R]:
-    """Make a letter that expects no answer."""
-    letter: Letter[Q, R] = Letter(message)
-    letter.answer(None)  # type: ignore[arg-type]  # nobody reads it
-    return letter
+    """Make a letter that expects no answer. All share their events, which do not change: several go by for each token."""
+    return Letter(message, _NEVER, _ALREADY)

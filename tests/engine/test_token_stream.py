@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from meshnode.engine.process_executor import TokenStream
+from meshnode.engine.token_stream import TokenStream
 from meshnode.errors import OutOfMemory, WorkerLost
 from meshnode.types.generation import TokenEvent
 
