@@ -61,8 +61,8 @@ class Coordinator:
         """This node."""
         return self.finder.own
 
-    async def run(self, session: Session, request: RouteRequest, take: Take) -> None:
-        """Generate until the session is complete or `take` wants no more.
+    async def run(self, session: Session, request: RouteRequest, take: Take, first: Route | None = None) -> None:
+        """Generate until the session is complete or `take` wants no more, over the route `first` as long as it holds.
 
         Cancellation frees what the session holds, on every node. Raises NoRoute when nobody is left to run it, OutOfMemory
         when it fits nowhere, SessionLost after too many losses.
@@ -72,12 +72,13 @@ class Coordinator:
         used: frozenset[PeerId] = frozenset()
         accusers: set[PeerId] = set()
         attempt = 0
+        route = first
         try:
             while not session.is_complete:
                 comes_back = session.recoveries and self.is_wanted(request.model)
                 patience = self.patience.new_route if comes_back else self.patience.first_route
                 try:
-                    route = await self.finder.wait(request, barred, busy, patience)
+                    route = route or await self.finder.wait(request, barred, busy, patience)
                 except NoRoute as error:
                     if not busy and session.recoveries:
                         raise SessionLost(
@@ -95,6 +96,7 @@ class Coordinator:
                     await self._attempt(session, route, take, attempt, used)
                 except StageLost as lost:
                     used |= route.peers
+                    route = None
                     if lost.busy:
                         busy |= {lost.peer}
                         continue

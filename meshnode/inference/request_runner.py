@@ -59,8 +59,10 @@ class RequestRunner:
         """Generate. Cancellation frees everything, on every node. Raises InferenceError, RequestError and EngineError leafs."""
         target = self._resolve(call.request.model)
         model = await self._loaded(target)
+        reply = _Reply(call, record, list(call.delegated.resume))
         if model is None or model.assets is None:
-            await self._delegate(call, record, target, self._guess(call.request, target), barred=frozenset())
+            if await self._delegate(reply, target, self._guess(call.request, target)):
+                raise Unavailable(f"{target.name} has just come to this node; try again")
             return
         context = min(model.spec.context_length, target.context_length)
         prompt = await self.lanes.run("template", model.assets.prompt, call.request, context)
@@ -75,57 +77,48 @@ class RequestRunner:
         )
         if call.delegated.hops == 0:
             best = await self.coordinator.finder.wait(wish, {}, frozenset(), self.coordinator.patience.first_route)
-            if best.coordinator != self.coordinator.own:
-                await self._delegate(call, record, target, wish, barred=frozenset())
+            if best.coordinator != self.coordinator.own and not await self._delegate(reply, target, wish):
                 return
         tokenizer = model.assets.tokenizer
-        resume = list(call.delegated.resume)
-        session = Session(prompt.tokens, limit, prompt.sampling, tokenizer.end_tokens, resume)
+        session = Session(prompt.tokens, limit, prompt.sampling, tokenizer.end_tokens, list(reply.tokens))
         answer = Answer(tokenizer, len(prompt.tokens), prompt.form)
-        await self._coordinate(call, record, target.name, session, wish, answer)
+        await self._coordinate(reply, target.name, session, wish, answer)
 
     # Here
 
     async def _coordinate(
-        self,
-        call: GenerationCall,
-        record: RequestRecord,
-        name: str,
-        session: Session,
-        wish: RouteRequest,
-        answer: Answer,
+        self, reply: "_Reply", name: str, session: Session, wish: RouteRequest, answer: Answer
     ) -> None:
         answer.resume(session.generated)
-        route = await self._first_route(session, wish)
-        await _send(call, record, Started(name, len(session.prompt), self._describe(route)))
+        route = await self._first_route(wish)
+        await reply.take(started=Started(name, len(session.prompt), self._describe(route)))
 
         async def take(event: TokenEvent) -> bool:
-            record.tokens_came(0 if event.token in session.end_tokens else 1)
+            reply.record.tokens_came(0 if event.token in session.end_tokens else 1)
             delta = answer.push(event)
             if delta is not None:
-                await _send(call, record, delta)
+                await reply.take(delta=delta)
             return not answer.is_done
 
         if not answer.is_done:
-            await self.coordinator.run(session, wish, take)
+            await self.coordinator.run(session, wish, take, route)
         rest, finished = answer.ending()
         if rest is not None:
-            await _send(call, record, rest)
+            await reply.take(delta=rest)
         if session.recoveries and session.route is not None:
             route_now = self._describe(session.route)
             finished = attrs.evolve(
                 finished, route=route_now, recoveries=session.recoveries, pause=round(session.pause, 3)
             )
-        await _send(call, record, finished)
+        await reply.take(finished=finished)
 
-    async def _first_route(self, session: Session, wish: RouteRequest) -> Route:
-        del session
-        patience = self.coordinator.patience.first_route
+    async def _first_route(self, wish: RouteRequest) -> Route:
+        """Plan with the first stage here, if there is such a route."""
+        finder, patience = self.coordinator.finder, self.coordinator.patience
         try:
-            own = attrs.evolve(wish, coordinator=self.coordinator.own)
-            return self.coordinator.finder.plan(own)
+            return finder.plan(attrs.evolve(wish, coordinator=self.coordinator.own))
         except NoRoute:
-            return await self.coordinator.finder.wait(wish, {}, frozenset(), patience)
+            return await finder.wait(wish, {}, frozenset(), patience.first_route)
 
     def _describe(self, route: Route) -> str:
         if route.peers == {self.coordinator.own} and len(route.stages) == 1:
@@ -134,25 +127,21 @@ class RequestRunner:
 
     # Elsewhere
 
-    async def _delegate(
-        self,
-        call: GenerationCall,
-        record: RequestRecord,
-        target: _Target,
-        wish: RouteRequest,
-        barred: frozenset[PeerId],
-    ) -> None:
-        """Have others coordinate, until one finishes. Raises NoRoute when nobody can, SessionLost after too many losses."""
+    async def _delegate(self, reply: "_Reply", target: _Target, wish: RouteRequest) -> bool:
+        """Have others coordinate until one finishes; return whether this node should go on instead.
+
+        Raises NoRoute when nobody can, SessionLost after too many losses.
+        """
+        call = reply.call
         if call.delegated.hops >= _MAX_HOPS:
             raise NoRoute(
                 f"{target.name}: the request has been handed on {_MAX_HOPS} times; nobody near can coordinate it"
             )
-        forward = _Forward(call, record, list(call.delegated.resume))
         finder, patience = self.coordinator.finder, self.coordinator.patience
         lost: dict[PeerId, int] = {}
-        busy: frozenset[PeerId] = barred
-        while not forward.is_over:
-            waits = patience.new_route if forward.losses else patience.first_route
+        busy: frozenset[PeerId] = frozenset()
+        while not reply.is_over:
+            waits = patience.new_route if reply.losses else patience.first_route
             try:
                 route = await finder.wait(wish, lost, busy, waits)
             except NoRoute:
@@ -163,22 +152,25 @@ class RequestRunner:
                 continue
             peer = route.coordinator
             if peer == self.coordinator.own:
-                raise Unavailable(f"{target.name} has just come back to this node; try again")
+                return True
             try:
-                resume = tuple(forward.tokens)
+                resume = tuple(reply.tokens)
                 async with self.delegations.open(
                     peer, target.id, call.request, resume, call.delegated.hops + 1
                 ) as events:
                     async for event in events:
-                        await forward.take(event.started, event.delta, event.finished)
+                        if event.delta is not None:
+                            reply.record.tokens_came(len(event.delta.tokens))
+                        await reply.take(event.started, event.delta, event.finished)
             except StageLost as error:
                 if error.busy:
                     busy |= {peer}
                     continue
                 lost[peer] = finder.sequence(peer)
-                forward.lost()
-                if forward.losses_in_a_row > patience.losses_in_a_row:
-                    raise SessionLost(f"{forward.losses_in_a_row} coordinators were lost at the same token") from error
+                reply.lost()
+                if reply.losses_in_a_row > patience.losses_in_a_row:
+                    raise SessionLost(f"{reply.losses_in_a_row} coordinators were lost at the same token") from error
+        return False
 
     def _guess(self, request: GenerationRequest, target: _Target) -> RouteRequest:
         """Say what a request needs, without its tokens."""
@@ -236,7 +228,7 @@ class RequestRunner:
 
 
 @attrs.define(eq=False)
-class _Forward:
+class _Reply:
     """Events on their way from whoever coordinates to the caller, who must not notice that it changed."""
 
     call: GenerationCall
@@ -256,7 +248,9 @@ class _Forward:
         self.losses_in_a_row += 1
         self._lost_at = self._text_at
 
-    async def take(self, started: Started | None, delta: Delta | None, finished: Finished | None) -> None:
+    async def take(
+        self, started: Started | None = None, delta: Delta | None = None, finished: Finished | None = None
+    ) -> None:
         """Hand on one event."""
         if started is not None:
             is_first, self._route = self._route is None, started.route
@@ -266,7 +260,6 @@ class _Forward:
             self._resumed()
             self.losses_in_a_row = 0
             self.tokens += delta.tokens
-            self.record.tokens_came(len(delta.tokens))
             await _send(self.call, self.record, delta)
         if finished is not None:
             self._resumed()

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -50,12 +52,14 @@ def mesh(started):
 
 def strike(mesh, chosen, number, pieces=12):
     """Return what signals a node of the route, once, after some pieces of an answer."""
-    struck = []
+    struck, lock = [], threading.Lock()
 
     def meanwhile(answer):
-        if not struck and answer.pieces >= pieces:
-            struck.append(chosen(mesh.names(answer.route)))
-            mesh.signal(struck[0], number)
+        if answer.pieces >= pieces and not struck:
+            with lock:
+                if not struck:
+                    struck.append(chosen(mesh.names(answer.route)))
+                    mesh.signal(struck[0], number)
 
     return meanwhile, struck
 
@@ -136,6 +140,18 @@ def test_a_coordinator_that_is_lost_costs_whom_it_worked_for_a_pause(mesh, numbe
             mesh.signal(struck[0], signal.SIGCONT)
         else:
             mesh.end(struck[0])
+
+
+def test_many_answers_at_once_lose_a_node_and_no_letter(mesh):
+    meanwhile, struck = strike(mesh, lambda names: names[-1], signal.SIGKILL)
+    with ThreadPoolExecutor(6) as pool:
+        asked = ["a", "a2", "asker", "asker", "b", "c"]
+        answers = list(pool.map(lambda name: ask(mesh.nodes[name], STORY, meanwhile=meanwhile), asked))
+    mesh.end(struck[0])
+    assert [answer.outcome for answer in answers] == [mesh.undisturbed["greedy"].outcome] * len(asked)
+    lost = [answer for answer in answers if struck[0] in mesh.names(answer.route)]
+    assert all(answer.recovered for answer in lost)
+    assert lost
 
 
 def test_a_client_that_leaves_leaves_no_cache_behind(mesh):

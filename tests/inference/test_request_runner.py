@@ -1,0 +1,196 @@
+"""One request, whoever coordinates it: what its reader sees when that changes, and whose weights a name stands for."""
+
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import attrs
+import pytest
+import trio
+
+from meshnode.errors import UnknownModel
+from meshnode.files.shard_file import shard_path
+from meshnode.flow.lanes import Lanes
+from meshnode.inference.assets import ModelAssets
+from meshnode.inference.calls import GenerationCall
+from meshnode.inference.coordination import Patience
+from meshnode.inference.losses import StageLost
+from meshnode.inference.request_record import RequestRecord
+from meshnode.inference.request_runner import RequestRunner
+from meshnode.types.blocks import BlockRange
+from meshnode.types.conversation import ChatMessage
+from meshnode.types.generation import Delta, Finished, FinishReason, GenerationRequest, Started, TokenEvent, Usage
+from meshnode.types.ids import ModelId, PeerId, RequestId
+from meshnode.types.peers import Liveness, Offer, PeerInfo, StageOffer
+from meshnode.types.routes import Route, Stage
+from meshnode.wire.stage_messages import DelegatedEvents
+
+OWN, OTHER = PeerId("12D3KooWownown"), PeerId("12D3KooWothers")
+ANSWER = b"The sea, the sea, the open sea."
+
+
+def route_from(peer):
+    return Route(
+        "model", (Stage(peer, BlockRange(0, 1), embedding=True), Stage(OTHER, BlockRange(1, 2), head=True)), "x"
+    )
+
+
+class InlineLanes(Lanes):
+    async def run(self, lane, function, *args, abandon_on_cancel=False):
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+
+@attrs.define
+class Finder:
+    """Plans the routes it is told, the last one for ever."""
+
+    best: list
+    mesh: object = None
+
+    def plan(self, request):
+        return route_from(OWN)
+
+    async def wait(self, request, barred, busy, patience):
+        await trio.sleep(2)
+        return route_from(self.best.pop(0) if len(self.best) > 1 else self.best[0])
+
+    def sequence(self, peer):
+        return 1
+
+
+@attrs.define
+class Coordinator:
+    """Gives the answer from where a session is."""
+
+    finder: Finder
+    tokens: tuple
+    own: PeerId = OWN
+    patience: Patience = attrs.field(factory=Patience)
+
+    async def run(self, session, wish, take, first=None):
+        session.route = first
+        for token in self.tokens[len(session.generated) :]:
+            await trio.lowlevel.checkpoint()
+            session.token_came(token)
+            if session.is_complete or not await take(TokenEvent(token)):
+                return
+
+
+@attrs.define
+class Delegations:
+    """A coordinator that dies after `count` tokens."""
+
+    tokens: tuple
+    count: int
+    resumed: list = attrs.field(factory=list)
+
+    @asynccontextmanager
+    async def open(self, peer, model, request, resume, hops):
+        self.resumed.append(resume)
+        yield self._events(peer)
+
+    async def _events(self, peer):
+        await trio.lowlevel.checkpoint()
+        yield DelegatedEvents("s", started=Started("First", 9, "elsewhere"))
+        for token in self.tokens[: self.count]:
+            yield DelegatedEvents("s", delta=Delta(chr(ANSWER[self.tokens.index(token)]), (), (token,)))
+        raise StageLost(peer, "its link ended")
+
+
+async def run(runner, model):
+    send, receive = trio.open_memory_channel(1000)
+    request = GenerationRequest(RequestId("r"), model, (ChatMessage("user", "hi"),), max_tokens=100)
+    call = GenerationCall(request, 0, send, trio.Event())
+    await runner.run(call, RequestRecord(request))
+    send.close()
+    return [event async for _, event in receive]
+
+
+@pytest.fixture
+def runner(models):
+    """Return a factory of runners; `best` are the coordinators of the routes it finds, the first to see who is best."""
+    folder, manifests = models
+    manifest = manifests[0]
+    shard = next(shard for shard in manifest.shards if shard.kind.value == "tokenizer")
+    assets = ModelAssets.load(shard_path(folder, shard.id))
+    tokens = (*assets.tokenizer.encode(ANSWER.decode(), add_bos=False), min(assets.tokenizer.end_tokens))
+    assert len(tokens) == len(ANSWER) + 1
+    loaded = SimpleNamespace(assets=assets, spec=SimpleNamespace(context_length=1024), manifest=manifest)
+
+    def resolve(name):
+        if name != manifest.name:
+            raise UnknownModel(f"there is no model {name!r}")
+        return manifest
+
+    async def load(_manifest):
+        await trio.lowlevel.checkpoint()
+        return loaded
+
+    loader = SimpleNamespace(tables=SimpleNamespace(catalog=SimpleNamespace(resolve=resolve)), load=load)
+
+    def make(*best, count=12):
+        coordinator = Coordinator(Finder(list(best)), tokens)
+        return RequestRunner(loader, coordinator, Delegations(tokens, count), InlineLanes()), manifest.name
+
+    return make
+
+
+async def test_a_request_that_was_handed_on_comes_back_when_its_coordinator_dies(runner, autojump_clock):
+    runner, name = runner(OTHER, OTHER, OWN)
+    events = await run(runner, name)
+    assert [type(event) for event in events].count(Started) == 1
+    assert events[0].route == "elsewhere"
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == ANSWER.decode()
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert (finished.recoveries, finished.pause) == (1, 2.0)
+    assert finished.route == str(route_from(OWN))
+    assert finished.usage.completion_tokens == len(ANSWER)
+
+
+async def test_another_coordinator_goes_on_behind_what_has_been_delivered(runner, autojump_clock):
+    runner, name = runner(OTHER, OTHER, OTHER, OWN)
+    events = await run(runner, name)
+    assert list(map(len, runner.delegations.resumed)) == [0, 12]
+    assert events[-1].recoveries == 2
+
+
+async def test_who_answers_here_has_lost_nothing(runner, autojump_clock):
+    runner, name = runner(OWN)
+    events = await run(runner, name)
+    assert events[0].route == str(route_from(OWN))
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == ANSWER.decode()
+    assert (events[-1].recoveries, events[-1].route, events[-1].pause) == (0, "", 0.0)
+
+
+def offering(peer, model, blocks):
+    stage = StageOffer(ModelId(model), "named", 30, 8, 100, blocks, True, True, "class", 0.001, 0.001, 100)
+    return PeerInfo(PeerId(peer), Liveness.ALIVE, connected=True, offer=Offer(peer, 1, 0.0, "1", (), (stage,)))
+
+
+@pytest.mark.parametrize(("name", "meant"), [("named", "aa"), ("auto", "ff"), ("ff", "ff")])
+async def test_a_name_stands_for_the_weights_that_most_nodes_mean(runner, autojump_clock, name, meant):
+    """Somebody who offers other weights under the same name, even all of them, does not get the requests for it."""
+    runner, _ = runner(OTHER)
+    peers = (
+        offering("one", "aa", BlockRange(0, 10)),
+        offering("liar", "ff", BlockRange(0, 30)),
+        offering("two", "aa", BlockRange(10, 20)),
+    )
+    asked = []
+    runner.coordinator.finder.mesh = SimpleNamespace(peers=lambda: peers)
+    runner.loader.any_loaded = lambda: None
+
+    @asynccontextmanager
+    async def opened(peer, model, request, resume, hops):
+        asked.append(model)
+        yield _finish()
+
+    await run(attrs.evolve(runner, delegations=SimpleNamespace(open=opened)), name)
+    assert asked == [meant]
+
+
+async def _finish():
+    await trio.lowlevel.checkpoint()
+    yield DelegatedEvents("s", started=Started("named", 1, "elsewhere"))
+    yield DelegatedEvents("s", finished=Finished(FinishReason.STOP, Usage(1, 1)))
