@@ -7,8 +7,9 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import MeshnodeError, PeerUnreachable
+from meshnode.errors import DeadlineExceeded, MeshnodeError, PeerUnreachable
 from meshnode.inference.calls import Delegated, EventStream
+from meshnode.inference.privacy import privacy_of
 from meshnode.network.stage_links import StageLink
 from meshnode.types.generation import Finished, GenerationEvent, GenerationRequest, Started
 from meshnode.types.ids import PeerId, SessionId
@@ -18,6 +19,7 @@ __all__ = ["DelegateServer"]
 
 _log = structlog.get_logger(__name__)
 _MAX_WINDOW = 1024
+_GRANT_PATIENCE = 60.0  # seconds an asker may let its answer lie before somebody else gets the turn
 
 OpenGenerations = Callable[[Sequence[GenerationRequest], Delegated], AbstractAsyncContextManager[EventStream]]
 
@@ -35,10 +37,13 @@ class _Served:
         self.granted.set()
 
     async def turn(self) -> None:
-        """Wait until one more message may be sent."""
-        while self.window <= 0:
-            self.granted = trio.Event()
-            await self.granted.wait()
+        """Wait until one more message may be sent. Raises DeadlineExceeded when the asker takes none for too long."""
+        with trio.move_on_after(_GRANT_PATIENCE):
+            while self.window <= 0:
+                self.granted = trio.Event()
+                await self.granted.wait()
+        if self.window <= 0:
+            raise DeadlineExceeded(f"the asker has taken nothing for {_GRANT_PATIENCE:.0f} s")
         self.window -= 1
 
 
@@ -48,13 +53,14 @@ class DelegateServer:
 
     open_generations: OpenGenerations
     nursery: trio.Nursery
-    limit: int = 256  # at once; beyond it the queue's own refusal would come too late
+    limit: int = 256  # at once, a quarter of them for one asker; beyond it the queue's own refusal would come too late
     _served: dict[tuple[PeerId, SessionId], _Served] = attrs.field(factory=dict, init=False)
 
     def start(self, link: StageLink, message: Delegate) -> None:
         """Begin to serve one. A name that is in use, or one too many, is refused."""
         key = (link.peer, message.session)
-        if key in self._served or len(self._served) >= self.limit:
+        theirs = sum(peer == link.peer for peer, _ in self._served)
+        if key in self._served or len(self._served) >= self.limit or theirs >= max(1, self.limit // 4):
             refusal = DelegationFailed(message.session, "overloaded", "this node coordinates as much as it can")
             self.nursery.start_soon(_send, link, refusal)
             return
@@ -91,7 +97,8 @@ class DelegateServer:
 
     async def _run(self, link: StageLink, message: Delegate, served: _Served) -> None:
         request = attrs.evolve(message.request, client=f"peer {link.peer}")
-        async with self.open_generations([request], Delegated(message.resume, message.hops)) as events:
+        delegated = Delegated(message.resume, max(1, message.hops), privacy_of(message.privacy))
+        async with self.open_generations([request], delegated) as events:
             async for _, event in events:
                 await served.turn()
                 await link.send(_wrapped(message.session, event))

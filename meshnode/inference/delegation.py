@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from meshnode.errors import MeshnodeError, Overloaded, PeerError, PeerUnreachable, Unavailable
+from meshnode.inference.calls import Delegated
 from meshnode.inference.losses import StageLost
 from meshnode.network.stage_links import StageLink, StageLinks
 from meshnode.types.generation import GenerationRequest
@@ -62,7 +63,7 @@ class Delegations:
 
     @asynccontextmanager
     async def open(
-        self, peer: PeerId, model: ModelId, request: GenerationRequest, resume: tuple[int, ...], hops: int
+        self, peer: PeerId, model: ModelId, request: GenerationRequest, delegated: Delegated
     ) -> AsyncIterator["Delegation"]:
         """Delegate and yield the events. Leaving, by cancellation too, ends the work there. Raises StageLost."""
         name = new_session_id()
@@ -72,7 +73,8 @@ class Delegations:
         try:
             link = await self.links.to(peer)
             delegation = Delegation(name, link, receive)
-            await link.send(Delegate(name, attrs.evolve(request, model=model), _WINDOW, resume, hops))
+            wanted, rule = attrs.evolve(request, model=model), delegated.privacy.value
+            await link.send(Delegate(name, wanted, _WINDOW, delegated.resume, delegated.hops, rule))
             yield delegation
         except PeerError as error:
             raise StageLost(peer, str(error)) from error

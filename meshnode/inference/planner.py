@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 
 from meshnode.errors import NoRoute
+from meshnode.inference.privacy import Privacy
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.peers import StageOffer
@@ -47,11 +48,12 @@ class RouteRequest:
     drift_class: str | None = None  # to stay in, if it can be done
     barred: frozenset[PeerId] = frozenset()
     boomerang: PeerId | None = None  # who alone may see tokens: embedding and head stay there
+    privacy: Privacy = Privacy.ANYONE  # how far its asker lets it travel, for who chooses the candidates
 
 
 def plan_route(request: RouteRequest, candidates: Sequence[Candidate]) -> Route:
     """Return the cheapest route, within one drift class if there is one. Raises NoRoute, naming what is missing."""
-    usable = [candidate for candidate in candidates if _is_usable(request, candidate)]
+    usable = sorted((each for each in candidates if _is_usable(request, each)), key=_nearest_first)
     classes = sorted({candidate.offer.drift_class for candidate in usable})
     if request.drift_class in classes:
         classes = [request.drift_class, *(name for name in classes if name != request.drift_class)]
@@ -68,6 +70,11 @@ def plan_route(request: RouteRequest, candidates: Sequence[Candidate]) -> Route:
     if mixed is None:
         raise NoRoute(_what_is_missing(request, usable))
     return mixed
+
+
+def _nearest_first(candidate: Candidate) -> tuple[float, PeerId, BlockRange]:
+    """Order candidates, so that equal meshes give equal routes in whatever order their peers are told."""
+    return candidate.round_trip, candidate.peer, candidate.offer.blocks
 
 
 def _is_usable(request: RouteRequest, candidate: Candidate) -> bool:
@@ -89,21 +96,20 @@ def _cheapest(request: RouteRequest, candidates: Sequence[Candidate], drift_clas
     end = np.array([each.offer.blocks.end for each in candidates])
     block = np.array([_block_seconds(request, each) for each in candidates])
     visit = np.array([_VISIT + each.round_trip for each in candidates])
-    if ends.first is not None:  # the coordinator's own stage is where the ring is measured from
-        visit[ends.first] = 0.0
     cost = np.full(count + 1, np.inf)  # of having computed all blocks below a border
     cost[0] = 0.0
     taken: list[tuple[int, int]] = [(0, 0)] * (count + 1)  # candidate and border it was entered at
-    entered = np.full(len(candidates), np.inf)  # cost at the best entry, minus the blocks below it
+    entered = np.full(len(candidates), np.inf)  # cost with the visit at the best entry, minus the blocks below it
     entry = np.zeros(len(candidates), dtype=int)
     for border in range(count):
-        price = cost[border] - border * block
+        price = cost[border] + visit - border * block
         open_ = (start <= border) & (border < end) & (price < entered)
         if border == 0:
             open_ &= ends.may_begin
+            price = np.where(ends.is_coordinator, 0.0, price)  # the ring is measured from its first stage
         entered = np.where(open_, price, entered)
         entry = np.where(open_, border, entry)
-        through = np.where((start <= border) & (border < end), entered + visit + (border + 1) * block, np.inf)
+        through = np.where((start <= border) & (border < end), entered + (border + 1) * block, np.inf)
         if border + 1 == count:
             through = np.where(ends.may_end, through, np.inf)
         best = int(through.argmin())
@@ -124,21 +130,22 @@ class _Ends:
 
     may_begin: np.ndarray
     may_end: np.ndarray
-    first: int | None  # the coordinator's place among the candidates, if it is fixed
+    is_coordinator: np.ndarray  # who it is, if it is fixed
 
     @classmethod
     def of(cls, request: RouteRequest, candidates: Sequence[Candidate]) -> "_Ends | None":
         anybody = np.ones(len(candidates), dtype=bool)
-        own = [index for index, each in enumerate(candidates) if each.peer == request.coordinator]
+        coordinator = request.coordinator if request.boomerang is None else request.boomerang
+        is_coordinator = np.array([each.peer == coordinator for each in candidates])
         if request.boomerang is not None:
             asker = [each.offer for each in candidates if each.peer == request.boomerang]
             if not any(offer.embedding and offer.head for offer in asker):
                 return None
-            return cls(anybody, anybody, own[0] if own else None)
+            return cls(anybody, anybody, is_coordinator)
         may_begin = np.array([each.offer.embedding for each in candidates])
         if request.coordinator is not None:
-            may_begin &= np.array([each.peer == request.coordinator for each in candidates])
-        return cls(may_begin, np.array([each.offer.head for each in candidates]), own[0] if own else None)
+            may_begin &= is_coordinator
+        return cls(may_begin, np.array([each.offer.head for each in candidates]), is_coordinator)
 
 
 def _block_seconds(request: RouteRequest, candidate: Candidate) -> float:

@@ -8,7 +8,7 @@ import enum
 
 from meshnode.types.peers import PeerInfo
 
-__all__ = ["Privacy", "may_see"]
+__all__ = ["Privacy", "may_see", "privacy_of", "stricter"]
 
 
 class Privacy(enum.Enum):
@@ -17,6 +17,22 @@ class Privacy(enum.Enum):
     ANYONE = "anyone"
     POOL_AND_LAN = "pool_and_lan"  # members of a pool of ours, and peers reached directly at a private address
     THIS_NODE_ONLY = "this_node_only"
+
+
+_STRICTEST_FIRST = (Privacy.THIS_NODE_ONLY, Privacy.POOL_AND_LAN, Privacy.ANYONE)
+
+
+def stricter(one: Privacy, other: Privacy) -> Privacy:
+    """Return the rule that allows less: on a node that works for another, both of their rules hold."""
+    return min(one, other, key=_STRICTEST_FIRST.index)
+
+
+def privacy_of(name: str) -> Privacy:
+    """Return the rule of that name. One that this version does not know may be stricter than all it knows."""
+    try:
+        return Privacy(name)
+    except ValueError:
+        return Privacy.THIS_NODE_ONLY
 
 
 def may_see(peer: PeerInfo, privacy: Privacy) -> bool:

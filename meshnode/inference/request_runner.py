@@ -6,7 +6,7 @@ import trio
 from meshnode.errors import NoRoute, RequestError, SessionLost, Unavailable, UnknownModel
 from meshnode.flow.lanes import Lanes
 from meshnode.inference.answer import Answer
-from meshnode.inference.calls import GenerationCall
+from meshnode.inference.calls import Delegated, GenerationCall
 from meshnode.inference.coordination import Coordinator
 from meshnode.inference.delegation import Delegations
 from meshnode.inference.losses import StageLost
@@ -61,7 +61,7 @@ class RequestRunner:
         model = await self._loaded(target)
         reply = _Reply(call, record, list(call.delegated.resume))
         if model is None or model.assets is None:
-            if await self._delegate(reply, target, self._guess(call.request, target)):
+            if await self._delegate(reply, target, self._guess(call, target)):
                 raise Unavailable(f"{target.name} has just come to this node; try again")
             return
         context = min(model.spec.context_length, target.context_length)
@@ -74,13 +74,21 @@ class RequestRunner:
             tokens=len(prompt.tokens) + limit,
             prompt_tokens=len(prompt.tokens),
             answer_tokens=min(limit, _EXPECTED_ANSWER),
+            privacy=call.delegated.privacy,
         )
         if call.delegated.hops == 0:
             best = await self.coordinator.finder.wait(wish, {}, frozenset(), self.coordinator.patience.first_route)
             if best.coordinator != self.coordinator.own and not await self._delegate(reply, target, wish):
                 return
         tokenizer = model.assets.tokenizer
-        session = Session(prompt.tokens, limit, prompt.sampling, tokenizer.end_tokens, list(reply.tokens))
+        session = Session(
+            prompt.tokens,
+            limit,
+            prompt.sampling,
+            tokenizer.end_tokens,
+            list(reply.tokens),
+            model.manifest.config.vocabulary_size,
+        )
         answer = Answer(tokenizer, len(prompt.tokens), prompt.form)
         await self._coordinate(reply, target.name, session, wish, answer)
 
@@ -154,10 +162,8 @@ class RequestRunner:
             if peer == self.coordinator.own:
                 return True
             try:
-                resume = tuple(reply.tokens)
-                async with self.delegations.open(
-                    peer, target.id, call.request, resume, call.delegated.hops + 1
-                ) as events:
+                onward = Delegated(tuple(reply.tokens), call.delegated.hops + 1, finder.rule(wish))
+                async with self.delegations.open(peer, target.id, call.request, onward) as events:
                     async for event in events:
                         if event.delta is not None:
                             reply.record.tokens_came(len(event.delta.tokens))
@@ -172,13 +178,21 @@ class RequestRunner:
                     raise SessionLost(f"{reply.losses_in_a_row} coordinators were lost at the same token") from error
         return False
 
-    def _guess(self, request: GenerationRequest, target: _Target) -> RouteRequest:
+    def _guess(self, call: GenerationCall, target: _Target) -> RouteRequest:
         """Say what a request needs, without its tokens."""
+        request = call.request
         nbytes = sum(len(message.content) for message in request.messages) + len(request.prompt or "")
         prompt = 1 + nbytes // _BYTES_PER_TOKEN
         answer = request.max_tokens or _EXPECTED_ANSWER
         tokens = min(target.context_length, prompt + answer)
-        return RouteRequest(target.id, target.block_count, tokens, prompt, min(answer, _EXPECTED_ANSWER))
+        return RouteRequest(
+            target.id,
+            target.block_count,
+            tokens,
+            prompt,
+            min(answer, _EXPECTED_ANSWER),
+            privacy=call.delegated.privacy,
+        )
 
     # Models
 

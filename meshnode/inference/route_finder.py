@@ -8,7 +8,7 @@ import trio
 from meshnode.errors import NoRoute
 from meshnode.inference.planner import Candidate, RouteRequest, plan_route
 from meshnode.inference.ports import MeshView
-from meshnode.inference.privacy import Privacy, may_see
+from meshnode.inference.privacy import Privacy, may_see, stricter
 from meshnode.types.ids import PeerId
 from meshnode.types.peers import Liveness, StageOffer
 from meshnode.types.routes import Route
@@ -42,7 +42,11 @@ class RouteFinder:
         """Return the cheapest route that the privacy rule allows. Raises NoRoute."""
         if self.boomerang:
             request = attrs.evolve(request, boomerang=self.own)
-        return plan_route(request, self._candidates())
+        return plan_route(request, self._candidates(self.rule(request)))
+
+    def rule(self, request: RouteRequest) -> Privacy:
+        """Return how far a request may travel: as its asker and this node both allow."""
+        return stricter(self.privacy, request.privacy)
 
     async def wait(
         self, request: RouteRequest, barred: Mapping[PeerId, int], busy: frozenset[PeerId], patience: float
@@ -73,10 +77,10 @@ class RouteFinder:
                 return -1 if known.offer is None else known.offer.sequence + known.links
         return -1
 
-    def _candidates(self) -> list[Candidate]:
+    def _candidates(self, privacy: Privacy) -> list[Candidate]:
         found = [Candidate(self.own, stage.offer, 0.0, stage.sessions) for stage in self.own_stages()]
         for peer in self.mesh.peers():
-            if peer.offer is None or peer.liveness is Liveness.DEAD or not may_see(peer, self.privacy):
+            if peer.offer is None or peer.liveness is Liveness.DEAD or not may_see(peer, privacy):
                 continue
             round_trip = _UNKNOWN_ROUND_TRIP if peer.round_trip is None else peer.round_trip
             found += (Candidate(peer.peer, stage, round_trip, peer.offer.sessions) for stage in peer.offer.stages)

@@ -2,9 +2,13 @@
 
 The sender of a message is the peer whose link it came on, authenticated by the transport; no message can name another. Steps of
 sessions are bounded where they are held, so they have no limit of their own here; whatever makes new work has.
+
+Control and stage links have a mailbox and a task each, so a subsystem that is slow, or being restarted, holds up the links
+that lead to it and no others.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import cast
 
@@ -19,6 +23,7 @@ from meshnode.network.stage_links import AnyReceived, ControlReceived, Received
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence, Misdeed
+from meshnode.types.ids import PeerId
 from meshnode.wire.control_messages import Introductions, Records, TicketRequest
 from meshnode.wire.failures import failure
 from meshnode.wire.stage_messages import Delegate, OpenStage, Probe, StageMessage
@@ -26,6 +31,7 @@ from meshnode.wire.stage_messages import Delegate, OpenStage, Probe, StageMessag
 __all__ = ["DispatcherResources", "MessageDispatcher"]
 
 _RECIPIENT_PATIENCE = 1.0  # seconds a restarting subsystem may take before messages to it are dropped
+_REFUSALS = 4  # of one peer that may wait to be sent; one that does not read them has to do without
 
 _LIMITS: Mapping[type, tuple[float, float]] = {  # per second on average, and at once
     OpenStage: (50, 200),
@@ -43,11 +49,14 @@ _log = structlog.get_logger(__name__)
 class DispatcherResources:
     """The channels between subsystems."""
 
-    inbound: Mailbox[AnyReceived, None]  # from the links of all peers
+    inbound: Mailbox[AnyReceived, None]  # from the control links of all peers
     stages: Mailbox[Received, None]  # to the InferenceRouter
     control: Mailbox[ControlReceived, None]  # to the NetworkManager
     evidence: Mailbox[Evidence, None]  # to the HealthMonitor
     metrics: Metrics
+    inbound_stages: Mailbox[AnyReceived, None] = attrs.field(  # from the stage links
+        factory=lambda: Mailbox("MessageDispatcher stages", 256)
+    )
 
 
 @attrs.define(eq=False)
@@ -56,23 +65,38 @@ class MessageDispatcher:
 
     _resources: DispatcherResources
     _pulse: Pulse
+    _refusing: Counter[PeerId] = attrs.field(factory=Counter, init=False)
     _buckets: dict[type, KeyedBuckets] = attrs.field(
         factory=lambda: {kind: KeyedBuckets(rate, burst, 4096) for kind, (rate, burst) in _LIMITS.items()}, init=False
     )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Dispatch until cancelled; what waits in the mailbox then is dispatched by the next incarnation."""
+        resources = self._resources
         async with trio.open_nursery() as nursery:
-            with self._resources.inbound.serve() as letters:
-                task_status.started()
-                while True:
-                    self._pulse.touch()
-                    with trio.move_on_after(1):
-                        letter = await anext(letters)
-                        await self._dispatch(letter.question, nursery)
+            nursery.start_soon(self._dispatch_all, resources.inbound_stages, nursery)
+            await nursery.start(self._dispatch_all, resources.inbound, nursery)
+            task_status.started()
 
     async def drain(self) -> None:
         """Nothing to do: links close before."""
+
+    async def _dispatch_all(
+        self,
+        mailbox: Mailbox[AnyReceived, None],
+        nursery: trio.Nursery,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        with mailbox.serve() as letters:
+            task_status.started()
+            while True:
+                self._pulse.touch()
+                letter = None
+                with trio.move_on_after(1):
+                    letter = await anext(letters)
+                if letter is not None:
+                    await self._dispatch(letter.question, nursery)
 
     async def _dispatch(self, received: AnyReceived, nursery: trio.Nursery) -> None:
         resources, kind = self._resources, type(received.message)
@@ -81,7 +105,7 @@ class MessageDispatcher:
         wait = None if bucket is None else bucket.try_take(received.link.peer)
         if wait is not None:
             self._report(Evidence(received.link.peer, Misdeed.FLOOD, f"too many messages of kind {kind.__name__}"))
-            nursery.start_soon(_refuse, received, f"too many at once; try again in {math.ceil(wait)} s")
+            self._refuse(nursery, received, f"too many at once; try again in {math.ceil(wait)} s")
             return
         with trio.move_on_after(_RECIPIENT_PATIENCE) as patience:
             if isinstance(received.message, StageMessage):
@@ -90,7 +114,7 @@ class MessageDispatcher:
                 await resources.control.tell(received)
         if patience.cancelled_caught:
             _log.warning("message dropped: its subsystem does not take any", kind=kind.__name__)
-            nursery.start_soon(_refuse, received, "this node is restarting a part of itself; try again")
+            self._refuse(nursery, received, "this node is restarting a part of itself; try again")
 
     def _report(self, evidence: Evidence) -> None:
         try:
@@ -98,11 +122,19 @@ class MessageDispatcher:
         except trio.WouldBlock:
             return  # as much is waiting already against somebody
 
+    def _refuse(self, nursery: trio.Nursery, received: AnyReceived, reason: str) -> None:
+        """Tell a peer that asked; what is no question needs no answer."""
+        if received.exchange and self._refusing[received.link.peer] < _REFUSALS:
+            self._refusing[received.link.peer] += 1
+            nursery.start_soon(self._send_refusal, received, reason)
 
-async def _refuse(received: AnyReceived, reason: str) -> None:
-    """Tell a peer that asked; what is no question needs no answer."""
-    if received.exchange:
+    async def _send_refusal(self, received: AnyReceived, reason: str) -> None:
+        peer = received.link.peer
         try:
             await received.link.send(failure(Overloaded(reason)), exchange=received.exchange)
         except PeerUnreachable:
             return
+        finally:
+            self._refusing[peer] -= 1
+            if not self._refusing[peer]:
+                del self._refusing[peer]

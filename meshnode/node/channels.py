@@ -45,8 +45,12 @@ class Channels:
         factory=lambda: Mailbox("InferenceRouter stages", 64)
     )
     inbound: Mailbox[AnyReceived, None] = attrs.field(
-        # the links of all peers -> MessageDispatcher, 256: then the reader of a link waits, and its peer with it
+        # the control links of all peers -> MessageDispatcher, 256: then the reader of a link waits, and its peer with it
         factory=lambda: Mailbox("MessageDispatcher", 256)
+    )
+    inbound_stages: Mailbox[AnyReceived, None] = attrs.field(
+        # the stage links of all peers -> MessageDispatcher, 256: apart, so that neither kind waits for the other
+        factory=lambda: Mailbox("MessageDispatcher stages", 256)
     )
     control_messages: Mailbox[ControlReceived, None] = attrs.field(
         # MessageDispatcher -> NetworkManager, 64: gossip comes in batches

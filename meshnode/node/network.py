@@ -128,7 +128,12 @@ class Mesh:
     def _build_dispatcher(self, pulse: Pulse) -> MessageDispatcher:
         channels = self.channels
         resources = DispatcherResources(
-            channels.inbound, channels.stage_messages, channels.control_messages, channels.evidence, self.metrics
+            channels.inbound,
+            channels.stage_messages,
+            channels.control_messages,
+            channels.evidence,
+            self.metrics,
+            channels.inbound_stages,
         )
         return MessageDispatcher(resources, pulse)
 
@@ -156,7 +161,7 @@ class Mesh:
         ports = DataPlanePorts(
             ask_ticket=ask_ticket,
             open_stream=host.open_stream,
-            deliver=self.channels.inbound.tell,
+            deliver=self.channels.inbound_stages.tell,
             hosts=partial(_hosts, host.listen_addresses),
             report=self._report,
         )

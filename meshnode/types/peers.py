@@ -1,6 +1,7 @@
 """What a node tells others about itself: which stages it can run, how fast, and where it is reached."""
 
 import enum
+import math
 
 import attrs
 
@@ -8,6 +9,8 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 
 __all__ = ["Liveness", "Offer", "Offering", "PeerInfo", "StageOffer"]
+
+_MAX_BLOCKS = 4096  # of one model; others' word for it must not decide how much we compute
 
 
 @attrs.frozen
@@ -27,6 +30,13 @@ class StageOffer:
     prefill_seconds: float  # one row of a long prompt through one block
     free_tokens: int  # positions of KV cache that no session has reserved
     aliases: tuple[str, ...] = ()  # other names that people use for it
+
+    def __attrs_post_init__(self) -> None:
+        counts = (self.hidden_size, self.context_length, self.free_tokens)
+        if not self.blocks.end <= self.block_count <= _MAX_BLOCKS or min(counts) < 0:
+            raise ValueError(f"blocks {self.blocks} of a model of {self.block_count}, with {counts}")
+        if not all(0 <= seconds < math.inf for seconds in (self.block_seconds, self.prefill_seconds)):
+            raise ValueError(f"blocks that take {self.block_seconds} and {self.prefill_seconds} s")
 
 
 @attrs.frozen
@@ -49,6 +59,10 @@ class Offer:
     stages: tuple[StageOffer, ...] = ()
     sessions: int = 0  # being served
     node: str = ""  # host name, for people
+
+    def __attrs_post_init__(self) -> None:
+        if self.sessions < 0:
+            raise ValueError(f"{self.sessions} sessions")
 
 
 class Liveness(enum.Enum):

@@ -133,6 +133,7 @@ class Delegate(msgspec.Struct, frozen=True, tag="delegate", omit_defaults=True):
         int, ...
     ] = ()  # tokens another coordinator had generated before it was lost; their text is not sent again
     hops: int = 1  # how often the request has been handed on
+    privacy: str = "anyone"  # how far it may travel from here; see inference.privacy
 
 
 class DelegatedEvents(msgspec.Struct, frozen=True, tag="delegated_events", omit_defaults=True):

@@ -57,6 +57,9 @@ class Finder:
     def sequence(self, peer):
         return 1
 
+    def rule(self, request):
+        return request.privacy
+
 
 @attrs.define
 class Coordinator:
@@ -85,8 +88,8 @@ class Delegations:
     resumed: list = attrs.field(factory=list)
 
     @asynccontextmanager
-    async def open(self, peer, model, request, resume, hops):
-        self.resumed.append(resume)
+    async def open(self, peer, model, request, delegated):
+        self.resumed.append(delegated.resume)
         yield self._events(peer)
 
     async def _events(self, peer):
