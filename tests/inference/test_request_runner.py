@@ -185,7 +185,7 @@ async def test_a_name_stands_for_the_weights_that_most_nodes_mean(runner, autoju
     runner.loader.any_loaded = lambda: None
 
     @asynccontextmanager
-    async def opened(peer, model, request, resume, hops):
+    async def opened(peer, model, request, delegated):
         asked.append(model)
         yield _finish()
 
