@@ -106,6 +106,7 @@ class Coordinator:
                         accusers.add(lost.accuser)
                     # Our own worker may be back before its loss is noticed; of others we hear later than of the loss.
                     barred[peer] = incarnation if peer == self.own else self.finder.sequence(peer)
+                    self.finder.shun(peer, barred[peer])
                     self._note_loss(session, lost)
                 else:
                     used |= route.peers

@@ -173,6 +173,7 @@ class RequestRunner:
                     busy |= {peer}
                     continue
                 lost[peer] = finder.sequence(peer)
+                finder.shun(peer, lost[peer])
                 reply.lost()
                 if reply.losses_in_a_row > patience.losses_in_a_row:
                     raise SessionLost(f"{reply.losses_in_a_row} coordinators were lost at the same token") from error

@@ -16,6 +16,7 @@ from meshnode.types.routes import Route
 __all__ = ["OwnStage", "RouteFinder"]
 
 _UNKNOWN_ROUND_TRIP = 0.05  # seconds, for a peer known by hearsay
+_SHUNNED = 60.0  # seconds: a peer that fails sessions in secret does so once a minute
 _LOOK_AGAIN = 0.1  # seconds; a worker that comes back tells nobody
 
 
@@ -37,12 +38,26 @@ class RouteFinder:
     own_stages: Callable[[], tuple[OwnStage, ...]]  # whose worker is ready now
     privacy: Privacy
     boomerang: bool  # text and tokens stay here: embedding and head run on this node
+    _shunned: dict[PeerId, tuple[int, float]] = attrs.field(factory=dict, init=False)  # sequence at the loss, until when
 
     def plan(self, request: RouteRequest) -> Route:
-        """Return the cheapest route that the privacy rule allows. Raises NoRoute."""
+        """Return the cheapest route that the privacy rule allows, past those who failed lately if it can be done.
+
+        Raises NoRoute.
+        """
         if self.boomerang:
             request = attrs.evolve(request, boomerang=self.own)
-        return plan_route(request, self._candidates(self.rule(request)))
+        candidates = self._candidates(self.rule(request))
+        if shunned := self._shunned_now():
+            try:
+                return plan_route(attrs.evolve(request, barred=request.barred | shunned), candidates)
+            except NoRoute:
+                pass  # better than nothing
+        return plan_route(request, candidates)
+
+    def shun(self, peer: PeerId, sequence: int) -> None:
+        """Let new sessions go past a peer that one was lost at, for a while, or until its sequence differs."""
+        self._shunned[peer] = (sequence, trio.current_time() + _SHUNNED)
 
     def rule(self, request: RouteRequest) -> Privacy:
         """Return how far a request may travel: as its asker and this node both allow."""
@@ -76,6 +91,12 @@ class RouteFinder:
                 # Both only grow. What a node says may be the same before and after its network, and no more, has crashed.
                 return -1 if known.offer is None else known.offer.sequence + known.links
         return -1
+
+    def _shunned_now(self) -> frozenset[PeerId]:
+        for peer, (sequence, until) in list(self._shunned.items()):
+            if trio.current_time() >= until or self.sequence(peer) != sequence:
+                del self._shunned[peer]
+        return frozenset(self._shunned)
 
     def _candidates(self, privacy: Privacy) -> list[Candidate]:
         found = [Candidate(self.own, stage.offer, 0.0, stage.sessions) for stage in self.own_stages()]

@@ -57,6 +57,9 @@ class Finder:
     def sequence(self, peer):
         return 1
 
+    def shun(self, peer, sequence):
+        pass
+
     def rule(self, request):
         return request.privacy
 

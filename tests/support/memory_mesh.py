@@ -33,7 +33,9 @@ class MemoryLink:
         if self.closed.is_set():
             raise PeerUnreachable(f"the link to {self.peer} has ended")
         self.network.sent += 1
-        self._queue.send_nowait((trio.current_time() + self.network.latency(), exchange, message, body))
+        at = trio.current_time() + self.network.latency()
+        for late, *sent in self.network.tamper(self.own, self.peer, message, body):
+            self._queue.send_nowait((at + late, exchange, *sent))
 
     async def ask(self, message, body=b"", *, timeout):
         exchange, self._next = self._next, self._next + 1
@@ -151,6 +153,7 @@ class MemoryNetwork:
     lan: set = attrs.field(factory=set)
     cuts: set = attrs.field(factory=set)  # frozensets of two peers
     sent: int = 0
+    tamper: object = lambda _own, _peer, message, body: [(0.0, message, body)]  # called: what goes out instead
     seen: list = attrs.field(factory=list)  # (from, to, message, body)
 
     def latency(self):

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from meshnode.engine.executor import ExecutorStats, StageReservation, StageResult
-from meshnode.errors import OutOfMemory, RequestError, SessionLost, WorkerLost
+from meshnode.errors import BadRows, OutOfMemory, RequestError, SessionLost, WorkerLost
 from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import TokenEvent
 
@@ -95,6 +95,8 @@ class ToyExecutor:
             if wants.embedding
             else [step.activations[at : at + WIDTH] for at in range(0, len(step.activations), WIDTH)]
         )
+        if b"\xff" * WIDTH in rows:  # NaN
+            raise BadRows("the activations are not finite")
         if not rows or step.position > cache.length:
             raise RequestError(f"a gap: {step.position} after {cache.length}, {len(rows)} rows")
         async with self._busy:
