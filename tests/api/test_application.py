@@ -87,8 +87,8 @@ BAD = [
     ({"logit_bias": {"x": 1}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"), ({"top_logprobs": 2}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"messages": []}, "messages"), ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"temperature": "hot"}, "temperature"), ({"model": 5}, "model"), ({"messages": "hi"}, "messages"), ({"seed": 1.5}, "seed"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"), ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
-    ({"tools": [{"type": "function"}]}, "tools"), ({"response_format": {"type": "json_object"}}, "response_format"), ({"audio": {}}, "audio"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"), ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"), ({"response_format": {"type": "xml"}}, "response_format"), ({"audio": {}}, "audio"),
     ({"store": True}, "store"), ({"nonsense": 1}, "nonsense"),
 ]  # fmt: skip
 

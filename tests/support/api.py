@@ -21,7 +21,7 @@ MODEL = ServedModel("tiny", "0" * 64, True, 1024, 1_700_000_000, "Q4_0", ("small
 
 @attrs.define(eq=False)
 class FakeRouter:
-    """Says `words`, one event each, to every request; fails first with `error`, or after `fail_after` words."""
+    """Says `words`, one event each (text, or a whole Delta), to every request; fails first with `error`, or after `fail_after` words."""
 
     words: list = attrs.field(factory=lambda: ["Hello", ", ", "world"])
     error: MeshnodeError | None = None
@@ -57,6 +57,9 @@ class FakeEvents:
         for number, word in enumerate(words):
             for index, request in enumerate(requests):
                 logprobs = ()
+                if isinstance(word, Delta):
+                    self.items.append((index, word))
+                    continue
                 if request.sampling.top_logprobs is not None:
                     entry = TokenLogprob(word, -0.25, word.encode())
                     logprobs = (attrs.evolve(entry, top=(entry,)),)
@@ -64,7 +67,9 @@ class FakeEvents:
             if router.fail_after == number + 1:
                 self.items.append(router.error)
         for index, _ in enumerate(requests):
-            self.items.append((index, Finished(FinishReason.STOP, Usage(7, len(words)))))
+            called = any(isinstance(word, Delta) and word.calls for word in words)
+            reason = FinishReason.TOOL_CALLS if called else FinishReason.STOP
+            self.items.append((index, Finished(reason, Usage(7, len(words)))))
 
     def __aiter__(self):
         return self

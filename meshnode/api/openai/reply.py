@@ -8,7 +8,7 @@ import trio
 
 from meshnode import __version__
 from meshnode.api.streams import DONE, sse
-from meshnode.types.generation import Delta, Finished, GenerationEvent, Started, TokenLogprob
+from meshnode.types.generation import CallPiece, Delta, Finished, GenerationEvent, Started, TokenLogprob
 from meshnode.types.ids import RequestId
 
 __all__ = ["ChatReply"]
@@ -19,6 +19,8 @@ _FINGERPRINT = f"meshnode-{__version__}"
 @attrs.define(eq=False)
 class _Choice:
     text: list[str] = attrs.field(factory=list)
+    reasoning: list[str] = attrs.field(factory=list)
+    calls: list[CallPiece] = attrs.field(factory=list)  # each call in one piece
     logprobs: list[dict[str, object]] = attrs.field(factory=list)
     finished: Finished | None = None
 
@@ -53,6 +55,8 @@ class ChatReply:
             if self._first_text_at is None:
                 self._first_text_at = trio.current_time()
             choice.text.append(event.text)
+            choice.reasoning.append(event.reasoning)
+            choice.calls += event.calls
             choice.logprobs += [_logprob(entry) for entry in event.logprobs]
         else:
             choice.finished = event
@@ -64,7 +68,7 @@ class ChatReply:
             logprobs: dict[str, object] | None = None
             if self.wants_logprobs:
                 logprobs = {"content": [_logprob(entry) for entry in event.logprobs], "refusal": None}
-            return self._chunk(index, {"content": event.text}, logprobs, None)
+            return self._chunk(index, _delta(event), logprobs, None)
         if isinstance(event, Started):
             self._start(event)
             return self._chunk(index, {"role": "assistant", "content": "", "refusal": None}, None, None)
@@ -83,7 +87,7 @@ class ChatReply:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+                "message": _message(choice),
                 "logprobs": {"content": choice.logprobs, "refusal": None} if self.wants_logprobs else None,
                 "finish_reason": None if choice.finished is None else choice.finished.reason.value,
             }
@@ -151,7 +155,34 @@ class ChatReply:
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": max((usage.cached_tokens for usage in usages), default=0)},
+            "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning_tokens for usage in usages)},
         }
+
+
+def _message(choice: _Choice) -> dict[str, object]:
+    text, reasoning = "".join(choice.text), "".join(choice.reasoning)
+    message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if choice.calls:
+        message["content"] = text or None
+        message["tool_calls"] = [_call(piece) for piece in choice.calls]
+    return message
+
+
+def _delta(event: Delta) -> dict[str, object]:
+    delta: dict[str, object] = {}
+    if event.reasoning:
+        delta["reasoning_content"] = event.reasoning
+    if event.text or not (event.reasoning or event.calls):
+        delta["content"] = event.text
+    if event.calls:
+        delta["tool_calls"] = [{"index": piece.index, **_call(piece)} for piece in event.calls]
+    return delta
+
+
+def _call(piece: CallPiece) -> dict[str, object]:
+    return {"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": piece.arguments}}
 
 
 def _logprob(entry: TokenLogprob) -> dict[str, object]:

@@ -23,12 +23,10 @@ def refused(**fields):
 
 UNSUPPORTED = {
     "audio": {"voice": "x", "format": "wav"}, "function_call": "auto", "functions": [{"name": "f"}], "modalities": ["text", "audio"],
-    "prediction": {"type": "content", "content": "x"}, "reasoning_effort": "low", "response_format": {"type": "json_object"},
-    "service_tier": "flex", "store": True, "tool_choice": "required", "tools": [{"type": "function"}], "verbosity": "low", "web_search_options": {},
+    "prediction": {"type": "content", "content": "x"}, "service_tier": "flex", "store": True, "verbosity": "low", "web_search_options": {},
 }  # fmt: skip
 HARMLESS = {
-    "function_call": ["none"], "functions": [[]], "modalities": [["text"]], "response_format": [{"type": "text"}], "service_tier": ["auto", "default"],
-    "store": [False], "tool_choice": ["none", "auto"], "tools": [[]],
+    "function_call": ["none"], "functions": [[]], "modalities": [["text"]], "service_tier": ["auto", "default"], "store": [False],
 }  # fmt: skip
 
 
@@ -50,9 +48,9 @@ def test_asking_for_nothing_is_fine(name):
     "almost",
     [
         {"response_format": {"type": "text", "schema": {}}},
+        {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
         {"modalities": ["text", "text"]},
         {"functions": {}},
-        {"tools": False},
     ],
 )
 def test_what_is_nearly_harmless_is_refused_too(almost):
