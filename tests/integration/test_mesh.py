@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import openai
 import pytest
@@ -20,13 +21,13 @@ STORY = {
 }
 BODIES = {"greedy": STORY, "seeded": STORY | {"temperature": 0.8, "seed": 7}}
 NAME = "smollm2-135m-instruct"
-HOLDERS = {"a": "0:10", "b": "10:20", "c": "20:30", "a2": "0:10", "b2": "10:20", "c2": "20:30"}
+HOLDERS = {"a": "0:10", "b": "10:20", "c": "20:30", "a2": "0:10", "b2": "10:20"}
 NODES = ("asker", *HOLDERS)
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory, starter_wheel):
-    """Two nodes for each third of the model, and one that holds nothing and is whom the others begin with."""
+    """A node for each third of the model, spares for two thirds, and one that holds nothing and whom the others begin with."""
     with Mesh(tmp_path_factory.mktemp("mesh"), starter_wheel) as mesh:
         mesh.start("asker", program=CRASHING)
         for name, blocks in HOLDERS.items():
@@ -46,7 +47,7 @@ def mesh(started):
         if name not in started.nodes:
             started.restart(name)
     for name in NODES:
-        eventually(lambda name=name: started.links(name) >= {*NODES} - {name}, f"{name} has links to all")
+        eventually(lambda name=name: started.links(name) >= {*NODES} - {name}, f"{name} has links to all others")
     return started
 
 
@@ -109,49 +110,48 @@ def test_status_and_peers_show_the_mesh(mesh):
     assert all(f"{NAME} {blocks}" in table for blocks in HOLDERS.values())
 
 
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize(("number", "place"), [(signal.SIGKILL, 1), (signal.SIGSTOP, 2)], ids=["killed", "frozen"])
-def test_a_stage_that_is_lost_costs_a_pause_and_not_a_letter(mesh, number, place, body):
-    meanwhile, struck = strike(mesh, lambda names: names[place], number)
-    try:
-        answer = ask(mesh.nodes["c" if place == 1 else "asker"], BODIES[body], meanwhile=meanwhile)
-        assert struck
-        assert answer.outcome == mesh.undisturbed[body].outcome
+def together(mesh, asked, meanwhile=None):
+    """Return the answers to requests made at the same time: (name of a node, name of a body) pairs."""
+    with ThreadPoolExecutor(len(asked)) as pool:
+        return list(pool.map(lambda each: ask(mesh.nodes[each[0]], BODIES[each[1]], meanwhile=meanwhile), asked))
+
+
+def check_losses(mesh, asked, answers, lost):
+    """Whoever was asked for what, it came whole; those that had `lost` on their route say that they went on without it."""
+    assert [answer.outcome for answer in answers] == [mesh.undisturbed[body].outcome for _, body in asked]
+    hit = [answer for answer in answers if lost in mesh.names(answer.route)]
+    assert hit
+    for answer in hit:
         assert answer.recovered >= 1
-        assert struck[0] not in mesh.names(answer.last_route)
-    finally:
-        if number == signal.SIGSTOP:
-            mesh.signal(struck[0], signal.SIGCONT)  # it comes back to the mesh, which the next test sees
-        else:
-            mesh.end(struck[0])
+        assert lost not in mesh.names(answer.last_route)
+
+
+def bury(mesh, name, number):
+    """Clear away what was killed; what was frozen thaws and comes back, which the next test waits for."""
+    if number == signal.SIGSTOP:
+        mesh.signal(name, signal.SIGCONT)
+    else:
+        mesh.end(name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_a_coordinator_that_is_lost_costs_whom_it_worked_for_a_pause(mesh, number):
-    meanwhile, struck = strike(mesh, lambda names: names[0], number)
+@pytest.mark.parametrize("place", [0, 1], ids=["coordinator", "stage"])
+def test_a_node_that_is_lost_costs_a_pause_and_not_a_letter(mesh, place, number):
+    meanwhile, struck = strike(mesh, lambda names: names[place], number)
+    asked = [("asker", "greedy"), ("c", "seeded")]
     try:
-        answer = ask(mesh.nodes["asker"], STORY, meanwhile=meanwhile)
-        assert struck
-        assert answer.outcome == mesh.undisturbed["greedy"].outcome
-        assert answer.recovered >= 1
-        assert struck[0] not in mesh.names(answer.last_route)
+        check_losses(mesh, asked, together(mesh, asked, meanwhile), struck[0])
     finally:
-        if number == signal.SIGSTOP:
-            mesh.signal(struck[0], signal.SIGCONT)
-        else:
-            mesh.end(struck[0])
+        bury(mesh, struck[0], number)
 
 
 def test_many_answers_at_once_lose_a_node_and_no_letter(mesh):
-    meanwhile, struck = strike(mesh, lambda names: names[-1], signal.SIGKILL)
-    with ThreadPoolExecutor(6) as pool:
-        asked = ["a", "a2", "asker", "asker", "b", "c"]
-        answers = list(pool.map(lambda name: ask(mesh.nodes[name], STORY, meanwhile=meanwhile), asked))
-    mesh.end(struck[0])
-    assert [answer.outcome for answer in answers] == [mesh.undisturbed["greedy"].outcome] * len(asked)
-    lost = [answer for answer in answers if struck[0] in mesh.names(answer.route)]
-    assert all(answer.recovered for answer in lost)
-    assert lost
+    meanwhile, struck = strike(mesh, lambda names: names[1], signal.SIGKILL)
+    asked = [(name, body) for name in ("asker", "a", "a2", "c") for body in BODIES]
+    try:
+        check_losses(mesh, asked, together(mesh, asked, meanwhile), struck[0])
+    finally:
+        bury(mesh, struck[0], signal.SIGKILL)
 
 
 def test_a_client_that_leaves_leaves_no_cache_behind(mesh):
@@ -165,100 +165,98 @@ def test_a_client_that_leaves_leaves_no_cache_behind(mesh):
         assert not mesh.metric(name, "meshnode_inference_active_sessions")
 
 
-def test_a_node_of_another_network_is_refused(mesh):
-    mesh.start("foreign", bootstrap="asker", MESHNODE_NETWORK_NETWORK_ID="another")
+@contextmanager
+def guests(mesh, **plans):
+    """Start further nodes side by side; they begin with the asker, and leave with the context."""
     try:
+        for name, plan in plans.items():
+            mesh.begin(name, *plan.pop("arguments", ()), bootstrap="asker", **plan)
+        for name in plans:
+            mesh.nodes[name].__enter__()
+        yield
+    finally:
+        for name in plans:
+            mesh.end(name)
+
+
+def meets_all(mesh, name):
+    eventually(lambda: mesh.links(name) >= set(NODES), f"{name} has links to all")
+
+
+def test_a_node_of_another_network_is_refused(mesh):
+    with guests(mesh, foreign={"MESHNODE_NETWORK_NETWORK_ID": "another"}):
         foreign = mesh.peer_id("foreign")
-        eventually(
-            lambda: [
-                line
-                for line in mesh.nodes["asker"].log
-                if line["event"] == "peer not admitted" and line["peer"] == foreign[:12]
-            ],
-            "the asker refuses it",
-        )
+        refused = {"event": "peer not admitted", "peer": foreign[:12]}.items()
+        eventually(lambda: any(refused <= line.items() for line in mesh.nodes["asker"].log), "the asker refuses it")
         assert not [peer for peer in mesh.status("foreign")["peers"] if peer["connected"] or peer["stages"]]
         for name in NODES:
             assert foreign not in {peer["peer"] for peer in mesh.status(name)["peers"] if peer["connected"]}
-    finally:
-        mesh.end("foreign")
 
 
 def test_an_invitation_leads_into_the_mesh_and_is_not_needed_twice(mesh):
     code = json.loads(command("invite", "--json", "--data-dir", mesh.folder("b")))["code"]
-    mesh.start("guest")
+    mesh.start("guest")  # of the same network, but it knows nobody
     try:
         assert mesh.status("guest")["peers"] == []
         settings = {"MESHNODE_NETWORK_NETWORK_ID": mesh.network_id}
         said = json.loads(command("join", code, "--json", "--data-dir", mesh.folder("guest"), **settings))
         assert said["connected"] == mesh.peer_id("b")
-        eventually(lambda: mesh.links("guest") >= set(NODES), "the guest meets all")  # b has introduced it
+        meets_all(mesh, "guest")  # b has introduced it
         assert ask(mesh.nodes["guest"], STORY).outcome == mesh.undisturbed["greedy"].outcome
         mesh.end("guest")
         (mesh.folder("guest") / "config.toml").unlink()  # what it knows now is in its store only
         mesh.restart("guest")
-        eventually(lambda: mesh.links("guest") >= set(NODES), "the guest finds all again")
-        command("join", code, "--data-dir", mesh.folder("newcomer"))  # before it has ever run, so its settings lead it
-        mesh.start("newcomer", MESHNODE_NETWORK_NETWORK_ID=None)
-        eventually(lambda: mesh.links("newcomer") >= set(NODES), "the newcomer meets all")
-        mesh.end("newcomer")
+        meets_all(mesh, "guest")
     finally:
         mesh.end("guest")
 
 
-def test_a_request_that_must_stay_here_does(mesh):
-    mesh.start("private", blocks="0:10", bootstrap="asker", MESHNODE_INFERENCE_PRIVACY="this_node_only")
+def test_an_invitation_can_be_taken_before_the_first_start(mesh):
+    code = command("invite", "--data-dir", mesh.folder("c")).strip()
+    assert "saved" in command("join", code, "--data-dir", mesh.folder("newcomer"))
+    mesh.start("newcomer", MESHNODE_NETWORK_NETWORK_ID=None)
     try:
-        eventually(lambda: mesh.links("private") >= set(NODES), "it meets all")
-        answer = ask(mesh.nodes["private"], STORY)
-        assert answer.status == 503
-        assert "blocks 10:30 of 30" in answer.error["message"]
+        meets_all(mesh, "newcomer")
     finally:
-        mesh.end("private")
+        mesh.end("newcomer")
 
 
-def test_what_is_shared_with_the_local_network_stays_on_it(mesh):
-    mesh.start("careful", bootstrap="asker", MESHNODE_INFERENCE_PRIVACY="pool_and_lan")
-    try:
-        eventually(lambda: mesh.links("careful") >= set(NODES), "it meets all")
-        assert ask(mesh.nodes["careful"], STORY).outcome == mesh.undisturbed["greedy"].outcome
-    finally:
-        mesh.end("careful")
-
-
-def test_a_boomerang_begins_and_ends_where_it_was_asked(mesh):
-    mesh.start("thrower", blocks="0:1", bootstrap="asker", MESHNODE_INFERENCE_BOOMERANG="true")
-    try:
-        eventually(lambda: mesh.links("thrower") >= set(NODES), "it meets all")
-        answer = ask(mesh.nodes["thrower"], STORY)
-        names = mesh.names(answer.route)
-        assert names[0] == names[-1] == "thrower"
-        assert "thrower" not in names[1:-1]
-        assert answer.outcome == mesh.undisturbed["greedy"].outcome
-    finally:
-        mesh.end("thrower")
+def test_a_request_goes_no_further_than_the_settings_of_its_node_allow(mesh):
+    plans = {
+        "private": {"blocks": "0:10", "MESHNODE_INFERENCE_PRIVACY": "this_node_only"},
+        "careful": {"MESHNODE_INFERENCE_PRIVACY": "pool_and_lan"},
+        "thrower": {"blocks": "14:15", "MESHNODE_INFERENCE_BOOMERANG": "true"},
+    }
+    with guests(mesh, **plans):
+        for name in plans:
+            meets_all(mesh, name)
+        refused, near, thrown = together(mesh, [(name, "greedy") for name in plans])
+        assert refused.status == 503
+        assert "blocks 10:30 of 30" in refused.error["message"]
+        assert near.outcome == mesh.undisturbed["greedy"].outcome  # this machine is as near as can be
+        assert thrown.outcome == mesh.undisturbed["greedy"].outcome
+        stages = list(
+            zip(mesh.names(thrown.route), (stage.split()[1] for stage in thrown.route.split(" > ")), strict=True)
+        )
+        assert stages[0] == ("thrower", "embedding")
+        assert stages[-1] == ("thrower", "head")
 
 
 def test_other_weights_under_the_same_name_are_not_used(mesh, tmp_path):
     weights = write_tiny_llama(tmp_path / "other.gguf", name="SmolLM2 135M Instruct", blocks=30, feed_forward=64)
-    aliases = f'[models]\naliases = {{ starter = "{NAME}" }}\n'
-    (mesh.folder("impostor") / "config.toml").write_text(aliases)
-    mesh.start("impostor", "--model", str(weights), bootstrap="asker")
-    try:
+    (mesh.folder("impostor") / "config.toml").write_text(f'[models]\naliases = {{ starter = "{NAME}" }}\n')
+    with guests(mesh, impostor={"arguments": ("--model", str(weights))}):
         impostor = mesh.peer_id("impostor")
+
+        def heard(name):
+            return [row["stages"] for row in mesh.status(name)["peers"] if row["peer"] == impostor and row["stages"]]
+
         for name in ("asker", "a"):
-            rows = eventually(
-                lambda name=name: [
-                    row for row in mesh.status(name)["peers"] if row["peer"] == impostor and row["stages"]
-                ],
-                f"{name} hears of the other weights",
-            )
-            assert rows[0]["stages"][0]["model"] == NAME
+            (stages,) = eventually(lambda name=name: heard(name), f"{name} hears of the other weights")
+            assert [(stage["model"], stage["blocks"]) for stage in stages] == [(NAME, "0:30")]
             answer = ask(mesh.nodes[name], STORY)
             assert answer.outcome == mesh.undisturbed["greedy"].outcome
             assert "impostor" not in mesh.names(answer.route)
-    finally:
-        mesh.end("impostor")
 
 
 @pytest.mark.parametrize("whose", ["asker", "coordinator", "stage"])

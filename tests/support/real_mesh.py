@@ -158,8 +158,9 @@ class Mesh:
         self._stack.push(node)
 
     def end(self, name):
-        """End a node as a power cut would."""
-        self.nodes.pop(name).__exit__()
+        """End a node as a power cut would; one that has not been started is none."""
+        if name in self.nodes:
+            self.nodes.pop(name).__exit__()
 
     def signal(self, name, number):
         self.nodes[name].process.send_signal(number)
@@ -187,8 +188,7 @@ class Mesh:
     def links(self, name):
         """Return the names of the nodes that a node has a link to, and whose offer it has if they hold something."""
         names = {self.peer_id(other): other for other in self.nodes}
+        rows = [row for row in self.status(name)["peers"] if row["connected"] and row["peer"] in names]
         return {
-            names.get(peer["peer"], peer["peer"])
-            for peer in self.status(name)["peers"]
-            if peer["connected"] and (peer["stages"] or "--blocks" not in self._plans[names[peer["peer"]]][0])
+            names[row["peer"]] for row in rows if row["stages"] or "--blocks" not in self._plans[names[row["peer"]]][0]
         }
