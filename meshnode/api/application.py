@@ -9,16 +9,13 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from meshnode.api.admin.mesh import add_mesh_routes
 from meshnode.api.admin.models import add_model_routes
 from meshnode.api.admin.node import add_node_routes
-from meshnode.api.bodies import read_json
 from meshnode.api.exposition import OPEN_PATHS, add_public_routes
 from meshnode.api.failures import Failure, describe, failure_of
 from meshnode.api.guards import Guards
-from meshnode.api.openai.chat import complete_chat
-from meshnode.api.openai.models import list_models, show_model
-from meshnode.api.openai.schemas import ChatRequest
+from meshnode.api.openai.routes import add_openai_routes
 from meshnode.api.ports import ApiDependencies
-from meshnode.api.replies import json_reply, refusal_reply
-from meshnode.api.serving import HTTPConnection, request_resources
+from meshnode.api.replies import refusal_reply
+from meshnode.api.serving import HTTPConnection
 from meshnode.errors import MeshnodeError
 from meshnode.flow.buckets import KeyedBuckets
 from meshnode.types.ids import new_request_id
@@ -46,7 +43,7 @@ def create_app(dependencies: ApiDependencies) -> QuartTrio:
     _add_guards(app, dependencies, dependencies.pages(app))
     _add_failures(app)
     add_public_routes(app, dependencies)
-    _add_openai_routes(app, dependencies)
+    add_openai_routes(app, dependencies)
     add_model_routes(app, dependencies)
     add_node_routes(app, dependencies)
     add_mesh_routes(app, dependencies)
@@ -114,19 +111,3 @@ def _sentence(app: QuartTrio, error: HTTPException) -> str:
     if error.code == 413:
         return f"the body is larger than {app.config['MAX_CONTENT_LENGTH']} bytes; the limit is api.body_limit_bytes"
     return error.description or error.name
-
-
-def _add_openai_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
-    @app.post("/v1/chat/completions")
-    async def chat() -> Response:
-        resources = request_resources(request)
-        body = await read_json(request, ChatRequest, timeout=dependencies.body_timeout)
-        return await complete_chat(body, dependencies, resources, client=_client(), request=g.request)
-
-    @app.get("/v1/models")
-    async def models() -> Response:
-        return json_reply(list_models(dependencies.models()))
-
-    @app.get("/v1/models/<path:name>")
-    async def model(name: str) -> Response:
-        return json_reply(show_model(dependencies.models(), name))

@@ -59,7 +59,8 @@ class RequestRunner:
         """Generate. Cancellation frees everything, on every node. Raises InferenceError, RequestError and EngineError leafs."""
         target = self._resolve(call.request.model)
         model = await self._loaded(target)
-        reply = _Reply(call, record, list(call.delegated.resume))
+        resume = list(call.delegated.resume)
+        reply = _Reply(call, record, resume, owes_echo=call.request.echo and not resume)
         if model is None or model.assets is None:
             if await self._delegate(reply, target, self._guess(call, target)):
                 raise Unavailable(f"{target.name} has just come to this node; try again")
@@ -100,6 +101,8 @@ class RequestRunner:
         answer.resume(session.generated)
         route = await self._first_route(wish)
         await reply.take(started=Started(name, len(session.prompt), self._describe(route)))
+        if reply.owes_echo:
+            await reply.take(delta=Delta(answer.tokenizer.text(session.prompt)))
 
         async def take(event: TokenEvent) -> bool:
             reply.record.tokens_came(0 if event.token in session.end_tokens else 1)
@@ -163,7 +166,8 @@ class RequestRunner:
                 return True
             try:
                 onward = Delegated(tuple(reply.tokens), call.delegated.hops + 1, finder.rule(wish))
-                async with self.delegations.open(peer, target.id, call.request, onward) as events:
+                request = attrs.evolve(call.request, echo=reply.owes_echo)
+                async with self.delegations.open(peer, target.id, request, onward) as events:
                     async for event in events:
                         if event.delta is not None:
                             reply.record.tokens_came(len(event.delta.tokens))
@@ -249,6 +253,7 @@ class _Reply:
     call: GenerationCall
     record: RequestRecord
     tokens: list[int]  # whose text the caller has
+    owes_echo: bool = False  # the caller is to have the prompt's text first
     losses: int = 0
     losses_in_a_row: int = 0  # without text between them
     is_over: bool = False
@@ -274,6 +279,7 @@ class _Reply:
         if delta is not None:
             self._resumed()
             self.losses_in_a_row = 0
+            self.owes_echo = False
             self.tokens += delta.tokens
             await _send(self.call, self.record, delta)
         if finished is not None:

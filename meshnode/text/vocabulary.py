@@ -4,7 +4,7 @@ Control tokens (`<|im_start|>` and their like) come out of text only where the c
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import tokenizers
@@ -13,25 +13,13 @@ from tokenizers import decoders, models, pre_tokenizers
 from meshnode.errors import InvalidModelFile, UnsupportedModel
 from meshnode.text.pretokenizers import pre_tokenizer
 from meshnode.text.spm import SpmEncoder
+from meshnode.types.token_bytes import end_tokens, token_bytes
 from meshnode.types.tokenizer import TokenizerData
 
 __all__ = ["Tokenizer", "build_tokenizer"]
 
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
 _SPACE = "\u2581"
-_END_NAMES = frozenset(
-    {
-        "<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<end_of_turn>", "<|eom_id|>",
-        "<EOT>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|endofturn|>", "_<EOT>",
-    }
-)  # fmt: skip
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes: printable Latin-1 as it is, the rest from U+0100 on."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 @attrs.frozen(eq=False)
@@ -104,6 +92,10 @@ class Tokenizer:
         """Return what a token adds to a text: nothing for control tokens."""
         return self._bytes[token]
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens; what is not UTF-8 is replaced."""
+        return b"".join(self._bytes[token] for token in tokens).decode(errors="replace")
+
     def token_text(self, token: int) -> str:
         """Return a token's text for people: control tokens by name, broken UTF-8 replaced."""
         return self._bytes[token].decode(errors="replace") or self.data.tokens[token]
@@ -131,38 +123,22 @@ def build_tokenizer(data: TokenizerData) -> Tokenizer:
             f"tokenizers of kind {data.model!r} cannot be run; known: gpt2 (byte-level BPE), llama (SPM), t5 (unigram)"
         )
     texts = list(zip(data.tokens, data.token_types, strict=True))
-    token_bytes = tuple(_bytes_of(data.model, text, kind) for text, kind in texts)
+    pieces = token_bytes(data)
     return Tokenizer(
         data=data,
-        end_tokens=frozenset(
-            {token for token in (data.eos_token, data.eot_token) if token is not None}
-            | {token for token, (text, kind) in enumerate(texts) if kind == _CONTROL and text in _END_NAMES}
-        ),
-        longest=max(map(len, token_bytes), default=1) or 1,
+        end_tokens=end_tokens(data),
+        longest=max(map(len, pieces), default=1) or 1,
         encode_plain=encode,
         control=_pattern([text for text, kind in texts if kind in (_CONTROL, _USER_DEFINED)]),
         user_defined=_pattern([text for text, kind in texts if kind == _USER_DEFINED]),
         ids=ids,
-        bytes=token_bytes,
+        bytes=pieces,
     )
 
 
 def _pattern(texts: list[str]) -> re.Pattern[str] | None:
     ordered = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, ordered))) if ordered else None
-
-
-_ALPHABET = _byte_alphabet()
-
-
-def _bytes_of(model: str, text: str, kind: int) -> bytes:
-    if kind == _CONTROL:
-        return b""
-    if kind == _BYTE and re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
-        return bytes([int(text[3:5], 16)])
-    if model == "gpt2" and kind != _USER_DEFINED and all(letter in _ALPHABET for letter in text):
-        return bytes(_ALPHABET[letter] for letter in text)
-    return (text if model == "gpt2" else text.replace(_SPACE, " ")).encode()
 
 
 def _byte_level(data: TokenizerData, ids: dict[str, int]) -> Callable[[str], list[int]]:

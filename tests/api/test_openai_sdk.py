@@ -92,6 +92,22 @@ async def test_an_answer_is_parsed_into_a_model(serve):
         assert '"age"' in sent.output.schema
 
 
+async def test_plain_completions(serve):
+    async with serve() as node, sdk(node) as client:
+        whole = await client.completions.create(model="tiny", prompt=["a", "b"], logprobs=1)
+        assert [choice.text for choice in whole.choices] == ["Hello, world"] * 2
+        assert whole.choices[0].logprobs.tokens == ["Hello", ", ", "world"]
+        assert whole.choices[0].logprobs.text_offset == [0, 5, 7]
+        assert whole.usage.prompt_tokens == 14
+        stream = await client.completions.create(
+            model="tiny", prompt="a", stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == "Hello, world"
+        assert chunks[-1].usage.total_tokens == 10
+        assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "stop"
+
+
 async def test_from_a_thread(serve):
     async with serve() as node:
 

@@ -318,3 +318,21 @@ async def test_every_end_is_counted(model, autojump_clock):
     assert 'meshnode_inference_requests_total{outcome="ok"} 1.0' in text
     assert 'meshnode_inference_requests_total{outcome="error"} 1.0' in text
     assert "meshnode_inference_completion_tokens_total 3.0" in text
+
+
+async def test_an_echo_comes_first_and_counts_as_prompt(model, autojump_clock):
+    async with world(model) as node:
+        request = attrs.evolve(node.request(max_tokens=3), messages=(), prompt="Once", echo=True)
+        text, finished = await node.text(request)
+    assert text.startswith("Once")
+    assert len(text) > len("Once")
+    assert finished.usage.completion_tokens == 3
+
+
+async def test_tokens_will_do_for_a_prompt(model, autojump_clock):
+    async with world(model) as node:
+        request = attrs.evolve(node.request(max_tokens=1), messages=(), prompt_tokens=(5, 6, 7))
+        await node.run(request)
+        assert node.executor.started[0].tokens == (5, 6, 7)
+        with pytest.raises(RequestError, match="999999 is not a token"):
+            await node.run(attrs.evolve(request, prompt_tokens=(999_999,)))
