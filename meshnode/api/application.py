@@ -12,6 +12,7 @@ from meshnode.api.admin.node import add_node_routes
 from meshnode.api.exposition import OPEN_PATHS, add_public_routes
 from meshnode.api.failures import Failure, describe, failure_of
 from meshnode.api.guards import Guards
+from meshnode.api.mcp.mount import McpMount, McpSurface
 from meshnode.api.openai.routes import add_openai_routes
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import refusal_reply
@@ -32,7 +33,7 @@ _SECURITY = {
 }
 
 
-def create_app(dependencies: ApiDependencies) -> QuartTrio:
+def create_app(dependencies: ApiDependencies, mcp: McpSurface) -> QuartTrio:
     """Build the application; it starts nothing and keeps nothing."""
     app = QuartTrio("meshnode", static_folder=None)
     app.asgi_http_class = HTTPConnection
@@ -40,7 +41,9 @@ def create_app(dependencies: ApiDependencies) -> QuartTrio:
     app.config["BODY_TIMEOUT"] = None  # read_json has its own
     app.config["RESPONSE_TIMEOUT"] = None  # our own deadlines end requests; quart's would truncate a long answer
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    _add_guards(app, dependencies, dependencies.pages(app))
+    guards = _guards(dependencies, dependencies.pages(app))
+    app.asgi_app = McpMount(app.asgi_app, guards, mcp)  # type: ignore[method-assign]  # Quart's way to put one in front
+    _add_guards(app, dependencies, guards)
     _add_failures(app)
     add_public_routes(app, dependencies)
     add_openai_routes(app, dependencies)
@@ -50,11 +53,13 @@ def create_app(dependencies: ApiDependencies) -> QuartTrio:
     return app
 
 
-def _add_guards(app: QuartTrio, dependencies: ApiDependencies, pages: frozenset[str]) -> None:
+def _guards(dependencies: ApiDependencies, pages: frozenset[str]) -> Guards:
     per_minute = dependencies.requests_per_minute
     buckets = KeyedBuckets(per_minute / 60, max(1.0, per_minute / 6))  # ten seconds' worth at once
-    guards = Guards(dependencies.key, frozenset({dependencies.host.lower()}), buckets, OPEN_PATHS | pages)
+    return Guards(dependencies.key, frozenset({dependencies.host.lower()}), buckets, OPEN_PATHS | pages)
 
+
+def _add_guards(app: QuartTrio, dependencies: ApiDependencies, guards: Guards) -> None:
     @app.before_request
     async def guard() -> Response | None:
         g.request, g.began = new_request_id(), trio.current_time()

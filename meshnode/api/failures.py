@@ -52,6 +52,7 @@ STATUSES: Mapping[type[errors.MeshnodeError], tuple[int, str]] = {
     errors.RequestError: (400, _THEIRS),
     errors.UnknownModel: (404, _THEIRS),
     errors.ContextOverflow: (400, _THEIRS),
+    errors.GrammarRefused: (400, _THEIRS),
     errors.BadRows: (502, _OURS),
     errors.EconomyError: (500, _OURS),
     errors.PoolError: (403, _THEIRS),

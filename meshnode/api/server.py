@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import trio
 
 from meshnode.api.application import create_app
+from meshnode.api.mcp.mount import McpSurface
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.serving import ServingLimits, serve_api
 from meshnode.supervise.subsystem import Pulse
@@ -31,9 +32,11 @@ class ApiServer:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled or drained. Cancellation closes every connection at once."""
-        app = create_app(self._dependencies)
+        mcp = McpSurface(self._dependencies)
+        app = create_app(self._dependencies, mcp)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat)
+            nursery.start_soon(mcp.run, self._draining)
             await serve_api(app, self._listeners, self._limits, draining=self._draining, task_status=task_status)
             self._drained.set()
             await trio.sleep_forever()

@@ -93,6 +93,13 @@ class FakeEvents:
         return []
 
 
+class FakeMesh:
+    """Knows nobody."""
+
+    def peers(self):
+        return []
+
+
 class FakeAdmin:
     """Knows one reference."""
 
@@ -140,7 +147,7 @@ def serve():
     async def start(router=None, limits=LIMITS, unready=(), **changes):
         router, stopped = router or FakeRouter(), []
         dependencies = ApiDependencies(
-            mesh=None,
+            mesh=FakeMesh(),
             key=KEY,
             generate=router.generate,
             models=lambda: (MODEL,),
