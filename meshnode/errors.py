@@ -28,6 +28,7 @@ MeshnodeError
 ├── RequestError             the caller's input is wrong
 │   ├── UnknownModel
 │   ├── ContextOverflow
+│   ├── GrammarRefused       the form that the answer must have cannot be enforced
 │   └── BadRows              activations that no working stage makes
 ├── EconomyError
 ├── PoolError
@@ -52,6 +53,7 @@ __all__ = [
     "Fatal",
     "FileError",
     "FrameTooLarge",
+    "GrammarRefused",
     "InferenceError",
     "InvalidModelFile",
     "MeshnodeError",
@@ -253,6 +255,12 @@ class ContextOverflow(RequestError):
     """The prompt alone is longer than the model's context; the message names both numbers."""
 
     code = "context_length_exceeded"
+
+
+class GrammarRefused(RequestError):
+    """The form that the answer must have cannot be enforced; the message says why."""
+
+    code = "grammar_refused"
 
 
 class BadRows(RequestError):
