@@ -28,6 +28,7 @@ MeshnodeError
 ├── RequestError             the caller's input is wrong
 │   ├── UnknownModel
 │   ├── ContextOverflow
+│   ├── UnknownResponse
 │   ├── GrammarRefused       the form that the answer must have cannot be enforced
 │   └── BadRows              activations that no working stage makes
 ├── EconomyError
@@ -73,6 +74,7 @@ __all__ = [
     "Unavailable",
     "UnknownMessage",
     "UnknownModel",
+    "UnknownResponse",
     "UnsupportedModel",
     "UpdateError",
     "VersionMismatch",
@@ -255,6 +257,12 @@ class ContextOverflow(RequestError):
     """The prompt alone is longer than the model's context; the message names both numbers."""
 
     code = "context_length_exceeded"
+
+
+class UnknownResponse(RequestError):
+    """No answer of that id is kept here."""
+
+    code = "response_not_found"
 
 
 class GrammarRefused(RequestError):

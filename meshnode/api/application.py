@@ -16,6 +16,8 @@ from meshnode.api.mcp.mount import McpMount, McpSurface
 from meshnode.api.openai.routes import add_openai_routes
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import refusal_reply
+from meshnode.api.responses.routes import add_response_routes
+from meshnode.api.responses.service import Responses
 from meshnode.api.serving import HTTPConnection
 from meshnode.errors import MeshnodeError
 from meshnode.flow.buckets import KeyedBuckets
@@ -33,7 +35,7 @@ _SECURITY = {
 }
 
 
-def create_app(dependencies: ApiDependencies, mcp: McpSurface) -> QuartTrio:
+def create_app(dependencies: ApiDependencies, mcp: McpSurface, responses: Responses) -> QuartTrio:
     """Build the application; it starts nothing and keeps nothing."""
     app = QuartTrio("meshnode", static_folder=None)
     app.asgi_http_class = HTTPConnection
@@ -47,6 +49,7 @@ def create_app(dependencies: ApiDependencies, mcp: McpSurface) -> QuartTrio:
     _add_failures(app)
     add_public_routes(app, dependencies)
     add_openai_routes(app, dependencies)
+    add_response_routes(app, dependencies, responses)
     add_model_routes(app, dependencies)
     add_node_routes(app, dependencies)
     add_mesh_routes(app, dependencies)

@@ -51,6 +51,7 @@ STATUSES: Mapping[type[errors.MeshnodeError], tuple[int, str]] = {
     errors.DeadlineExceeded: (504, _OURS),
     errors.RequestError: (400, _THEIRS),
     errors.UnknownModel: (404, _THEIRS),
+    errors.UnknownResponse: (404, _THEIRS),
     errors.ContextOverflow: (400, _THEIRS),
     errors.GrammarRefused: (400, _THEIRS),
     errors.BadRows: (502, _OURS),

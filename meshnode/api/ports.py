@@ -7,6 +7,7 @@ from typing import Protocol
 import attrs
 from quart_trio import QuartTrio
 
+from meshnode.api.responses.archive import ResponseArchive
 from meshnode.observe.metrics import Metrics
 from meshnode.types.generation import GenerationEvent, GenerationRequest
 
@@ -100,6 +101,7 @@ class ApiDependencies:
     unready: Callable[[], tuple[str, ...]]  # names of subsystems and models that are not ready
     request_shutdown: Callable[[], None]
     metrics: Metrics
+    responses: ResponseArchive
     pages: Pages = _no_pages
     requests_per_minute: int = 600
     body_limit_bytes: int = 8 << 20

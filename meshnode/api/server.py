@@ -7,6 +7,7 @@ import trio
 from meshnode.api.application import create_app
 from meshnode.api.mcp.mount import McpSurface
 from meshnode.api.ports import ApiDependencies
+from meshnode.api.responses.service import Responses
 from meshnode.api.serving import ServingLimits, serve_api
 from meshnode.supervise.subsystem import Pulse
 
@@ -32,11 +33,12 @@ class ApiServer:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled or drained. Cancellation closes every connection at once."""
-        mcp = McpSurface(self._dependencies)
-        app = create_app(self._dependencies, mcp)
+        mcp, responses = McpSurface(self._dependencies), Responses(self._dependencies)
+        app = create_app(self._dependencies, mcp, responses)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat)
             nursery.start_soon(mcp.run, self._draining)
+            nursery.start_soon(responses.run)
             await serve_api(app, self._listeners, self._limits, draining=self._draining, task_status=task_status)
             self._drained.set()
             await trio.sleep_forever()

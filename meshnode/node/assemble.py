@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from meshnode.api.ports import ApiDependencies
+from meshnode.api.responses.archive import ResponseArchive, open_archive
 from meshnode.api.server import ApiServer
 from meshnode.api.serving import ServingLimits
 from meshnode.config.loading import LoadedConfig
@@ -75,7 +76,7 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
             if _has_network(config):  # libp2p takes a second to import: not on the loop
                 await lanes.run("disk", importlib.import_module, "meshnode.network.host")
             with announce(paths, config.api.host, bound_port(listeners)):
-                opened = Opened(config, key, listeners, catalog, identity, addresses)
+                opened = Opened(config, key, listeners, catalog, identity, addresses, await open_archive(store))
                 yield _connect(opened, lanes, metrics, watchdog)
 
 
@@ -89,6 +90,7 @@ class Opened:
     catalog: ModelCatalog
     identity: Identity
     addresses: AddressBook
+    responses: ResponseArchive
 
 
 def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownWatchdog) -> Node:
@@ -123,6 +125,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
             unready=lambda: view.unready(supervisor.states()),
             request_shutdown=supervisor.request_stop,
             metrics=metrics,
+            responses=opened.responses,
             pages=dashboard.add_to,
             requests_per_minute=config.api.requests_per_minute,
             body_limit_bytes=config.api.body_limit_bytes,

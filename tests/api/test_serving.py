@@ -13,6 +13,7 @@ from support.api import CHAT, KEY, LIMITS, FakeRouter
 
 from meshnode.api.application import create_app
 from meshnode.api.mcp.mount import McpSurface
+from meshnode.api.responses.service import Responses
 from meshnode.api.serving import ServingLimits
 from meshnode.errors import SessionLost
 
@@ -169,8 +170,8 @@ async def test_connections_beyond_the_limit_wait_their_turn(serve):
 async def test_quarts_own_timeout_does_not_cut_a_stream(serve, monkeypatch):
     """Quart ends a response after 60 s as if it were complete; every stream has to opt out by itself."""
 
-    def create_with_a_short_timeout(dependencies, mcp):
-        app = create_app(dependencies, mcp)
+    def create_with_a_short_timeout(*parts):
+        app = create_app(*parts)
         app.config["RESPONSE_TIMEOUT"] = 0.05
         return app
 
@@ -214,7 +215,9 @@ async def test_an_answer_is_freed_when_the_head_of_its_stream_cannot_be_sent(ser
             "headers": [(name.encode(), value.encode()) for name, value in names.items()], "client": ("127.0.0.1", 1), "extensions": {},
         }  # fmt: skip
         with pytest.RaisesGroup(OSError, flatten_subgroups=True):
-            await create_app(node.dependencies, McpSurface(node.dependencies))(scope, receive, send)
+            await create_app(node.dependencies, McpSurface(node.dependencies), Responses(node.dependencies))(
+                scope, receive, send
+            )
         assert len(node.router.requests) == 1
         assert node.router.running == 0
 

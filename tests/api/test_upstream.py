@@ -25,8 +25,8 @@ async def test_hypercorns_send_has_no_deadline_and_cannot_be_cancelled(autojump_
 
 
 async def test_under_quart_trio_an_idle_connection_is_never_closed(serve, monkeypatch):
-    def create_stock(dependencies, mcp):
-        app = create_app(dependencies, mcp)
+    def create_stock(*parts):
+        app = create_app(*parts)
         app.asgi_http_class = StockConnection
         return app
 

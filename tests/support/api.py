@@ -8,10 +8,12 @@ import pytest
 import trio
 
 from meshnode.api.ports import ApiDependencies, ServedModel
+from meshnode.api.responses.archive import open_archive
 from meshnode.api.server import ApiServer
 from meshnode.api.serving import ServingLimits
 from meshnode.errors import MeshnodeError, UnknownModel
 from meshnode.observe.metrics import Metrics
+from meshnode.store.memory import MemoryStore
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.generation import Delta, Finished, FinishReason, Started, TokenLogprob, Usage
 
@@ -156,6 +158,7 @@ def serve():
             unready=lambda: tuple(unready),
             request_shutdown=lambda: stopped.append(True),
             metrics=Metrics(),
+            responses=await open_archive(MemoryStore()),
             requests_per_minute=100_000,
         )
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -11,7 +11,7 @@ from meshnode.api.streams import DONE, sse
 from meshnode.types.generation import CallPiece, Delta, GenerationEvent, Started, TokenLogprob, Usage
 from meshnode.types.ids import RequestId
 
-__all__ = ["FINGERPRINT", "ChatReply", "usage_fields"]
+__all__ = ["FINGERPRINT", "ChatReply", "logprob_fields", "usage_fields"]
 
 FINGERPRINT = f"meshnode-{__version__}"
 
@@ -49,7 +49,7 @@ class ChatReply:
             choice.text.append(event.text)
             choice.reasoning.append(event.reasoning)
             choice.calls += event.calls
-            choice.logprobs += [_logprob(entry) for entry in event.logprobs]
+            choice.logprobs += [logprob_fields(entry) for entry in event.logprobs]
 
     def chunk_of(self, index: int, event: GenerationEvent) -> bytes:
         """Encode an event as a chunk."""
@@ -57,7 +57,7 @@ class ChatReply:
         if isinstance(event, Delta):
             logprobs: dict[str, object] | None = None
             if self.wants_logprobs:
-                logprobs = {"content": [_logprob(entry) for entry in event.logprobs], "refusal": None}
+                logprobs = {"content": [logprob_fields(entry) for entry in event.logprobs], "refusal": None}
             return self._chunk(index, _delta(event), logprobs, None)
         if isinstance(event, Started):
             self._prepare_chunks()
@@ -149,7 +149,8 @@ def _call(piece: CallPiece) -> dict[str, object]:
     return {"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": piece.arguments}}
 
 
-def _logprob(entry: TokenLogprob) -> dict[str, object]:
+def logprob_fields(entry: TokenLogprob) -> dict[str, object]:
+    """Return a token's log-probability as OpenAI writes it."""
     return {
         "token": entry.token,
         "logprob": entry.logprob,
