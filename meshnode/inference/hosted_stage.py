@@ -67,6 +67,7 @@ class HostedStage:
     cache_name: SessionId = attrs.field(factory=new_session_id, init=False)  # the executor's: nobody else can name it
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _last_step: int = attrs.field(default=0, init=False)  # taken, of this attempt
+    _position: int | None = attrs.field(default=None, init=False)  # of the next row, once there was one in this attempt
     _send: trio.MemorySendChannel[ReceivedStep] = attrs.field(init=False)
     _receive: trio.MemoryReceiveChannel[ReceivedStep] = attrs.field(init=False)
     _wish: trio.MemorySendChannel[_Opening] = attrs.field(init=False)
@@ -95,7 +96,7 @@ class HostedStage:
             self._wish.send_nowait(_Opening(message, exchange))
         except trio.WouldBlock:
             raise PeerMisbehaved("this stage is being opened again and again") from None
-        self.opened, self._last_step = message, 0
+        self.opened, self._last_step, self._position = message, 0, None
 
     def push(self, sender: PeerId, step: ReceivedStep) -> bool:
         """Take a step; return whether it is one that was waited for.
@@ -203,10 +204,13 @@ class HostedStage:
             return  # its link ended, and this stage ends with it
 
     def _executor_step(self, opened: OpenStage, step: ReceivedStep) -> StageStep:
-        """Return the step as the executor has it. Raises BadRows when there are not as many rows as it says."""
+        """Return the step as the executor has it. Raises BadRows for rows that are not as many as it says, or not the next."""
         message, width = step.message, 4 if opened.embedding else self.model.row_bytes
         if message.rows < 1 or len(step.body) != message.rows * width:
             raise BadRows(f"a step of {message.rows} rows of {width} bytes has {len(step.body)} bytes")
+        if self._position not in (None, message.position):
+            raise BadRows(f"a step from position {message.position}, while {self._position} is the next")
+        self._position = message.position + message.rows
         return StageStep(
             session=self.cache_name,
             position=message.position,

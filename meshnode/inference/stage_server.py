@@ -109,6 +109,7 @@ class StageServer:
             await stage.serve()
         except Exception as error:  # noqa: BLE001  # the stage's rim
             _log.error("hosted stage crashed", session=stage.opened.session, exc_info=error)
+            await stage.fail(MeshnodeError("the stage crashed; the log of its node says why"))
         finally:
             self._stages = {key: each for key, each in self._stages.items() if each is not stage}
 

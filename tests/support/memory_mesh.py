@@ -130,10 +130,11 @@ class MemoryNode:
         if peer not in self.links or self.links[peer].closed.is_set():
             if peer == self.peer:
                 self.links[peer] = LoopbackLink(peer, self.received)
-            elif peer not in self.network.nodes or self.network.cut(self.peer, peer):
+                return self.links[peer]
+            await trio.sleep(self.network.dialling)
+            if peer not in self.network.nodes or self.network.cut(self.peer, peer):
                 raise PeerUnreachable(f"{peer} is not there")
-            else:
-                self.links[peer] = self.network.connect(self, self.network.nodes[peer])
+            self.links[peer] = self.network.connect(self, self.network.nodes[peer])
         return self.links[peer]
 
     def existing(self, peer):
@@ -152,6 +153,7 @@ class MemoryNetwork:
     nodes: dict = attrs.field(factory=dict)
     lan: set = attrs.field(factory=set)
     cuts: set = attrs.field(factory=set)  # frozensets of two peers
+    dialling: float = 0.0  # seconds until a new link is there
     sent: int = 0
     tamper: object = lambda _own, _peer, message, body: [(0.0, message, body)]  # called: what goes out instead
     seen: list = attrs.field(factory=list)  # (from, to, message, body)

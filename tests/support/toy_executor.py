@@ -127,7 +127,9 @@ class ToyExecutor:
         salt = repr((wants.sampling.seed, wants.sampling.temperature, cache.history[-3:])).encode()
         chosen = int.from_bytes(_hash(b"head", row, salt), "little") % self.vocabulary
         cache.history.append(chosen)
-        return TokenEvent(chosen)
+        return (
+            TokenEvent(chosen) if wants.sampling.top_logprobs is None else TokenEvent(chosen, -0.5, ((chosen, -0.5),))
+        )
 
     async def release(self, session):
         await trio.lowlevel.checkpoint()

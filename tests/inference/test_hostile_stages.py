@@ -1,0 +1,463 @@
+"""Stages that do what no honest stage does: the session goes on without them with the right text, and they are noted."""
+
+import pytest
+import trio
+from support.memory_mesh import MemoryNetwork
+from support.toy_executor import WIDTH, toy_answer
+from support.toy_mesh import BLOCKS, PROMPT, Mesh, generate, new_session
+
+from meshnode.errors import MeshnodeError, Overloaded, PeerMisbehaved
+from meshnode.types.blocks import BlockRange
+from meshnode.types.evidence import Misdeed
+from meshnode.types.generation import SamplingParameters, TokenEvent
+from meshnode.types.ids import SessionId
+from meshnode.wire.stage_messages import (
+    Acknowledged,
+    Answered,
+    CloseStage,
+    OpenStage,
+    Probe,
+    ProbeReply,
+    StageFailed,
+    StageOpened,
+    StageStepMessage,
+)
+
+COUNT = 30
+AT = 10  # rows after the prompt from which on the evil one is evil
+NAN = b"\xff" * WIDTH
+
+
+@pytest.fixture
+async def mesh(nursery):
+    """`evil` lies between two honest ones and is fast; `spare` and `reserve` can do what it does, slowly."""
+    mesh = Mesh(MemoryNetwork(nursery), nursery)
+    await mesh.add("a", 0, 4)
+    await mesh.add("evil", 4, 9)
+    await mesh.add("c", 9, 12)
+    await mesh.add("spare", 4, 12, pace=1e-3)
+    await mesh.add("reserve", 4, 12, pace=2e-3)
+    return mesh
+
+
+def tampering(name, change):
+    """What goes out of `name` once its session is under way, as `change` has it: (seconds late, message, body) of each."""
+
+    def tamper(own, peer, message, body):
+        begun = getattr(message, "position", 0) >= len(PROMPT) + AT or getattr(message, "step", 0) > AT
+        return change(peer, message, body) if own == name and begun else [(0.0, message, body)]
+
+    return tamper
+
+
+def step(**changes):
+    """Change the steps."""
+
+    def change(_peer, message, body):
+        if not isinstance(message, StageStepMessage):
+            return [(0.0, message, body)]
+        made = {name: value(message, body) for name, value in changes.items()}
+        body = made.pop("body", body)
+        return [(0.0, attrs_of(message, made), body)]
+
+    return change
+
+
+def attrs_of(message, changes):
+    fields = {name: getattr(message, name) for name in message.__struct_fields__}
+    return type(message)(**(fields | changes))
+
+
+def stray(mesh, kind):
+    return mesh.metrics.inference_stray_messages_total.labels(kind=kind)._value.get()
+
+
+async def answer_of(mesh, **sampling):
+    """Generate, and once more without anything left behind; return the session of the first."""
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(**sampling), COUNT)
+    session = new_session(COUNT, **sampling)
+    assert await generate(mesh.nodes["a"], session) == expected
+    await trio.sleep(1)
+    assert {name: held for name, held in mesh.held().items() if held} == {}
+    assert await generate(mesh.nodes["a"], new_session(COUNT, **sampling)) == expected
+    return session
+
+
+def misdeeds(mesh):
+    return {(each.peer, each.misdeed) for each in mesh.evidence}
+
+
+ROWS = {
+    "not finite": step(body=lambda message, body: NAN * message.rows),
+    "no whole rows": step(body=lambda message, body: body[:-1]),
+    "too few": step(body=lambda message, body: body[:-WIDTH]),
+    "too many": step(body=lambda message, body: body * 2),
+    "of another dtype": step(body=lambda message, body: body + bytes(len(body))),
+    "none": step(body=lambda message, body: b""),
+    "more than it says": step(rows=lambda message, body: message.rows + 1),
+    "fewer than it says": step(rows=lambda message, body: message.rows - 1),
+    "a negative number": step(rows=lambda message, body: -1),
+}
+
+
+@pytest.mark.parametrize("what", ROWS)
+async def test_rows_that_are_wrong_are_refused_and_their_maker_replaced(mesh, autojump_clock, what):
+    mesh.network.tamper = tampering("evil", ROWS[what])
+    session = await answer_of(mesh)
+    assert session.recoveries == 1
+    assert "evil" not in session.route.peers
+    assert "c" in session.route.peers or "spare" in session.route.peers
+    assert misdeeds(mesh) == {("evil", Misdeed.WRONG_ROWS)}
+
+
+@pytest.mark.parametrize("distance", [5, -5, -(10**6), 2**62])
+async def test_rows_for_a_position_that_leaves_a_gap_or_is_none_are_refused(mesh, autojump_clock, distance):
+    mesh.network.tamper = tampering("evil", step(position=lambda message, body: message.position + distance))
+    session = await answer_of(mesh)
+    assert session.recoveries == 1
+    assert "evil" not in session.route.peers
+
+
+async def test_a_step_that_comes_twice_is_computed_once(mesh, autojump_clock):
+    """Also long after the first time, when other steps have followed."""
+
+    def twice(_peer, message, body):
+        again = [(late, message, body) for late in (0.0, 0.05)] if isinstance(message, StageStepMessage) else []
+        return [(0.0, message, body), *again]
+
+    mesh.network.tamper = tampering("evil", twice)
+    session = await answer_of(mesh)
+    assert session.recoveries == 0
+    assert misdeeds(mesh) == {("evil", Misdeed.MALFORMED)}
+
+
+async def test_a_step_out_of_order_is_dropped_and_the_missing_one_noticed(mesh, autojump_clock):
+    held = []
+
+    def swapped(_peer, message, body):
+        """Hold one step back until the one after it, which never comes."""
+        if isinstance(message, StageStepMessage) and not held:
+            held.append(message)
+            return [(0.0, attrs_of(message, {"step": message.step - 1}), body)]
+        return [(0.0, message, body)]
+
+    mesh.network.tamper = tampering("evil", swapped)
+    session = await answer_of(mesh)
+    assert session.recoveries == 1
+    assert ("evil", Misdeed.MALFORMED) in misdeeds(mesh)
+
+
+async def test_more_steps_than_a_coordinator_sends_close_the_stage(mesh, autojump_clock):
+    def flood(_peer, message, body):
+        if not isinstance(message, StageStepMessage):
+            return [(0.0, message, body)]
+        return [(0.0, attrs_of(message, {"step": message.step + more}), body) for more in range(40)]
+
+    mesh.network.tamper = tampering("evil", flood)
+    session = await answer_of(mesh)
+    assert session.recoveries == 1
+    assert ("evil", Misdeed.FLOOD) in misdeeds(mesh)
+
+
+# Answers
+
+
+def instead(make, kind=StageStepMessage):
+    """Say something else in place of a kind of message."""
+
+    def change(peer, message, body):
+        return make(peer, message, body) if isinstance(message, kind) else [(0.0, message, body)]
+
+    return change
+
+
+async def test_a_middle_stage_that_answers_in_place_of_the_head_is_not_heard(mesh, autojump_clock):
+    """Its token, and its claim that nobody further on needs the row."""
+    evil = mesh.network.nodes["evil"]
+
+    def answers(_peer, message, body):
+        if not isinstance(message, Acknowledged):
+            return [(0.0, message, body)]
+        forged = [Answered(message.session, message.attempt, message.step, 0, token) for token in (TokenEvent(7), None)]
+        return [*((0.0, each, b"") for each in forged), (0.0, message, body)]
+
+    assert evil
+    mesh.network.tamper = tampering("evil", answers)
+    session = await answer_of(mesh)
+    assert session.recoveries == 0
+    assert stray(mesh, "answered") >= 2 * (COUNT - AT)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.01, 0.5])
+async def test_an_answer_that_comes_again_is_not_the_next_one(mesh, autojump_clock, late):
+    mesh.kill("spare")
+    mesh.network.tamper = tampering(
+        "c", instead(lambda _peer, message, body: [(0.0, message, body), (late, message, body)], Answered)
+    )
+    session = await answer_of(mesh)
+    assert session.recoveries == 0
+    assert stray(mesh, "answered") >= COUNT - AT
+
+
+async def test_an_answer_to_another_session_or_attempt_disturbs_neither(mesh, autojump_clock):
+    def others(_peer, message, body):
+        wrong = [{"session": SessionId("0" * 24)}, {"attempt": 2}, {"attempt": 0}, {"step": 10**6}, {"step": -1}]
+        return [*((0.0, attrs_of(message, each), body) for each in wrong), (0.0, message, body)]
+
+    mesh.network.tamper = tampering("c", instead(others, Answered))
+    session = await answer_of(mesh)
+    assert session.recoveries == 0
+
+
+async def test_an_answer_that_comes_after_its_sender_was_replaced_changes_nothing(mesh, autojump_clock):
+    """The head stood still, another took its place, and then everything it had to say arrives."""
+    mesh.network.tamper = tampering("c", lambda _peer, message, body: [(4.0, message, body)])
+    session = await answer_of(mesh)
+    assert session.recoveries >= 1
+    assert "c" not in session.route.peers
+
+
+IMPOSSIBLE = {
+    "negative": TokenEvent(-1),
+    "outside the vocabulary": TokenEvent(64),
+    "absent": None,
+    "without its log-probability": TokenEvent(1),
+    "with one that is no number": TokenEvent(1, float("nan")),
+    "with one that is positive": TokenEvent(1, 3.0),
+    "with more alternatives than were wanted": TokenEvent(1, -1.0, ((1, -1.0),) * 9),
+    "with an alternative that is no token": TokenEvent(1, -1.0, ((-7, -1.0),)),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+async def test_a_token_that_cannot_be_is_the_heads_last(mesh, autojump_clock, what):
+    def lie(_peer, message, body):
+        return [(0.0, attrs_of(message, {"token": IMPOSSIBLE[what]}), body)]
+
+    mesh.network.tamper = tampering("c", instead(lie, Answered))
+    wants_logprobs = "log-prob" in what or "with" in what.split()
+    session = await answer_of(mesh, **({"top_logprobs": 2} if wants_logprobs else {}))
+    assert session.recoveries == 1
+    assert "c" not in session.route.peers
+
+
+# Silence
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["answers probes", "says nothing"])
+async def test_a_stage_that_takes_rows_and_gives_none_is_replaced(mesh, autojump_clock, alive):
+    """One that says nothing at all after some seconds; one that lives when no step can take that long."""
+
+    def swallow(own, peer, message, body):
+        mute = own == "evil" and isinstance(message, ProbeReply) and not alive
+        lost = isinstance(message, StageStepMessage) and message.position >= len(PROMPT) + AT
+        return [] if mute or (own == "evil" and lost) else [(0.0, message, body)]
+
+    mesh.network.tamper = swallow
+    began = trio.current_time()
+    session = new_session(COUNT)
+    await generate(mesh.nodes["a"], session)
+    assert session.recoveries == 1
+    assert "evil" not in session.route.peers
+    assert trio.current_time() - began < (90 if alive else 5)
+    began = trio.current_time()
+    await answer_of(mesh)
+    assert trio.current_time() - began < 5, "new sessions go past it"
+
+
+async def test_acknowledging_for_ever_does_not_keep_a_session_waiting_for_ever(mesh, autojump_clock):
+    def stall(peer, message, body):
+        if isinstance(message, StageStepMessage):
+            return []
+        if isinstance(message, Acknowledged):
+            return [(0.1 * turn, message, body) for turn in range(5000)]
+        return [(0.0, message, body)]
+
+    mesh.network.tamper = tampering("evil", stall)
+    began = trio.current_time()
+    session = new_session(COUNT)
+    await generate(mesh.nodes["a"], session)
+    assert trio.current_time() - began < 90
+    assert "evil" not in session.route.peers
+
+
+# False accusations
+
+
+def failed(code, blames=None):
+    def change(_peer, message, body):
+        if not isinstance(message, Acknowledged):
+            return [] if isinstance(message, StageStepMessage) else [(0.0, message, body)]
+        return [(0.0, StageFailed(message.session, message.attempt, message.index, code, "no", blames), b"")]
+
+    return change
+
+
+@pytest.mark.parametrize("code", ["bad_rows", "invalid_request"])
+async def test_who_refuses_what_this_node_made_is_replaced_itself(mesh, autojump_clock, code):
+    mesh.network.tamper = tampering("evil", failed(code))
+    session = await answer_of(mesh)
+    assert session.recoveries == 1
+    assert "evil" not in session.route.peers
+
+
+@pytest.mark.parametrize("code", ["bad_rows", "peer_unreachable"])
+async def test_who_accuses_a_second_neighbour_is_replaced_itself(nursery, autojump_clock, code):
+    """One accusation is believed, since one of the two is at fault and nobody can know which."""
+    mesh = Mesh(MemoryNetwork(nursery), nursery)
+    for name, start, end, pace in (("a", 0, 3, 1), ("b", 3, 6, 1), ("b2", 3, 6, 2), ("evil", 6, 9, 1)):
+        await mesh.add(name, start, end, pace=pace * 1e-4)
+    for name, start, end, pace in (("d", 9, 12, 1), ("d2", 9, 12, 2), ("honest", 6, 9, 9)):
+        await mesh.add(name, start, end, pace=pace * 1e-4)
+    mesh.network.tamper = tampering("evil", failed(code, "d" if code == "peer_unreachable" else None))
+    session = await answer_of(mesh)
+    assert session.recoveries == 2
+    assert "evil" not in session.route.peers
+
+
+@pytest.mark.parametrize("index", [-1, -100, 3, 10**9, 0, 2])
+async def test_a_failure_in_the_name_of_another_stage_is_not_heard(mesh, autojump_clock, index):
+    def accuse(_peer, message, body):
+        lie = StageFailed(message.session, message.attempt, index, "engine", "I am broken", "a")
+        return [(0.0, lie, b""), (0.0, message, body)]
+
+    mesh.network.tamper = tampering("evil", instead(accuse, Acknowledged))
+    session = await answer_of(mesh)
+    assert session.recoveries == 0
+    assert stray(mesh, "stage_failed") >= COUNT - AT
+
+
+# Opening
+
+
+OPENINGS = {
+    "a negative length": StageOpened(-1),
+    "something else": ProbeReply(),
+}
+
+
+@pytest.mark.parametrize("what", OPENINGS)
+async def test_a_stage_that_opens_in_a_strange_way_is_not_used(mesh, autojump_clock, what):
+    def open_strangely(own, _peer, message, body):
+        strange = own == "evil" and isinstance(message, StageOpened)
+        return [(0.0, OPENINGS[what] if strange else message, body)]
+
+    mesh.network.tamper = open_strangely
+    session = await answer_of(mesh)
+    assert "evil" not in session.route.peers
+
+
+async def test_a_stage_that_claims_rows_it_does_not_have_changes_no_token(mesh, autojump_clock):
+    def boast(own, _peer, message, body):
+        strange = own == "evil" and isinstance(message, StageOpened)
+        return [(0.0, StageOpened(2**62) if strange else message, body)]
+
+    mesh.network.tamper = boast
+    await answer_of(mesh)
+
+
+# What a stage is asked by others than its coordinator
+
+
+async def tell(mesh, sender, receiver, message, body=b""):
+    link = await mesh.network.nodes[sender].to(receiver)
+    await link.send(message, body)
+
+
+def opened(mesh, name):
+    (stage,) = mesh.nodes[name].hosted._stages.values()
+    return stage.opened
+
+
+async def test_nobody_but_its_coordinator_and_its_neighbour_reaches_a_session(mesh, autojump_clock):
+    """Steps, closing and opening in the name of another, by a node that knows the session's name."""
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), COUNT)
+    session = new_session(COUNT)
+    refused = []
+
+    async def meddle():
+        await trio.sleep(0.15)
+        there = opened(mesh, "c")
+        rows = StageStepMessage(there.session, there.attempt, there.index, 10**6, 0, 1)
+        await tell(mesh, "reserve", "c", rows, bytes(WIDTH))
+        await tell(mesh, "reserve", "c", CloseStage(there.session, 10**6))
+        link = await mesh.network.nodes["reserve"].to("c")
+        for attempt in (there.attempt, there.attempt + 1):
+            with pytest.raises(PeerMisbehaved, match="another coordinator") as caught:
+                await link.ask(attrs_of(there, {"attempt": attempt}), timeout=5)
+            refused.append(caught.value.code)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(meddle)
+        assert await generate(mesh.nodes["a"], session) == expected
+    assert session.recoveries == 0
+    assert refused == ["peer_misbehaved"] * 2
+    assert misdeeds(mesh) == {("reserve", Misdeed.FORGED)}
+
+
+WANTED = OpenStage(SessionId("s" * 24), 1, "model", 1, BlockRange(4, 9), False, False, 100, "reserve", None)
+TOO_MUCH = {
+    "blocks below those loaded": {"blocks": BlockRange(3, 9)},
+    "blocks above those loaded": {"blocks": BlockRange(4, 10)},
+    "a thousand blocks": {"blocks": BlockRange(0, 10**9)},
+    "an embedding that is not here": {"blocks": None, "embedding": True},
+    "a head that is not here": {"head": True, "sampling": SamplingParameters()},
+    "more memory than there is": {"tokens": 2**60},
+    "a model that is not here": {"model": "other weights of the same name"},
+    "a next stage that does not exist": {"next": "nobody"},
+}
+
+
+@pytest.mark.parametrize("what", TOO_MUCH)
+async def test_what_cannot_be_opened_is_refused_and_holds_nothing(mesh, autojump_clock, what):
+    link = await mesh.network.nodes["reserve"].to("evil")
+    mesh.nodes["evil"].hosted.model_of = known_model(mesh.nodes["evil"].hosted.model_of)
+    with pytest.raises(MeshnodeError) as caught:
+        await link.ask(attrs_of(WANTED, TOO_MUCH[what]), timeout=5)
+    assert caught.value.code in {"invalid_request", "out_of_memory", "no_route", "peer_unreachable"}
+    await trio.sleep(1)
+    assert mesh.held()["evil"] == 0
+    assert (await link.ask(WANTED, timeout=5)).message == StageOpened(0)
+
+
+def known_model(model_of):
+    return lambda model: model_of(model) if model == "model" else None
+
+
+async def test_one_coordinator_cannot_take_every_place_of_a_node(mesh, autojump_clock):
+    mesh.nodes["evil"].hosted.limit = 8
+    greedy = await mesh.network.nodes["reserve"].to("evil")
+    for number in range(4):
+        await greedy.ask(attrs_of(WANTED, {"session": SessionId(f"{number:024}")}), timeout=5)
+    with pytest.raises(Overloaded, match="4 of them for you"):
+        await greedy.ask(WANTED, timeout=5)
+    other = await mesh.network.nodes["spare"].to("evil")
+    assert (await other.ask(WANTED, timeout=5)).message == StageOpened(0)
+
+
+async def test_steps_of_sessions_that_do_not_exist_are_counted(mesh, autojump_clock):
+    for number in range(20):
+        await tell(mesh, "reserve", "c", StageStepMessage(SessionId("x"), 1, 2, number, 0, 1), bytes(WIDTH))
+    await trio.sleep(1)
+    assert stray(mesh, "step") == 20
+    await answer_of(mesh)
+
+
+async def test_a_stage_that_is_closed_while_it_opens_holds_nothing(mesh, autojump_clock):
+    """The coordinator's wish and its withdrawal arrive together, or while the link to the next stage is being opened."""
+    link = await mesh.network.nodes["reserve"].to("evil")
+    mesh.network.dialling = 0.2
+    for pause in (0.0, 1e-3, 0.1, 0.3):
+        for number in range(30):
+            session = SessionId(f"{number:024}")
+            await link.send(attrs_of(WANTED, {"session": session, "next": "c"}), exchange=1)
+            await trio.sleep(pause)
+            await link.send(CloseStage(session, 2))
+        mesh.network.nodes["evil"].links.pop("c", None)
+        await trio.sleep(1)
+        assert mesh.held()["evil"] == 0
+
+
+async def test_a_probe_is_answered_whatever_is_going_on(mesh, autojump_clock):
+    link = await mesh.network.nodes["reserve"].to("evil")
+    assert (await link.ask(Probe(), timeout=1)).message == ProbeReply()
