@@ -72,8 +72,8 @@ class Pipeline:
     times: PipelineTimes = PipelineTimes()
     attempt: int = 1
     before: frozenset[PeerId] = frozenset()  # peers of earlier attempts
-    _send: trio.MemorySendChannel[SessionMessage] = attrs.field(init=False)
-    _receive: trio.MemoryReceiveChannel[SessionMessage] = attrs.field(init=False)
+    _send: trio.MemorySendChannel[SessionMessage | StageLost] = attrs.field(init=False)
+    _receive: trio.MemoryReceiveChannel[SessionMessage | StageLost] = attrs.field(init=False)
     _stages: list[_OpenStage] = attrs.field(factory=list, init=False)
     _step: int = attrs.field(default=0, init=False)
     _sampling: int = attrs.field(default=0, init=False)  # the step that a token is wanted of
@@ -81,7 +81,7 @@ class Pipeline:
     _patience: float = attrs.field(default=0.0, init=False)  # seconds the steps on their way should take at most
 
     def __attrs_post_init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[SessionMessage](_BUFFER)
+        self._send, self._receive = trio.open_memory_channel[SessionMessage | StageLost](_BUFFER)
 
     def push(self, sender: PeerId, message: SessionMessage) -> bool:
         """Take what a peer says about this session, unless it is of another attempt, or not the sender's to say."""
@@ -127,10 +127,20 @@ class Pipeline:
         token = await self._replay()
         while True:
             session.token_came(token.token)
+            lost = None if session.is_complete else await self._begin_next()
             if not await take(token) or session.is_complete:
                 return
-            await self._send_rows(session.length - 1, session.length, sample=True)
+            if lost is not None:
+                raise lost
             token = await self._token()
+
+    async def _begin_next(self) -> StageLost | None:
+        """Send the newest token round, so that the stages work while the reader is told of it; return what went wrong."""
+        try:
+            await self._send_rows(self.session.length - 1, self.session.length, sample=True)
+        except StageLost as lost:
+            return lost
+        return None
 
     # Steps
 
@@ -192,6 +202,8 @@ class Pipeline:
         while trio.current_time() < until:
             with trio.move_on_after(self._patience):
                 message = await self._receive.receive()
+                if isinstance(message, StageLost):
+                    raise message
                 if isinstance(message, StageFailed):
                     raise self._loss(message)
                 if message.step not in self._reached:
@@ -256,8 +268,9 @@ class Pipeline:
         opened[index] = _OpenStage(stage, link, reply.message.length)
 
     async def _watch(self, each: _OpenStage) -> None:
+        """Tell of a link that ended: after what came before, and without cutting off who hands a token to the reader."""
         await each.link.closed.wait()
-        raise StageLost(each.stage.peer, "its link ended")
+        await self._send.send(StageLost(each.stage.peer, "its link ended"))
 
     async def _probe(self) -> None:
         """Ask every stage for a sign of life. Raises StageLost for one that gives none."""

@@ -109,3 +109,22 @@ async def test_a_long_prompt_overlaps_the_stages(mesh, autojump_clock):
     began = trio.current_time()
     await generate(mesh.nodes["a"], session, wish=attrs.evolve(WISH, tokens=700))
     assert trio.current_time() - began < 640 * 4 * 1e-3 * 1.2
+
+
+async def test_a_loss_takes_no_token_from_a_reader_who_is_slow(mesh, autojump_clock):
+    """A stage dies while its token is still being handed over: it is handed over once, and the answer goes on after it."""
+    for name, start, end in (("a", 0, 4), ("b", 4, 12), ("spare", 4, 12)):
+        await mesh.add(name, start, end, pace=1e-3 if name == "spare" else 1e-4)
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), 60)
+    session, taken = new_session(), []
+
+    async def take(event):
+        if len(taken) == 20:
+            mesh.kill("b")
+            await trio.sleep(1)
+        taken.append(event.token)
+        return True
+
+    await mesh.nodes["a"].coordinator.run(session, WISH, take)
+    assert taken == session.generated == list(expected)
+    assert session.recoveries == 1
