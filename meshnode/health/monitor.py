@@ -97,13 +97,12 @@ class HealthMonitor:
         if evidence.peer not in self._weights and len(self._weights) >= _MAX_PEERS:
             del self._weights[min(self._weights, key=lambda peer: self._weights[peer])]
         self._weights[evidence.peer] = self._weights.get(evidence.peer, 0.0) + evidence.misdeed.weight
-        self._tell()
 
     def _look(self) -> None:
         resources = self._resources
         faded = 0.5 ** (_LOOK_EVERY / _HALF_LIFE)
         self._weights = {peer: weight * faded for peer, weight in self._weights.items() if weight > 0.1}
-        self._tell()
+        self._tell()  # here, not with each piece of evidence: a flood of it costs one round, and is acted on in a second
         peers = resources.peers.peers()
         alive = frozenset(peer.peer for peer in peers if _is_there(peer))
         for peer in alive - self._alive:
