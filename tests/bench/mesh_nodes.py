@@ -235,13 +235,13 @@ def chat(content: str, tokens: int, **options: object) -> dict[str, Any]:
 
 def until(find: Callable[[], Any], what: str, check: Callable[[], None] = lambda: None) -> Any:
     """Return what `find` returns as soon as it is true."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline, why = time.monotonic() + _PATIENCE, "it is not so"
     while time.monotonic() < deadline:
         check()
         try:
             if found := find():
                 return found
-        except (OSError, ValueError, KeyError, httpx.TransportError):
-            pass
+        except (OSError, ValueError, KeyError, httpx.TransportError) as error:
+            why = repr(error)
         time.sleep(0.05)
-    raise SystemExit(f"not within {_PATIENCE:.0f} s: {what}")
+    raise SystemExit(f"not within {_PATIENCE:.0f} s: {what}; last of all: {why}")

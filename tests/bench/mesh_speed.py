@@ -8,8 +8,11 @@ from mesh_traces import Traces, percentile
 from results import Report, Row
 from setting import Setting
 
-TOKENS = 128
-STORY = chat("Tell me a long story about a lighthouse keeper and the sea.", TOKENS)
+TOKENS = 96
+STORY = {
+    "messages": [{"role": "user", "content": "Tell me a long story about a lighthouse keeper and the sea."}],
+    "max_tokens": TOKENS,
+}
 LONG = "The keeper of the lighthouse wrote down what the sea had brought. " * 100  # some 1,400 tokens
 READING = chat(LONG, 4)
 BOUNDARY_GOALS = {50: 2.0, 99: 5.0}  # milliseconds

@@ -40,9 +40,9 @@ class Traces:
                     continue
                 if kind == "computed":
                     computed.append(Computed(process, float(first), float(rest[0]), int(rest[1]), int(rest[2])))
-                elif kind == "opened":
+                elif kind == "opened" and "/dht/" not in line:  # which looks around every ten minutes
                     opened.append(float(first))
-                else:
+                elif kind == "freed":
                     freed.setdefault(process, []).append((float(first), int(rest[0])))
         return cls(tuple(sorted(computed, key=lambda each: each.began)), tuple(opened), freed)
 

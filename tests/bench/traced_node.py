@@ -30,7 +30,8 @@ def _trace_openings() -> None:
 
     def traced(original: Callable[..., Any]) -> Callable[..., Any]:
         async def call(*args: object, **kwargs: object) -> object:
-            write(f"opened {time.monotonic()}")
+            what = args[-1] if isinstance(args[-1], str) else "link"  # the protocol of a stream
+            write(f"opened {time.monotonic()} {what}")
             return await original(*args, **kwargs)
 
         return call
