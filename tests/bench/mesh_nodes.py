@@ -243,5 +243,5 @@ def until(find: Callable[[], Any], what: str, check: Callable[[], None] = lambda
                 return found
         except (OSError, ValueError, KeyError, httpx.TransportError) as error:
             why = repr(error)
-        time.sleep(0.05)
+        time.sleep(0.2)  # a node takes 600 requests a minute
     raise SystemExit(f"not within {_PATIENCE:.0f} s: {what}; last of all: {why}")
