@@ -5,6 +5,7 @@
 """
 
 import ipaddress
+from collections.abc import Iterable
 
 import attrs
 import psutil
@@ -12,7 +13,7 @@ import psutil
 from meshnode.crypto.signing import parse_peer_id
 from meshnode.types.ids import PeerId
 
-__all__ = ["Address", "is_local", "local_hosts", "parse_address"]
+__all__ = ["Address", "chosen", "direct_only", "is_local", "local_hosts", "parse_address"]
 
 _CIRCUIT = "/p2p-circuit"
 _MAX_LENGTH = 512  # characters
@@ -67,6 +68,23 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"{text!r} does not say whom the relay is to reach")
     parse_peer_id(target)
     return Address(host, int(port), PeerId(target), PeerId(peer))
+
+
+def direct_only(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Return those multiaddrs that lead through no other node."""
+    return tuple(address for address in addresses if _CIRCUIT not in address)
+
+
+def chosen(addresses: Iterable[str], limit: int) -> tuple[str, ...]:
+    """Return the first `limit` multiaddrs; a machine with many interfaces must not crowd out the way through a relay.
+
+    Direct ones come first, and a third of the places is kept for relayed ones.
+    """
+    every = tuple(dict.fromkeys(addresses))
+    direct = direct_only(every)
+    relayed = tuple(address for address in every if _CIRCUIT in address)
+    kept = min(len(relayed), max(limit // 3, limit - len(direct)))
+    return (*direct[: limit - kept], *relayed[:kept])
 
 
 def is_local(host: str) -> bool:

@@ -34,6 +34,9 @@ class ControlLinks:
     table: PeerTable
     book: GossipBook
     deliver: Deliver
+    found_direct_way: Callable[[PeerId], None] = lambda _: (
+        None
+    )  # told when a direct link takes the place of a relayed one
     settings: LinkSettings = attrs.field(factory=LinkSettings)
     _links: dict[PeerId, Link[ControlMessage]] = attrs.field(factory=dict, init=False)
     _neighbours: dict[PeerId, Neighbour] = attrs.field(factory=dict, init=False)
@@ -51,6 +54,10 @@ class ControlLinks:
     def peers(self) -> frozenset[PeerId]:
         """Return who is linked."""
         return frozenset(self._links)
+
+    def relayed(self) -> frozenset[PeerId]:
+        """Return who is linked through a third node."""
+        return frozenset(peer for peer, link in self._links.items() if link.is_relayed)
 
     def neighbour(self, peer: PeerId) -> Neighbour | None:
         """Return what a linked peer has of the book."""
@@ -90,17 +97,24 @@ class ControlLinks:
         existing = self._links.get(link.peer)
         if existing is None and len(self._links) >= self.limit:
             raise PeerRefused(f"this node has {self.limit} peers already")
-        # When both have dialled at once, the link stays that the smaller id opened, and both sides see it so.
-        crossed = existing is not None and existing.opened is not link.opened
-        if crossed and link.opened is not (self.greeter.own < link.peer):
+        if existing is not None and not self._is_better(link, existing):
             raise PeerRefused("the two of us have a link already")
         self._links[link.peer] = link
         self._neighbours[link.peer] = Neighbour(link.peer, self.book)
         if existing is not None:
             existing.close("a newer link has taken its place")
+            if existing.is_relayed and not link.is_relayed:
+                self.found_direct_way(link.peer)
         self.book.revive(link.peer)
         self.table.linked(link, lan=lan)
         _log.info("peer linked", peer=short(link.peer), relayed=link.is_relayed, links=len(self._links))
+
+    def _is_better(self, link: Link[ControlMessage], existing: Link[ControlMessage]) -> bool:
+        """Say whether a link takes the place of another one to the same peer; both sides come to the same answer."""
+        if link.is_relayed is not existing.is_relayed:
+            return existing.is_relayed
+        # When both have dialled at once, the link stays that the smaller id opened.
+        return existing.opened is link.opened or link.opened is (self.greeter.own < link.peer)
 
     async def _run(self, link: Link[ControlMessage]) -> None:
         neighbour = self._neighbours[link.peer]

@@ -87,6 +87,7 @@ class DataPlane:
     _current: dict[_Key, _StageLink] = attrs.field(factory=dict, init=False)  # what new sessions use
     _opened: set[_StageLink] = attrs.field(factory=set, init=False)  # by us, those that were replaced among them
     _inbound: dict[PeerId, set[_StageLink]] = attrs.field(factory=dict, init=False)
+    _nudges: dict[_Key, trio.Event] = attrs.field(factory=dict, init=False)  # end the pause between two tries
 
     def __attrs_post_init__(self) -> None:
         anteroom = Anteroom(self._settings.strangers, self._settings.handshake)
@@ -135,6 +136,12 @@ class DataPlane:
         return link
 
     # For those who hear from peers
+
+    def found_direct_way(self, peer: PeerId) -> None:
+        """Try at once to put direct links in the place of those over the host."""
+        for purpose in Purpose:
+            if (nudge := self._nudges.get((peer, purpose))) is not None:
+                nudge.set()
 
     def grant(self, peer: PeerId, request: TicketRequest) -> Ticket:
         """Give `peer` leave to open a link. Raises PeerRefused for a purpose we do not know, or without an address."""
@@ -204,19 +211,23 @@ class DataPlane:
     async def _improve(self, key: _Key, link: _StageLink) -> None:
         """Put a direct link in the place of one over the host, however long it takes."""
         pause = self._settings.first_retry
-        while True:
-            with trio.move_on_after(pause):
-                await link.closed.wait()
-            if link.closed.is_set():
-                return
-            try:
-                better = await self._open_direct(key)
-            except MeshnodeError as error:
-                _log.debug("still no direct link", peer=short(key[0]), why=str(error))
-                pause = min(pause * 2, self._settings.last_retry)
-            else:
-                self._start(key, better)
-                return
+        try:
+            while True:
+                nudge = self._nudges[key] = trio.Event()
+                with trio.move_on_after(pause):
+                    await _first(link.closed, nudge)
+                if link.closed.is_set():
+                    return
+                try:
+                    better = await self._open_direct(key)
+                except MeshnodeError as error:
+                    _log.debug("still no direct link", peer=short(key[0]), why=str(error))
+                    pause = min(pause * 2, self._settings.last_retry)
+                else:
+                    self._start(key, better)
+                    return
+        finally:
+            self._nudges.pop(key, None)
 
     async def _greet(self, link: _StageLink) -> None:
         try:
@@ -281,3 +292,15 @@ class DataPlane:
     def _spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
         assert self._nursery is not None  # only tasks of this nursery come here
         self._nursery.start_soon(function, *args)
+
+
+async def _first(*events: trio.Event) -> None:
+    """Wait until one of them is set."""
+
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event)

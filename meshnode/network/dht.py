@@ -25,6 +25,7 @@ _AT_ONCE = 3  # questions of one look-up
 _PATIENCE = 5.0  # seconds for one node to be reached and to answer
 _LOOKUP = 60.0  # seconds for all of them
 _RENEW = 600.0  # seconds between two announcements of the same
+_PACE = 0.5  # seconds between two keys that are renewed
 _SILENCE = 30.0  # seconds that a stream without questions stays open
 _POINT = 32  # bytes
 _MAX_PROVIDED = 512
@@ -103,6 +104,7 @@ class Dht:
             await self._look_up(self._table.point(self._own))
             for key in tuple(self._provided):
                 await self._announce(point_of(self._network, key))
+                await trio.sleep(_PACE)
 
     async def provide(self, key: bytes) -> None:
         """Tell the nodes nearest to `key` that we provide it, and again every ten minutes until `withdraw`."""

@@ -1,7 +1,8 @@
 """Whom to connect to, and when to try again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from random import Random
+from typing import Generic, TypeVar
 
 import attrs
 import trio
@@ -10,8 +11,9 @@ from meshnode.types.ids import PeerId
 
 __all__ = ["Dialling", "peer_of"]
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between tries to reach one peer
-_MAX_PEERS = 4096
+K = TypeVar("K", bound=Hashable)
+
+_MAX_KEYS = 4096
 
 
 @attrs.define
@@ -21,29 +23,31 @@ class _Tried:
 
 
 @attrs.define(eq=False)
-class Dialling:
-    """Remembers failures: each doubles the pause before that peer is tried again; success forgets them."""
+class Dialling(Generic[K]):
+    """Remembers failures, of peers or else: each doubles the pause before the next try; success forgets them."""
 
     random: Random = attrs.field(factory=Random)
-    _tried: dict[PeerId, _Tried] = attrs.field(factory=dict, init=False)
+    first_pause: float = 1.0  # seconds
+    longest_pause: float = 60.0  # seconds
+    _tried: dict[K, _Tried] = attrs.field(factory=dict, init=False)
 
-    def due(self, peers: Iterable[PeerId]) -> list[PeerId]:
+    def due(self, keys: Iterable[K]) -> list[K]:
         """Return those that may be tried now."""
         now = trio.current_time()
-        return [peer for peer in peers if peer not in self._tried or self._tried[peer].again <= now]
+        return [key for key in keys if key not in self._tried or self._tried[key].again <= now]
 
-    def failed(self, peer: PeerId) -> None:
-        """Note that a peer could not be reached."""
-        before = self._tried.pop(peer, None)
-        pause = _FIRST_PAUSE if before is None else min(_LONGEST_PAUSE, before.pause * 2)
+    def failed(self, key: K) -> None:
+        """Note that a try came to nothing."""
+        before = self._tried.pop(key, None)
+        pause = self.first_pause if before is None else min(self.longest_pause, before.pause * 2)
         jitter = self.random.uniform(0.75, 1.25)  # a node that restarts must not meet all of its peers at once
-        self._tried[peer] = _Tried(pause, trio.current_time() + pause * jitter)
-        if len(self._tried) > _MAX_PEERS:
+        self._tried[key] = _Tried(pause, trio.current_time() + pause * jitter)
+        if len(self._tried) > _MAX_KEYS:
             del self._tried[next(iter(self._tried))]
 
-    def reached(self, peer: PeerId) -> None:
-        """Note that a peer was reached."""
-        self._tried.pop(peer, None)
+    def reached(self, key: K) -> None:
+        """Note that a try came to something."""
+        self._tried.pop(key, None)
 
 
 def peer_of(addresses: Sequence[str]) -> PeerId | None:

@@ -84,12 +84,14 @@ class ControlHost:
     async def connect(self, addresses: Sequence[str]) -> PeerId:
         """Connect to the one peer that the addresses name, and return it; at once when we are connected already.
 
-        Addresses are tried in turn, each beside the one before if that takes long, direct ones first. Raises PeerUnreachable
-        with the reason of each, PeerMisbehaved when another node answers there. Cancellation leaves nothing behind.
+        Addresses are tried in turn, each beside the one before if that takes long, direct ones first. When all are direct, a
+        relayed connection is not enough. Raises PeerUnreachable with the reason of each, PeerMisbehaved when another node
+        answers there. Cancellation leaves nothing behind.
         """
         targets = self._targets(addresses)
         peer = targets[0].peer
         has_direct = any(target.is_direct for target in targets)
+        only_direct = all(target.is_direct for target in targets)
         while not self._connections.is_connected(peer, directly=has_direct):
             dial = self._dials.get(peer)
             if dial is not None:
@@ -98,7 +100,8 @@ class ControlHost:
             self._dials[peer] = dial = trio.Event()
             try:
                 await self._dial_any(
-                    [each for each in targets if each.is_direct or not self._connections.is_connected(peer)]
+                    [each for each in targets if each.is_direct or not self._connections.is_connected(peer)],
+                    directly=only_direct,
                 )
             finally:
                 del self._dials[peer]
@@ -120,6 +123,10 @@ class ControlHost:
         Raises PeerRefused when it does not want to, PeerUnreachable.
         """
         return await self._relay.reserve(peer)
+
+    def relays(self) -> frozenset[PeerId]:
+        """Return the peers that we can be reached through now."""
+        return self._relay.relays()
 
     async def provide(self, key: bytes) -> None:
         """Let others of our network find us by `key`, from now until `withdraw` or the end of this host."""
@@ -149,7 +156,7 @@ class ControlHost:
             raise PeerUnreachable("this is the address of this node itself")
         return sorted(dict.fromkeys(targets), key=lambda target: not target.is_direct)
 
-    async def _dial_any(self, targets: Sequence[Address]) -> None:
+    async def _dial_any(self, targets: Sequence[Address], *, directly: bool) -> None:
         failures: dict[Address, PeerError] = {}
         succeeded = False
 
@@ -170,13 +177,14 @@ class ControlHost:
                 nursery.start_soon(attempt, target, failed)
                 with trio.move_on_after(_HEAD_START):
                     await failed.wait()
-        if succeeded or self._connections.is_connected(targets[0].peer):  # the peer may have dialled us meanwhile
+        peer = targets[0].peer
+        if succeeded or self._connections.is_connected(peer, directly=directly):  # it may have dialled us meanwhile
             return
         kind = (
             PeerMisbehaved if all(isinstance(each, PeerMisbehaved) for each in failures.values()) else PeerUnreachable
         )
         reasons = "; ".join(f"{target}: {error}" for target, error in failures.items())
-        raise kind(f"{short(targets[0].peer)} was not reached: {reasons}")
+        raise kind(f"{short(peer)} was not reached: {reasons}")
 
     async def _dial(self, target: Address) -> None:
         timeout = self._settings.dial_timeout * (1 if target.is_direct else 2)

@@ -1,6 +1,6 @@
 """What the NetworkManager needs of the libp2p host and of the data plane; in simulations both are made of memory."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import trio
@@ -32,6 +32,30 @@ class Host(Protocol):
         """Close the connection to a peer."""
         ...
 
+    def connections(self) -> Collection[PeerId]:
+        """Return whom we are connected to."""
+        ...
+
+    def relays(self) -> Collection[PeerId]:
+        """Return the peers that we can be reached through now."""
+        ...
+
+    async def reserve_relay(self, peer: PeerId) -> str:
+        """Be reachable through a connected peer; return our address there. Raises PeerRefused, PeerUnreachable."""
+        ...
+
+    async def provide(self, key: bytes) -> None:
+        """Let others of our network find us by `key`, until `withdraw` or the end of this host."""
+        ...
+
+    def withdraw(self, key: bytes) -> None:
+        """Stop providing `key`."""
+        ...
+
+    async def find_providers(self, key: bytes, limit: int = 20) -> tuple[tuple[PeerId, tuple[str, ...]], ...]:
+        """Return others that said they provide `key`, with their addresses. Hints: any may be wrong."""
+        ...
+
 
 class StagePlane(StageLinks, Protocol):
     """Stage links to other nodes."""
@@ -42,6 +66,10 @@ class StagePlane(StageLinks, Protocol):
 
     async def accept_stream(self, stream: PeerStream) -> None:
         """Serve a stage link over a stream of the host, to its end."""
+        ...
+
+    def found_direct_way(self, peer: PeerId) -> None:
+        """Try at once to put direct links in the place of relayed ones."""
         ...
 
     def grant(self, peer: PeerId, request: TicketRequest) -> Ticket:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import attrs
 from blake3 import blake3
 
-from meshnode.network.addresses import parse_address
+from meshnode.network.addresses import chosen, parse_address
 from meshnode.types.ids import PeerId
 
 __all__ = ["Contact", "ProviderBook", "RoutingTable", "checked_contact", "distance", "point_of"]
@@ -51,7 +51,7 @@ def checked_contact(peer: str, addresses: Iterable[str]) -> Contact | None:
             continue
         if address.peer == peer:
             kept.append(str(address))
-    return Contact(PeerId(peer), tuple(kept[:_MAX_ADDRESSES])) if kept else None
+    return Contact(PeerId(peer), chosen(kept, _MAX_ADDRESSES)) if kept else None
 
 
 @attrs.define(eq=False)

@@ -5,7 +5,7 @@ book and the gossip book that outlive it; links are made again, and sessions go 
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import attrs
@@ -17,6 +17,7 @@ from meshnode.errors import MeshnodeError, PeerRefused, StoreError
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.address_book import AddressBook
+from meshnode.network.addresses import chosen, direct_only
 from meshnode.network.control_inbox import ControlInbox
 from meshnode.network.control_links import ControlLinks
 from meshnode.network.dialing import Dialling, peer_of
@@ -25,7 +26,9 @@ from meshnode.network.gossip import GossipBook
 from meshnode.network.greetings import Greeter
 from meshnode.network.host_ports import Host, StagePlane
 from meshnode.network.peers import PeerTable
+from meshnode.network.places import Places
 from meshnode.network.ports import PeerStream
+from meshnode.network.providing import Holdings, Providing
 from meshnode.network.stage_links import AnyReceived, ControlReceived
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence
@@ -38,6 +41,7 @@ __all__ = ["DialRequest", "NetworkManager", "NetworkResources", "NetworkSettings
 
 _LOOK_EVERY = 1.0  # seconds
 _DIALS_AT_ONCE = 8
+_ADDRESSES_TOLD = 8
 _RENEW_EVERY = 600.0  # seconds: a record that is not renewed for three hours is dropped by others
 _PUBLISH_PACE = 1.0  # seconds between two offers of ours
 _EXPIRE_EVERY = 60.0
@@ -80,6 +84,7 @@ class NetworkResources:
     evidence: Mailbox[Evidence, None]
     offering: Latest[Offering]
     listening: Latest[tuple[str, ...]]  # our multiaddrs with /p2p/, for status and invitations
+    holdings: Holdings | None = None  # what the hash table is told of and asked for; None: nothing
 
 
 @attrs.define(eq=False)
@@ -91,14 +96,16 @@ class NetworkManager:
     _open_host: OpenHost
     _stage_plane: Callable[[ControlLinks, Host], StagePlane]
     _pulse: Pulse
-    _dialling: Dialling = attrs.field(factory=Dialling, init=False)
+    _dialling: Dialling[PeerId] = attrs.field(factory=Dialling, init=False)
+    _under_way: set[PeerId] = attrs.field(factory=set, init=False)  # being dialled
     _links: ControlLinks = attrs.field(init=False)
     _plane: StagePlane | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         shared = self._resources
         greeter = Greeter(shared.own, self._settings.network_id)
-        self._links = ControlLinks(greeter, self._settings.max_peers, shared.table, shared.book, self._deliver)
+        limit = self._settings.max_peers
+        self._links = ControlLinks(greeter, limit, shared.table, shared.book, self._deliver, self._found_direct_way)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be part of the mesh until cancelled; then every link closes. A crash of the host ends this with its error."""
@@ -115,8 +122,14 @@ class NetworkManager:
                 nursery.start_soon(self._publish)
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._serve_dials, host, nursery)
+                nursery.start_soon(Places(host, shared.table).run)
+                sought: set[PeerId] = set()
+                if shared.holdings is not None:
+                    providing = Providing(host, shared.holdings, shared.table, sought)
+                    nursery.start_soon(providing.announce)
+                    nursery.start_soon(providing.look)
                 task_status.started()
-                await self._keep_connected(host, nursery)
+                await self._keep_connected(host, nursery, sought)
         finally:
             shared.gateway.connect(None)
             shared.listening.set(())
@@ -128,6 +141,10 @@ class NetworkManager:
 
     async def _deliver(self, received: ControlReceived) -> None:
         await self._resources.inbound.tell(received)
+
+    def _found_direct_way(self, peer: PeerId) -> None:
+        if self._plane is not None:
+            self._plane.found_direct_way(peer)
 
     async def _accept_control(self, stream: PeerStream) -> None:
         """Serve a link that a peer has opened."""
@@ -142,11 +159,18 @@ class NetworkManager:
             await self._plane.accept_stream(stream)
 
     async def _connect(self, host: Host, nursery: trio.Nursery, addresses: Sequence[str]) -> PeerId:
-        """Dial, greet, and return once the link is up. Raises PeerUnreachable, PeerRefused, PeerMisbehaved."""
+        """Dial, greet, and return once the link is up. Raises PeerUnreachable, PeerRefused, PeerMisbehaved.
+
+        A relayed link gives way to a direct one, if the dial has found one.
+        """
         peer = await host.connect(addresses)
-        if peer not in self._links.peers():
+        is_relayed = peer in self._links.relayed()
+        if is_relayed or peer not in self._links.peers():
             stream = await host.open_stream(peer, CONTROL_PROTOCOL)
-            await nursery.start(lambda task_status: self._links.serve(stream, opened=True, task_status=task_status))
+            if is_relayed and stream.is_relayed:
+                await stream.aclose()
+            else:
+                await nursery.start(lambda task_status: self._links.serve(stream, opened=True, task_status=task_status))
         self._dialling.reached(peer)
         self._resources.table.learn(peer, addresses, worked=True)
         try:
@@ -157,44 +181,52 @@ class NetworkManager:
         return peer
 
     async def _try(self, host: Host, nursery: trio.Nursery, peer: PeerId, addresses: Sequence[str]) -> None:
+        self._under_way.add(peer)
         try:
             await self._connect(host, nursery, addresses)
         except MeshnodeError as error:
             self._dialling.failed(peer)
             log = _log.info if isinstance(error, PeerRefused) else _log.debug  # somebody is there, and says why not
             log("peer not reached", peer=short(peer), error=str(error))
+        finally:
+            self._under_way.discard(peer)
 
-    async def _keep_connected(self, host: Host, nursery: trio.Nursery) -> None:
-        """Dial whoever is known and not linked, a few at a time."""
+    async def _keep_connected(self, host: Host, nursery: trio.Nursery, sought: Collection[PeerId]) -> None:
+        """Dial whoever is known and not linked, a few at a time; one that hangs keeps no other waiting."""
         while True:
             self._pulse.touch()
             self._tell_addresses(host)
-            wanted = self._wanted()
-            due = self._dialling.due(wanted)[:_DIALS_AT_ONCE]
-            async with trio.open_nursery() as dials:
-                for peer in due:
-                    dials.start_soon(self._try, host, nursery, peer, wanted[peer])
+            wanted = self._wanted(sought)
+            due = [peer for peer in self._dialling.due(wanted) if peer not in self._under_way]
+            for peer in due[: _DIALS_AT_ONCE - len(self._under_way)]:
+                nursery.start_soon(self._try, host, nursery, peer, wanted[peer])
             await trio.sleep(_LOOK_EVERY)
 
-    def _wanted(self) -> dict[PeerId, tuple[str, ...]]:
-        """Return whom to dial, most wanted first: those named to begin with, those with offers, those known of old."""
-        shared, linked = self._resources, self._links.peers()
-        room = self._settings.max_peers - len(linked)
+    def _wanted(self, sought: Collection[PeerId]) -> dict[PeerId, tuple[str, ...]]:
+        """Return whom to dial, most wanted first, as many as there is room for, and where.
+
+        First come those named to begin with, then those who hold what is missing, those with offers, those known of old.
+        Whoever is linked through a third node is dialled where it is reached without.
+        """
+        shared, linked, relayed = self._resources, self._links.peers(), self._links.relayed()
+        room = max(0, self._settings.max_peers - len(linked))
         wanted: dict[PeerId, tuple[str, ...]] = {}
         for address in self._settings.bootstrap:
             peer = peer_of([address])
             if peer is not None:
                 wanted[peer] = (*wanted.get(peer, ()), address)
-        known = sorted(shared.table.peers(), key=lambda info: (info.liveness is Liveness.DEAD, info.offer is None))
+        known = sorted(
+            shared.table.peers(),
+            key=lambda info: (info.peer not in sought, info.liveness is Liveness.DEAD, info.offer is None),
+        )
         for info in known:
-            wanted.setdefault(info.peer, info.addresses)
+            wanted[info.peer] = (*wanted.get(info.peer, ()), *info.addresses)
         for old in shared.addresses.peers():
             wanted.setdefault(old.peer, old.addresses)
-        return {
-            peer: addresses
-            for peer, addresses in list(wanted.items())[: max(0, room) + len(linked)]
-            if addresses and peer not in linked and peer != shared.own and not shared.table.is_banned(peer)
-        }
+        allowed = [peer for peer in wanted if peer != shared.own and not shared.table.is_banned(peer)]
+        apart = {peer: wanted[peer] for peer in allowed if peer not in linked and wanted[peer]}
+        through = {peer: direct for peer in allowed if peer in relayed and (direct := direct_only(wanted[peer]))}
+        return dict(list(apart.items())[:room]) | through
 
     async def _serve_dials(self, host: Host, nursery: trio.Nursery) -> None:
         with self._resources.dials.serve() as letters:
@@ -222,7 +254,7 @@ class NetworkManager:
                 sequence=shared.book.next_sequence(),
                 issued=shared.book.clock(),
                 version=__version__,
-                addresses=listening.value[:8],
+                addresses=chosen(listening.value, _ADDRESSES_TOLD),
                 stages=offering.value.stages,
                 sessions=offering.value.sessions,
                 node=self._settings.node,

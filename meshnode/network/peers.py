@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from meshnode.flow.latest import Latest
+from meshnode.network.addresses import chosen
 from meshnode.types.ids import PeerId
 from meshnode.types.peers import Liveness, Offer, PeerInfo
 
@@ -101,7 +102,7 @@ class PeerTable:
             return
         row = self._row(peer)
         merged = (*addresses, *row.addresses) if worked else (*row.addresses, *addresses)
-        addresses = tuple(dict.fromkeys(merged))[:_MAX_ADDRESSES]
+        addresses = chosen(merged, _MAX_ADDRESSES)
         if addresses != row.addresses:
             row.addresses = addresses
             self._tell()
@@ -124,7 +125,8 @@ class PeerTable:
         """Take what a peer says of itself."""
         row = self._row(offer.peer)
         row.offer, row.is_gone = offer, False
-        self.learn(offer.peer, offer.addresses)
+        worked = [address for address in row.addresses if address in offer.addresses]
+        row.addresses = chosen((*worked, *offer.addresses, *row.addresses), _MAX_ADDRESSES)
         self._tell()
 
     def forget_offer(self, peer: PeerId) -> None:

@@ -81,6 +81,10 @@ class Relay:
         """Return our multiaddrs through the relays that hold a place for us now."""
         return tuple(address for addresses in self._through.values() for address in addresses)
 
+    def relays(self) -> frozenset[PeerId]:
+        """Return the relays that hold a place for us now."""
+        return frozenset(self._through)
+
     async def reserve(self, relay: PeerId) -> str:
         """Be reachable through a connected peer until it or we go; return the first address. Raises PeerError."""
         if relay in self._through:

@@ -153,7 +153,7 @@ def _mesh(opened: Opened, channels: Channels, health: HealthBoard, metrics: Metr
     config = opened.config
     if not _has_network(config):
         return NoMesh(opened.identity.peer, channels)
-    return Mesh(opened.identity, config, channels, opened.addresses, health, metrics)
+    return Mesh(opened.identity, config, channels, opened.addresses, health, metrics, opened.catalog)
 
 
 def _has_network(config: NodeConfig) -> bool:

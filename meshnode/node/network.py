@@ -15,7 +15,7 @@ from meshnode.errors import MeshnodeError, PeerMisbehaved, RequestError
 from meshnode.health.monitor import HealthMonitor, HealthResources
 from meshnode.inference.router import MeshAccess
 from meshnode.network.address_book import AddressBook
-from meshnode.network.addresses import parse_address
+from meshnode.network.addresses import direct_only, parse_address
 from meshnode.network.control_links import ControlLinks
 from meshnode.network.dataplane import DataPlane, DataPlanePorts, DataPlaneSettings
 from meshnode.network.dispatcher import DispatcherResources, MessageDispatcher
@@ -27,6 +27,7 @@ from meshnode.network.invitations import Invitation, encode_invitation
 from meshnode.network.loopback import LoopbackLink
 from meshnode.network.manager import DialRequest, NetworkManager, NetworkResources, NetworkSettings
 from meshnode.network.peers import PeerTable
+from meshnode.network.providing import Holdings
 from meshnode.node.channels import Channels
 from meshnode.node.children import NetworkBuilders
 from meshnode.observe.metrics import Metrics
@@ -58,6 +59,7 @@ class Mesh:
     addresses: AddressBook
     health: HealthBoard
     metrics: Metrics
+    holdings: Holdings | None = None
     table: PeerTable = attrs.field(init=False)
     gateway: StageGateway = attrs.field(init=False)
     book: GossipBook = attrs.field(init=False)
@@ -121,6 +123,7 @@ class Mesh:
             dials=channels.dials,
             evidence=channels.evidence,
             offering=channels.offering,
+            holdings=self.holdings,
             listening=channels.listening,
         )
         return NetworkManager(resources, settings, partial(open_host, self.identity, host), self._stage_plane, pulse)
@@ -211,7 +214,7 @@ class Mesh:
 
 
 def _hosts(listen_addresses: Callable[[], tuple[str, ...]]) -> list[str]:
-    return [parse_address(address).host for address in listen_addresses()]
+    return [parse_address(address).host for address in direct_only(listen_addresses())]
 
 
 def _row(info: PeerInfo) -> dict[str, object]:
