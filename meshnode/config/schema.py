@@ -138,7 +138,7 @@ class NetworkConfig:
     network_id: str = attrs.field(default="meshnode", validator=_not_empty)  # nodes of another id are refused
     bootstrap: tuple[str, ...] = ()  # multiaddrs of nodes to begin with, each with /p2p/
     announce: tuple[str, ...] = ()  # multiaddrs to tell others besides those found, for port forwarding
-    mdns: bool = False  # look for nodes on the local network by multicast
+    mdns: bool = False  # find nodes on the local network, and be found there, by multicast DNS
     relay: bool = True  # carry streams, encrypted end to end, between nodes that reach only this one
     max_peers: int = attrs.field(default=64, validator=_between(1, 4096))  # control links at once
 

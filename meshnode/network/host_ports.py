@@ -1,16 +1,17 @@
 """What the NetworkManager needs of the libp2p host and of the data plane; in simulations both are made of memory."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import trio
 
+from meshnode.flow.latest import Latest
 from meshnode.network.ports import PeerStream
 from meshnode.network.stage_links import StageLinks
 from meshnode.types.ids import PeerId
 from meshnode.wire.control_messages import Ticket, TicketRequest
 
-__all__ = ["Host", "StagePlane"]
+__all__ = ["Discovery", "Host", "StagePlane"]
 
 
 class Host(Protocol):
@@ -54,6 +55,14 @@ class Host(Protocol):
 
     async def find_providers(self, key: bytes, limit: int = 20) -> tuple[tuple[PeerId, tuple[str, ...]], ...]:
         """Return others that said they provide `key`, with their addresses. Hints: any may be wrong."""
+        ...
+
+
+class Discovery(Protocol):
+    """A way to find nodes that nobody has named."""
+
+    async def run(self, listening: Latest[tuple[str, ...]], found: Callable[[PeerId, Sequence[str]], None]) -> None:
+        """Be found where we listen, and tell who is found, until cancelled."""
         ...
 
 

@@ -24,7 +24,7 @@ from meshnode.network.dialing import Dialling, peer_of
 from meshnode.network.gateway import StageGateway
 from meshnode.network.gossip import GossipBook
 from meshnode.network.greetings import Greeter
-from meshnode.network.host_ports import Host, StagePlane
+from meshnode.network.host_ports import Discovery, Host, StagePlane
 from meshnode.network.peers import PeerTable
 from meshnode.network.places import Places
 from meshnode.network.ports import PeerStream
@@ -96,6 +96,7 @@ class NetworkManager:
     _open_host: OpenHost
     _stage_plane: Callable[[ControlLinks, Host], StagePlane]
     _pulse: Pulse
+    _discovery: Discovery | None = None  # None: the local network is not asked
     _dialling: Dialling[PeerId] = attrs.field(factory=Dialling, init=False)
     _under_way: set[PeerId] = attrs.field(factory=set, init=False)  # being dialled
     _links: ControlLinks = attrs.field(init=False)
@@ -123,6 +124,8 @@ class NetworkManager:
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._serve_dials, host, nursery)
                 nursery.start_soon(Places(host, shared.table).run)
+                if self._discovery is not None:
+                    nursery.start_soon(self._discovery.run, shared.listening, shared.table.learn)
                 sought: set[PeerId] = set()
                 if shared.holdings is not None:
                     providing = Providing(host, shared.holdings, shared.table, sought)

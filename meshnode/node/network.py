@@ -22,7 +22,7 @@ from meshnode.network.dispatcher import DispatcherResources, MessageDispatcher
 from meshnode.network.gateway import StageGateway
 from meshnode.network.gossip import GossipBook
 from meshnode.network.greetings import Greeter
-from meshnode.network.host_ports import Host, StagePlane
+from meshnode.network.host_ports import Discovery, Host, StagePlane
 from meshnode.network.invitations import Invitation, encode_invitation
 from meshnode.network.loopback import LoopbackLink
 from meshnode.network.manager import DialRequest, NetworkManager, NetworkResources, NetworkSettings
@@ -126,7 +126,15 @@ class Mesh:
             holdings=self.holdings,
             listening=channels.listening,
         )
-        return NetworkManager(resources, settings, partial(open_host, self.identity, host), self._stage_plane, pulse)
+        opener = partial(open_host, self.identity, host)
+        return NetworkManager(resources, settings, opener, self._stage_plane, pulse, self._discovery())
+
+    def _discovery(self) -> Discovery | None:
+        if not self.config.network.mdns:
+            return None
+        from meshnode.network.local_discovery import LocalDiscovery  # zeroconf too takes its time to import
+
+        return LocalDiscovery(self.identity.peer, self.config.network.network_id)
 
     def _build_dispatcher(self, pulse: Pulse) -> MessageDispatcher:
         channels = self.channels
