@@ -28,6 +28,11 @@ class Heartbeat:
         self._sent_at = trio.current_time() if measure else None
         return Ping(self._number)
 
+    def may_rest(self) -> bool:
+        """Say whether a ping can be left out, because there was a sign of life since the last one, or since this was asked."""
+        heard, self._heard = self._heard, False
+        return heard
+
     def heard(self) -> None:
         """Note a sign of life."""
         self._heard = True

@@ -30,6 +30,7 @@ __all__ = ["Link", "LinkSettings"]
 
 M = TypeVar("M", bound=msgspec.Struct)
 _READ = 256 << 10  # bytes
+_MEASURE_EVERY = 6  # heartbeats between two round trips that the side measures which did not open the link
 
 
 @attrs.frozen
@@ -225,15 +226,18 @@ class Link(Generic[M]):
 
     async def _beat(self) -> None:
         written = 0
-        async for _ in Ticker(self.settings.heartbeat):
-            if self._delivering or self._writer.slices != written:
+        async for beat in Ticker(self.settings.heartbeat):
+            is_busy = self._delivering or self._writer.slices != written
+            if is_busy:
                 self._heart.heard()  # what says that the peer lives may lie unread here, or wait behind a long frame there
             written = self._writer.slices
+            if self._writer.waiting >= self.settings.stall:
+                self.close(f"the peer has taken nothing for {self._writer.waiting:.0f} s")
+            if not (self.opened or is_busy) and beat % _MEASURE_EVERY and self._heart.may_rest():
+                continue  # who opened the link asks already: it hears that we live, and we that it does
             ping = self._heart.ping(measure=self._outbox.is_idle)
             if self._heart.missed >= self.settings.misses:
                 self.close(f"no sign of life for {self._heart.missed * self.settings.heartbeat:.0f} s")
-            if self._writer.waiting >= self.settings.stall:
-                self.close(f"the peer has taken nothing for {self._writer.waiting:.0f} s")
             self._outbox.put_first("ping", self._codec.encode(ping))
 
     # Receiving

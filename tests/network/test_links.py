@@ -514,3 +514,21 @@ async def test_idle_is_a_link_on_which_only_heartbeats_go(autojump_clock):
         await trio.sleep(101)
         assert link.is_idle
         assert (link.used_at, other.used_at) == (used, used)
+
+
+async def test_who_was_asked_need_not_ask_too(autojump_clock):
+    """On an idle link one side pings; the other does so now and then, to know the distance, or when it hears nothing."""
+    async with linked() as (here, there):
+        sent = []
+        for link in (here, there):
+            encode = link._codec.encode
+            link._codec.encode = lambda message, *rest, link=link, encode=encode: (
+                sent.append((link, type(message))) or encode(message, *rest)
+            )
+        await trio.sleep(10 * 30.5)
+        assert (here.missed, there.missed) == (0, 0)
+        assert here.rtt is not None
+        assert there.rtt is not None
+    pings = [link for link, kind in sent if kind is Ping]
+    assert pings.count(here) > 50
+    assert pings.count(there) < 15
