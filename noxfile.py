@@ -34,6 +34,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Meshes in trouble, on virtual time: 200 seeds; `-- --seeds N`, `-- --seed N --trace`, `-- --size NODES`."""
+    session.install(*INSTALL)
+    session.run("python", "-m", "simulation", *session.posargs, env={"PYTHONPATH": "tests", "PYTHONHASHSEED": "0"})
+
+
+@nox.session
 def browser(session: nox.Session) -> None:
     """The node's page in a headless Chromium, which must be installed; CHROME_PATH says where."""
     session.install(*INSTALL)

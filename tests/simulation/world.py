@@ -1,0 +1,372 @@
+"""A mesh in memory, on virtual time: the real NetworkManager, gossip, dispatcher, health monitor, router and planner of every node.
+
+Made of memory are the host (streams, see `streams`), the direct links of the data plane (there are none: everything goes over
+the host), and the model (a chain of hashes, so that a wrong, missing or doubled row shows in every later token).
+"""
+
+from contextlib import asynccontextmanager
+from functools import partial
+from random import Random
+
+import attrs
+import trio
+from support.toy_executor import ToyExecutor, toy_answer
+
+from meshnode.crypto.identity import Identity
+from meshnode.errors import PeerUnreachable, UnknownModel
+from meshnode.files.shard_file import shard_path
+from meshnode.flow.lanes import Lanes
+from meshnode.flow.latest import Latest
+from meshnode.health.monitor import HealthMonitor, HealthResources
+from meshnode.inference.answer import Answer
+from meshnode.inference.assets import ModelAssets
+from meshnode.inference.calls import open_generations
+from meshnode.inference.model_loading import ModelTables
+from meshnode.inference.models import EngineSettings
+from meshnode.inference.router import InferenceRouter, MeshAccess, RouterResources, RouterSettings
+from meshnode.network.address_book import open_address_book
+from meshnode.network.dataplane import DataPlane, DataPlanePorts
+from meshnode.network.dialing import peer_of
+from meshnode.network.dispatcher import DispatcherResources, MessageDispatcher
+from meshnode.network.gateway import StageGateway
+from meshnode.network.gossip import GossipBook
+from meshnode.network.greetings import Greeter
+from meshnode.network.loopback import LoopbackLink
+from meshnode.network.manager import NetworkManager, NetworkResources, NetworkSettings
+from meshnode.network.peers import PeerTable
+from meshnode.node.channels import Channels
+from meshnode.observe.metrics import Metrics
+from meshnode.store.memory import MemoryStore
+from meshnode.supervise.health import HealthBoard
+from meshnode.supervise.subsystem import Pulse
+from meshnode.types.conversation import ChatMessage
+from meshnode.types.generation import Delta, GenerationRequest, SamplingParameters, TokenEvent
+from meshnode.types.ids import new_request_id
+from meshnode.types.manifest import ShardKind
+from simulation.streams import stream_pair
+
+__all__ = ["SimNode", "SimWorld", "ask", "request", "text_of"]
+
+NETWORK = "simulated"
+VOCABULARY = 64
+PACE = 2e-3  # seconds per row and block
+ENGINE = EngineSettings("cpu", 1, 0, 1 << 20, 8)
+SETTINGS = RouterSettings(ENGINE, queue_length=64, max_concurrent=16, request_timeout=300.0)
+
+
+class InlineLanes(Lanes):
+    """Runs blocking work at once: a thread would not know of virtual time."""
+
+    async def run(self, lane, function, *args, abandon_on_cancel=False):
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+
+@attrs.define(eq=False)
+class Shelf:
+    """The catalog of a node: some blocks of the one model."""
+
+    manifest: object
+    folder: object
+    blocks: range
+    revision: Latest = attrs.field(factory=lambda: Latest(0))
+
+    def manifests(self):
+        return (self.manifest,) if self.blocks else ()
+
+    def aliases(self, model):
+        return ()
+
+    def resolve(self, name):
+        if not self.blocks or name not in (self.manifest.name, self.manifest.id):
+            raise UnknownModel(f"there is no model {name!r}")
+        return self.manifest
+
+    def held(self, model):
+        last = self.manifest.config.block_count
+        kinds = {ShardKind.TOKENIZER}
+        kinds |= {ShardKind.EMBEDDING} if 0 in self.blocks else set()
+        kinds |= {ShardKind.HEAD} if last - 1 in self.blocks else set()
+        return frozenset(
+            shard.id
+            for shard in self.manifest.shards
+            if (shard.kind in kinds if shard.block is None else shard.block in self.blocks)
+        )
+
+    def path(self, shard):
+        return shard_path(self.folder, shard)
+
+
+class SimPlane(DataPlane):
+    """The data plane of a node that nobody can reach directly."""
+
+    async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._close_idle)
+            task_status.started()
+            await trio.sleep_forever()
+
+
+@attrs.define(eq=False)
+class SimHost:
+    """What libp2p would be."""
+
+    world: "SimWorld"
+    peer: str
+    handlers: dict
+    nursery: trio.Nursery
+    streams: list = attrs.field(factory=list)
+
+    def listen_addresses(self):
+        return (f"/memory/p2p/{self.peer}",)
+
+    async def connect(self, addresses):
+        peer = peer_of(addresses)
+        await trio.sleep(self.world.latency(self.peer, peer))
+        if peer not in self.world.hosts or self.world.is_cut(self.peer, peer):
+            raise PeerUnreachable(f"{peer} does not answer")
+        return peer
+
+    async def open_stream(self, peer, protocol):
+        await trio.sleep(self.world.latency(self.peer, peer))
+        other = self.world.hosts.get(peer)
+        if other is None or self.world.is_cut(self.peer, peer):
+            raise PeerUnreachable(f"{peer} does not answer")
+        near, far = stream_pair(self.world, self.peer, peer)
+        self.streams.append(near)
+        other.streams.append(far)
+        other.nursery.start_soon(other.handle, protocol, far)
+        return near
+
+    async def handle(self, protocol, stream):
+        try:
+            await self.handlers[protocol](stream)
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.aclose()
+
+    async def disconnect(self, peer):
+        await trio.lowlevel.checkpoint()
+
+    def connections(self):
+        return [stream.peer for stream in self.streams]
+
+    def relays(self):
+        return ()
+
+    async def reserve_relay(self, peer):
+        await trio.lowlevel.checkpoint()
+        raise PeerUnreachable("nobody relays here")
+
+
+@attrs.define(eq=False)
+class SimNode:
+    """One node: what its disk keeps, and its present process."""
+
+    world: "SimWorld"
+    identity: Identity
+    blocks: range
+    store: MemoryStore = attrs.field(factory=MemoryStore)
+    scope: trio.CancelScope | None = None
+    executor: ToyExecutor | None = None
+    channels: Channels | None = None
+    table: PeerTable | None = None
+    book: GossipBook | None = None
+
+    @property
+    def peer(self):
+        return self.identity.peer
+
+    @property
+    def is_up(self):
+        return self.scope is not None
+
+    async def start(self):
+        """Begin a new process; returns once its network is up."""
+        ready = trio.Event()
+        self.scope = trio.CancelScope()
+        self.world.nursery.start_soon(self._live, self.scope, ready)
+        await ready.wait()
+
+    def crash(self):
+        """SIGKILL: streams break, memory is gone."""
+        self.scope.cancel()
+        self.scope = self.executor = self.channels = self.table = self.book = None
+        self.world.drop(self.peer)
+
+    async def _live(self, scope, ready):
+        with scope:
+            own, world, metrics, health = self.peer, self.world, Metrics(), HealthBoard()
+            channels = self.channels = Channels()
+            table = self.table = PeerTable(own, channels.failures)
+            book = self.book = GossipBook(self.identity, NETWORK, world.clock)
+            gateway = StageGateway(LoopbackLink(own, channels.stage_messages))
+            network = NetworkResources(
+                own=own,
+                table=table,
+                book=book,
+                addresses=await open_address_book(self.store, NETWORK),
+                gateway=gateway,
+                inbound=channels.inbound,
+                control=channels.control_messages,
+                dials=channels.dials,
+                evidence=channels.evidence,
+                offering=channels.offering,
+                listening=channels.listening,
+            )
+            bootstrap = tuple(f"/memory/p2p/{peer}" for peer in world.bootstrap if peer != own)
+            settings = NetworkSettings(NETWORK, bootstrap, (), 64, own[-4:])
+            manager = NetworkManager(
+                network, settings, partial(world.open_host, own), partial(_plane, own, channels), Pulse()
+            )
+            manager._dialling.random = Random(world.random.random())
+            shelf = Shelf(world.manifest, world.folder, self.blocks)
+            wanted = frozenset({world.manifest.id} if self.blocks else ())
+            router = InferenceRouter(
+                RouterResources(
+                    channels.generations,
+                    ModelTables(shelf, Latest(wanted), Latest({})),
+                    MeshAccess(own, table, gateway, channels.stage_messages, channels.offering, channels.evidence),
+                    InlineLanes(),
+                    metrics,
+                    health,
+                ),
+                SETTINGS,
+                self._build,
+                Pulse(),
+            )
+            dispatcher = DispatcherResources(
+                channels.inbound,
+                channels.stage_messages,
+                channels.control_messages,
+                channels.evidence,
+                metrics,
+                channels.inbound_stages,
+            )
+            monitor = HealthResources(table, channels.evidence, channels.failures, channels.membership, health, metrics)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(manager.run)
+                await nursery.start(MessageDispatcher(dispatcher, Pulse()).run)
+                await nursery.start(HealthMonitor(monitor, Pulse(), expects_peers=False).run)
+                await nursery.start(router.run)
+                ready.set()
+
+    def _build(self, spec):
+        self.executor = ToyExecutor(
+            self.world.manifest.config.block_count,
+            spec.blocks,
+            embedding=spec.embedding,
+            head=spec.head,
+            vocabulary=VOCABULARY,
+            pace=PACE,
+        )
+        return self.executor
+
+    def alive_peers(self):
+        """Return whom this node would use."""
+        return {info.peer for info in self.table.peers() if info.liveness.value != "dead" and info.offer is not None}
+
+
+def _plane(own, channels, links, host):
+    async def ask_ticket(peer, asked):
+        return (await links.to(peer).ask(asked, timeout=5.0)).message
+
+    ports = DataPlanePorts(
+        ask_ticket=ask_ticket,
+        open_stream=host.open_stream,
+        deliver=channels.inbound_stages.tell,
+        hosts=list,
+        report=lambda peer, error: None,
+    )
+    return SimPlane(Greeter(own, NETWORK), ports)
+
+
+@attrs.define(eq=False)
+class SimWorld:
+    """All nodes, and what lies between them."""
+
+    nursery: trio.Nursery
+    random: Random
+    manifest: object
+    folder: object
+    delay: float = 0.002  # seconds one way, at most twice that
+    nodes: list = attrs.field(factory=list)
+    hosts: dict = attrs.field(factory=dict)  # by peer
+    ways: list = attrs.field(factory=list)
+    cuts: dict = attrs.field(factory=dict)  # name of a cut -> peers on one side of it
+    bootstrap: tuple = ()
+
+    def clock(self):
+        return 1.8e9 + trio.current_time()
+
+    def latency(self, source, target):
+        late = self.delay * (1 + self.random.random())
+        return late + self.random.uniform(0.2, 1.0) if self.random.random() < 0.002 else late  # a lost packet
+
+    def is_cut(self, one, other):
+        return any((one in side) != (other in side) for side in self.cuts.values())
+
+    def cut(self, name, side):
+        self.cuts[name] = frozenset(side)
+
+    def heal(self, name):
+        self.cuts.pop(name, None)
+        for way in self.ways:
+            way.tell()
+
+    def add(self, blocks):
+        self.nodes.append(SimNode(self, Identity(self.random.randbytes(32)), blocks))
+        return self.nodes[-1]
+
+    @asynccontextmanager
+    async def open_host(self, peer, handlers):
+        async with trio.open_nursery() as nursery:
+            host = self.hosts[peer] = SimHost(self, peer, handlers, nursery)
+            try:
+                yield host
+            finally:
+                self.drop(peer, host)
+            nursery.cancel_scope.cancel()
+
+    def drop(self, peer, host=None):
+        """A host is gone: all of its streams break."""
+        found = self.hosts.get(peer)
+        if found is not None and (host is None or found is host):
+            del self.hosts[peer]
+        gone = host or found
+        for stream in gone.streams if gone is not None else ():
+            stream.sever()
+        self.ways = [way for way in self.ways if not way.broken]
+
+
+def request(random, name, tokens):
+    """Return a request that has one right answer."""
+    return GenerationRequest(
+        id=new_request_id(),
+        model=name,
+        messages=(ChatMessage("user", f"Say {random.randrange(1000)}!"),),
+        sampling=SamplingParameters(temperature=0.8, seed=random.randrange(1 << 32)),
+        max_tokens=tokens,
+    )
+
+
+async def text_of(asked, manifest, folder):
+    """Return the answer of one node that has everything."""
+    tokenizer = next(shard for shard in manifest.shards if shard.kind is ShardKind.TOKENIZER)
+    assets = ModelAssets.load(shard_path(folder, tokenizer.id))
+    prompt = assets.prompt(asked, manifest.config.context_length)
+    answer = Answer(assets.tokenizer, len(prompt.tokens), prompt.form)
+    tokens = await toy_answer(manifest.config.block_count, prompt.tokens, prompt.sampling, asked.max_tokens)
+    deltas = [answer.push(TokenEvent(token)) for token in tokens if not answer.is_done]
+    deltas.append(answer.ending()[0])
+    return "".join(delta.text for delta in deltas if delta is not None)
+
+
+async def ask(node, asked):
+    """Return what a node answers."""
+    texts = []
+    async with open_generations(node.channels.generations, [asked]) as events:
+        async for _, event in events:
+            if isinstance(event, Delta):
+                texts.append(event.text)
+    return "".join(texts)
