@@ -16,13 +16,20 @@ from meshnode.types.ids import PeerId, short
 from meshnode.wire.control_messages import ControlMessage, Records
 from meshnode.wire.protocols import CONTROL_MESSAGES
 
-__all__ = ["ControlLinks"]
+__all__ = ["ControlLinks", "LinkPorts"]
 
 _CLOCK_TOLERANCE = 300.0  # seconds a peer's clock may be off before it is worth a line in the log
 
 _log = structlog.get_logger(__name__)
 
-Deliver = Callable[[Inbound[ControlMessage]], Awaitable[None]]
+
+@attrs.frozen(eq=False)
+class LinkPorts:
+    """Who hears of what happens on links."""
+
+    deliver: Callable[[Inbound[ControlMessage]], Awaitable[None]]  # takes messages; may wait
+    found_direct_way: Callable[[PeerId], None]  # a direct link takes the place of a relayed one
+    misbehaved: Callable[[PeerId, PeerMisbehaved], None]  # broke the protocol
 
 
 @attrs.define(eq=False)
@@ -33,10 +40,7 @@ class ControlLinks:
     limit: int  # links at once
     table: PeerTable
     book: GossipBook
-    deliver: Deliver
-    found_direct_way: Callable[[PeerId], None] = lambda _: (
-        None
-    )  # told when a direct link takes the place of a relayed one
+    ports: LinkPorts
     settings: LinkSettings = attrs.field(factory=LinkSettings)
     _links: dict[PeerId, Link[ControlMessage]] = attrs.field(factory=dict, init=False)
     _neighbours: dict[PeerId, Neighbour] = attrs.field(factory=dict, init=False)
@@ -75,7 +79,11 @@ class ControlLinks:
         Raises PeerRefused, PeerUnreachable or WireError if it does not come that far. Cancellation closes the link.
         """
         link = Link(stream.peer, stream, CONTROL_MESSAGES, opened, self.settings, is_relayed=stream.is_relayed)
-        terms = await self.greeter.greet(link)
+        try:
+            terms = await self.greeter.greet(link)
+        except PeerMisbehaved as error:
+            self.ports.misbehaved(link.peer, error)
+            raise
         if abs(terms.skew) > _CLOCK_TOLERANCE:
             _log.warning("a clock is wrong", peer=short(link.peer), seconds_ahead=round(terms.skew))
         try:
@@ -104,7 +112,7 @@ class ControlLinks:
         if existing is not None:
             existing.close("a newer link has taken its place")
             if existing.is_relayed and not link.is_relayed:
-                self.found_direct_way(link.peer)
+                self.ports.found_direct_way(link.peer)
         self.book.revive(link.peer)
         self.table.linked(link, lan=lan)
         _log.info("peer linked", peer=short(link.peer), relayed=link.is_relayed, links=len(self._links))
@@ -124,7 +132,7 @@ class ControlLinks:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_feed, neighbour, send)
-            await link.run(self.deliver)
+            await link.run(self.ports.deliver)
             nursery.cancel_scope.cancel()
 
     def _leave(self, link: Link[ControlMessage]) -> None:
@@ -137,6 +145,7 @@ class ControlLinks:
             self.book.bury(link.peer)
         if isinstance(why, PeerMisbehaved):
             _log.warning("peer broke the protocol", peer=short(link.peer), error=str(why))
+            self.ports.misbehaved(link.peer, why)
 
 
 async def _feed(neighbour: Neighbour, send: Callable[[Records], Awaitable[None]]) -> None:

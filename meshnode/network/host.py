@@ -6,7 +6,7 @@ that do not suit a private mesh. Nothing of libp2p is given to the caller.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
@@ -55,6 +55,7 @@ class ControlHost:
         connections: Connections,
         bound: Sequence[tuple[str, int]],
         nursery: trio.Nursery,
+        refused: Callable[[str], None],
     ) -> None:
         self.peer = peer
         self._settings = settings
@@ -69,6 +70,7 @@ class ControlHost:
         self._dials: dict[PeerId, trio.Event] = {}
         self._handshakes = 0
         self._sources: Counter[str] = Counter()
+        self._refused = refused
 
     def listen_addresses(self) -> tuple[str, ...]:
         """Return our whole multiaddrs, with /p2p/, best first; last those through relays."""
@@ -215,6 +217,7 @@ class ControlHost:
         source = str(remote[0])
         crowded = self._sources[source] >= self._settings.max_connections // 2
         if crowded or self._handshakes >= _HANDSHAKES:
+            self._refused("crowded")
             return  # it is closed
         self._sources[source] += 1
         try:
@@ -225,6 +228,7 @@ class ControlHost:
                 self._handshakes -= 1
             await ended.wait()
         except PeerError as error:
+            self._refused("handshake")
             _log.debug("inbound connection refused", source=source, why=str(error))
         finally:
             self._sources[source] -= 1
@@ -234,10 +238,15 @@ class ControlHost:
 
 @asynccontextmanager
 async def open_host(
-    identity: Identity, settings: HostSettings, on_stream: Mapping[str, StreamHandler]
+    identity: Identity,
+    settings: HostSettings,
+    on_stream: Mapping[str, StreamHandler],
+    *,
+    refused: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[ControlHost]:
     """Listen, and serve streams of the given protocols; every handler has its stream closed when it returns.
 
+    `refused` is told of each connection that is turned away: "crowded", or "handshake" when it proved nothing.
     Raises ConfigError when it cannot listen. An exception of a handler is logged and ends its stream only; a crash of
     libp2p cancels the body and is raised from here, in an ExceptionGroup.
     """
@@ -246,7 +255,7 @@ async def open_host(
         connections = Connections(identity, settings.max_connections, on_stream)
         bound = [listener.socket.getsockname()[:2] for listener in listeners]
         async with background_trio_service(connections.swarm), trio.open_nursery() as nursery:
-            host = ControlHost(identity.peer, settings, connections, bound, nursery)
+            host = ControlHost(identity.peer, settings, connections, bound, nursery, refused)
             await connections.swarm.event_background_nursery_created.wait()
             nursery.start_soon(trio.serve_listeners, host.accept, listeners)
             nursery.start_soon(connections.close_idle)

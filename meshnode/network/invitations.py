@@ -7,7 +7,6 @@ gives the id of a network, which is all that keeps others out: it is as secret a
 """
 
 import base64
-import binascii
 
 import attrs
 import msgspec
@@ -48,6 +47,6 @@ def decode_invitation(code: str) -> Invitation:
         if blake3(whole[4:]).digest()[:4] != whole[:4]:
             raise RequestError("the invitation was not copied whole: its check does not match")
         network_id, addresses = msgspec.msgpack.decode(whole[4:], type=tuple[str, tuple[str, ...]])
-    except (binascii.Error, *UNDECODABLE) as error:
+    except (ValueError, *UNDECODABLE) as error:
         raise RequestError(f"the invitation was not copied whole: {error}") from error
     return Invitation(network_id, addresses)

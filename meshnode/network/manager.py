@@ -4,6 +4,7 @@ One incarnation is one host. When libp2p crashes, the incarnation ends and the n
 book and the gossip book that outlive it; links are made again, and sessions go on over them.
 """
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,13 +14,13 @@ import structlog
 import trio
 
 from meshnode import __version__
-from meshnode.errors import MeshnodeError, PeerRefused, StoreError
+from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, StoreError
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.address_book import AddressBook
 from meshnode.network.addresses import chosen, direct_only
 from meshnode.network.control_inbox import ControlInbox
-from meshnode.network.control_links import ControlLinks
+from meshnode.network.control_links import ControlLinks, LinkPorts
 from meshnode.network.dialing import Dialling, peer_of
 from meshnode.network.gateway import StageGateway
 from meshnode.network.gossip import GossipBook
@@ -31,7 +32,7 @@ from meshnode.network.ports import PeerStream
 from meshnode.network.providing import Holdings, Providing
 from meshnode.network.stage_links import AnyReceived, ControlReceived
 from meshnode.supervise.subsystem import Pulse
-from meshnode.types.evidence import Evidence
+from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId, short
 from meshnode.types.peers import Liveness, Offer, Offering
 from meshnode.wire.control_messages import IntroductionsWanted
@@ -105,8 +106,8 @@ class NetworkManager:
     def __attrs_post_init__(self) -> None:
         shared = self._resources
         greeter = Greeter(shared.own, self._settings.network_id)
-        limit = self._settings.max_peers
-        self._links = ControlLinks(greeter, limit, shared.table, shared.book, self._deliver, self._found_direct_way)
+        ports = LinkPorts(self._deliver, self._found_direct_way, self._hold_against)
+        self._links = ControlLinks(greeter, self._settings.max_peers, shared.table, shared.book, ports)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be part of the mesh until cancelled; then every link closes. A crash of the host ends this with its error."""
@@ -148,6 +149,10 @@ class NetworkManager:
     def _found_direct_way(self, peer: PeerId) -> None:
         if self._plane is not None:
             self._plane.found_direct_way(peer)
+
+    def _hold_against(self, peer: PeerId, error: PeerMisbehaved) -> None:
+        with contextlib.suppress(trio.WouldBlock):  # as much is waiting already against somebody
+            self._resources.evidence.tell_nowait(Evidence(peer, Misdeed.MALFORMED, str(error)))
 
     async def _accept_control(self, stream: PeerStream) -> None:
         """Serve a link that a peer has opened."""

@@ -126,8 +126,11 @@ class Mesh:
             holdings=self.holdings,
             listening=channels.listening,
         )
-        opener = partial(open_host, self.identity, host)
+        opener = partial(open_host, self.identity, host, refused=self._count_refused)
         return NetworkManager(resources, settings, opener, self._stage_plane, pulse, self._discovery())
+
+    def _count_refused(self, code: str) -> None:
+        self.metrics.network_refused_total.labels(code=code).inc()
 
     def _discovery(self) -> Discovery | None:
         if not self.config.network.mdns:
@@ -185,7 +188,7 @@ class Mesh:
         """Hold against a peer what it did; strangers are only counted."""
         misdeed = Misdeed.MALFORMED
         if peer is None or not isinstance(error, PeerMisbehaved):
-            self.metrics.network_refused_total.labels(code=error.code).inc()
+            self._count_refused(error.code)
             return
         try:
             self.channels.evidence.tell_nowait(Evidence(peer, misdeed, str(error)))
