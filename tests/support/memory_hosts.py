@@ -79,6 +79,8 @@ class MemoryHost:
         await trio.sleep(0.01)
         peer = peer_of(addresses)
         self.internet.dialled.append((self.peer, peer, tuple(addresses)))
+        if peer in self.internet.silent:
+            await trio.sleep_forever()
         if self._way(peer, addresses) is None:
             raise PeerUnreachable(f"{peer} does not answer")
         return peer
@@ -186,6 +188,7 @@ class Internet:
     members: dict = attrs.field(factory=dict)
     cuts: set = attrs.field(factory=set)
     relaying: set = attrs.field(factory=set)
+    silent: set = attrs.field(factory=set)  # whoever dials them waits for ever
     dialled: list = attrs.field(factory=list)  # (who, whom, where)
     asked: list = attrs.field(factory=list)  # for a place: (who, whom)
     records: dict = attrs.field(factory=dict)
