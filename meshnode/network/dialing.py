@@ -20,6 +20,7 @@ _MAX_KEYS = 4096
 class _Tried:
     pause: float
     again: float  # trio.current_time() of the next try
+    failures: int  # in a row
 
 
 @attrs.define(eq=False)
@@ -36,14 +37,16 @@ class Dialling(Generic[K]):
         now = trio.current_time()
         return [key for key in keys if key not in self._tried or self._tried[key].again <= now]
 
-    def failed(self, key: K) -> None:
-        """Note that a try came to nothing."""
+    def failed(self, key: K) -> int:
+        """Note that a try came to nothing; return how many have in a row."""
         before = self._tried.pop(key, None)
         pause = self.first_pause if before is None else min(self.longest_pause, before.pause * 2)
         jitter = self.random.uniform(0.75, 1.25)  # a node that restarts must not meet all of its peers at once
-        self._tried[key] = _Tried(pause, trio.current_time() + pause * jitter)
+        failures = 1 if before is None else before.failures + 1
+        self._tried[key] = _Tried(pause, trio.current_time() + pause * jitter, failures)
         if len(self._tried) > _MAX_KEYS:
             del self._tried[next(iter(self._tried))]
+        return failures
 
     def reached(self, key: K) -> None:
         """Note that a try came to something."""

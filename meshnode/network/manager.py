@@ -43,6 +43,7 @@ __all__ = ["DialRequest", "NetworkManager", "NetworkResources", "NetworkSettings
 _LOOK_EVERY = 1.0  # seconds
 _DIALS_AT_ONCE = 8
 _ADDRESSES_TOLD = 8
+_GIVEN_UP_AFTER = 3  # dials in a row that found nobody: some five seconds
 _RENEW_EVERY = 600.0  # seconds: a record that is not renewed for three hours is dropped by others
 _PUBLISH_PACE = 1.0  # seconds between two offers of ours
 _EXPIRE_EVERY = 60.0
@@ -193,11 +194,19 @@ class NetworkManager:
         try:
             await self._connect(host, nursery, addresses)
         except MeshnodeError as error:
-            self._dialling.failed(peer)
+            failures = self._dialling.failed(peer)
+            if failures >= _GIVEN_UP_AFTER and not isinstance(error, PeerRefused):
+                self._give_up(peer)
             log = _log.info if isinstance(error, PeerRefused) else _log.debug  # somebody is there, and says why not
             log("peer not reached", peer=short(peer), error=str(error))
         finally:
             self._under_way.discard(peer)
+
+    def _give_up(self, peer: PeerId) -> None:
+        """Forget what gossip has of a peer that nobody finds where it says it is: it is old, or of no use from here."""
+        if peer not in self._links.peers():
+            self._resources.book.bury(peer)
+            self._resources.table.forget_offer(peer)
 
     async def _keep_connected(self, host: Host, nursery: trio.Nursery, sought: Collection[PeerId]) -> None:
         """Dial whoever is known and not linked, a few at a time; one that hangs keeps no other waiting."""

@@ -130,7 +130,7 @@ class PeerTable:
         self._tell()
 
     def forget_offer(self, peer: PeerId) -> None:
-        """Drop what a peer said: it has expired."""
+        """Drop what a peer that is not linked has said: it has expired, or the peer cannot be found. Something newer counts."""
         row = self._rows.get(peer)
         if row is not None and row.link is None:
             row.offer, row.is_gone = None, True

@@ -217,8 +217,11 @@ class _Story:
         if self.random.random() < 0.5:
             leaver.crash()
         self.world.cut(object(), [peer])  # its power is cut: nothing says that it is gone
-        await trio.sleep(GONE)
         others = [node for node in self.up() if node is not leaver]
+        newcomer = self.random.choice(others)  # it hears of the one that left, from those who do not know yet
+        newcomer.crash()
+        await newcomer.start()
+        await trio.sleep(GONE)
         until = trio.current_time() + WATCHED
         while trio.current_time() < until:
             for node in others:
