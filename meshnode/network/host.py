@@ -19,6 +19,7 @@ from meshnode.crypto.identity import Identity
 from meshnode.errors import ConfigError, PeerError, PeerMisbehaved, PeerUnreachable
 from meshnode.network.addresses import Address, local_hosts, parse_address
 from meshnode.network.dht import Dht
+from meshnode.network.direct import Anteroom, origin_of
 from meshnode.network.libp2p_connections import Connections, StreamHandler
 from meshnode.network.libp2p_streams import Carrier, LibP2PStream
 from meshnode.network.relay import Relay
@@ -28,6 +29,7 @@ __all__ = ["ControlHost", "HostSettings", "open_host"]
 
 _HEAD_START = 0.25  # seconds that an address has before the next one is tried beside it
 _HANDSHAKES = 64  # inbound, at once
+_HANDSHAKE = 10.0  # seconds for one
 _GOODBYE = 5.0  # seconds for all connections to close
 
 _log = structlog.get_logger(__name__)
@@ -68,7 +70,7 @@ class ControlHost:
         connections.add_handler(self._dht.protocol, self._dht.serve)
         nursery.start_soon(self._dht.run)
         self._dials: dict[PeerId, trio.Event] = {}
-        self._handshakes = 0
+        self._anteroom = Anteroom(_HANDSHAKES, _HANDSHAKE)
         self._sources: Counter[str] = Counter()
         self._refused = refused
 
@@ -214,18 +216,17 @@ class ControlHost:
             remote = stream.socket.getpeername()
         except OSError:
             return  # it has gone again
-        source = str(remote[0])
-        crowded = self._sources[source] >= self._settings.max_connections // 2
-        if crowded or self._handshakes >= _HANDSHAKES:
+        source = origin_of(stream)
+        if self._sources[source] >= self._settings.max_connections // 2:
             self._refused("crowded")
             return  # it is closed
         self._sources[source] += 1
         try:
-            self._handshakes += 1
-            try:
+            ended: trio.Event | None = None
+            with self._anteroom.admit(source):
                 ended = await self._connections.secure_inbound(Carrier(stream, remote[:2]), relayed=False)
-            finally:
-                self._handshakes -= 1
+            if ended is None:
+                raise PeerUnreachable("it took too long to say who it is, or too many came at once")
             await ended.wait()
         except PeerError as error:
             self._refused("handshake")

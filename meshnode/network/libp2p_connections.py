@@ -37,7 +37,7 @@ from multiaddr import Multiaddr
 from meshnode.crypto.identity import Identity
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerUnreachable
 from meshnode.network import patches
-from meshnode.network.libp2p_streams import LibP2PStream, why
+from meshnode.network.libp2p_streams import LibP2PStream, Negotiator, why
 from meshnode.types.ids import PeerId, short
 
 __all__ = ["Connections", "StreamHandler"]
@@ -131,7 +131,7 @@ class Connections:
                 with trio.CancelScope(shield=True):  # else a cancellation loses a stream that is half open
                     stream = opened = await connection.new_stream()
                 await self._negotiation.select_one_of(
-                    [TProtocol(protocol)], MultiselectCommunicator(opened), _HANDSHAKE
+                    [TProtocol(protocol)], MultiselectCommunicator(Negotiator(opened)), _HANDSHAKE
                 )
                 return LibP2PStream(opened)
         except trio.TooSlowError:
@@ -182,7 +182,7 @@ class Connections:
             connection = stream.swarm_conn
             if connection is None or len(connection.streams) > _STREAMS:
                 return
-            protocol, _ = await self._protocols.negotiate(MultiselectCommunicator(stream), _HANDSHAKE)
+            protocol, _ = await self._protocols.negotiate(MultiselectCommunicator(Negotiator(stream)), _HANDSHAKE)
             handler = None if protocol is None else self._handlers.get(str(protocol))
             if handler is None:
                 return

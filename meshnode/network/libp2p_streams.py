@@ -19,9 +19,11 @@ from meshnode.network.addresses import is_local
 from meshnode.network.patches import SteadyStream
 from meshnode.types.ids import PeerId
 
-__all__ = ["Carrier", "LibP2PStream", "why"]
+__all__ = ["Carrier", "LibP2PStream", "Negotiator", "why"]
 
 _CHUNK = 64 << 10  # bytes
+_LARGEST_READ = 128 << 10  # bytes; Noise asks for 64 KiB at most, a stranger's length field for whatever it says
+_LONGEST_NAME = 1024  # bytes of a protocol's name
 _FAREWELL = 2.0  # seconds for the end of a stream to be written; a peer that hangs does not get it
 
 
@@ -36,7 +38,9 @@ class Carrier(ReadWriteCloser):
         self._remote = remote
 
     async def read(self, n: int | None = None) -> bytes:
-        """Return what has come, at most `n` bytes. Raises ConnectionClosedError."""
+        """Return what has come, at most `n` bytes. Raises ConnectionClosedError, also for more than anybody should ask for."""
+        if n is not None and n > _LARGEST_READ:  # a socket would allocate it before a byte has come
+            raise ConnectionClosedError(f"the peer announces a message of {n} bytes")
         try:
             data = await self._stream.receive_some(n)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -59,6 +63,31 @@ class Carrier(ReadWriteCloser):
     def get_remote_address(self) -> tuple[str, int] | None:
         """Return the address and port at the other end, where it has one of its own."""
         return self._remote
+
+
+class Negotiator(ReadWriteCloser):
+    """A stream while it is agreed what it is for: libp2p would read as much as a name is said to have."""
+
+    def __init__(self, stream: NetStream) -> None:
+        self._stream = stream
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return what has come, at most `n` bytes. Raises ConnectionClosedError when that is more than a name has."""
+        if n is None or n > _LONGEST_NAME:
+            raise ConnectionClosedError(f"the peer announces a name of {n} bytes")
+        return await self._stream.read(n)
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`."""
+        await self._stream.write(data)
+
+    async def close(self) -> None:
+        """Close it."""
+        await self._stream.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the address and port at the other end."""
+        return self._stream.get_remote_address()
 
 
 class LibP2PStream:
