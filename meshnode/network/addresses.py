@@ -4,6 +4,7 @@
 /ip4/192.0.2.7/tcp/8090/p2p/RELAY/p2p-circuit/p2p/PEER     through RELAY
 """
 
+import contextlib
 import ipaddress
 from collections.abc import Iterable
 
@@ -13,11 +14,12 @@ import psutil
 from meshnode.crypto.signing import parse_peer_id
 from meshnode.types.ids import PeerId
 
-__all__ = ["Address", "chosen", "direct_only", "is_local", "local_hosts", "parse_address"]
+__all__ = ["Address", "chosen", "direct_only", "is_local", "is_neighbour", "local_hosts", "parse_address"]
 
 _CIRCUIT = "/p2p-circuit"
 _MAX_LENGTH = 512  # characters
 _HOST_KINDS = ("ip4", "ip6", "dns", "dns4", "dns6")
+_WHOLE = {4: "255.255.255.255", 6: "ffff" + ":ffff" * 7}  # netmask of an interface that says none
 _LOCAL = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 
 
@@ -87,11 +89,20 @@ def chosen(addresses: Iterable[str], limit: int) -> tuple[str, ...]:
     return (*direct[: limit - kept], *relayed[:kept])
 
 
+def is_neighbour(host: str) -> bool:
+    """Whether an IP address is of this machine, or of a local network that it has an interface in.
+
+    A private address alone says little: behind it may be a branch office, a virtual network, or a whole campus.
+    """
+    ip = _plain(host)
+    if not is_local(host):
+        return False
+    return ip.is_loopback or ip.is_link_local or any(ip in network for network in _own_networks())
+
+
 def is_local(host: str) -> bool:
     """Whether an IP address is one of a local network (RFC 1918, RFC 4193, link-local), or of this machine."""
-    ip = ipaddress.ip_address(host)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped  # as IPv4 looks to a socket that takes both
+    ip = _plain(host)
     return ip.is_loopback or ip.is_link_local or any(ip in network for network in _LOCAL)
 
 
@@ -109,6 +120,24 @@ def local_hosts(bound: str) -> tuple[str, ...]:
     ]
     reachable = [host for host in found if not ipaddress.ip_address(host).is_loopback]
     return tuple(reachable or found)
+
+
+def _plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    ip = ipaddress.ip_address(host)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped  # as IPv4 looks to a socket that takes both
+    return ip
+
+
+def _own_networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Return the networks of our interfaces."""
+    found = []
+    for address in (each for addresses in psutil.net_if_addrs().values() for each in addresses):
+        with contextlib.suppress(ValueError):  # a hardware address, or one with a zone
+            ip = ipaddress.ip_address(address.address)
+            mask = ipaddress.ip_address(address.netmask or _WHOLE[ip.version])
+            found.append(ipaddress.ip_network((ip, int(mask).bit_count()), strict=False))
+    return found
 
 
 def _usable(text: str, version: int) -> bool:

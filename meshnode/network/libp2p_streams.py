@@ -15,7 +15,7 @@ from libp2p.network.stream.net_stream import NetStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 
 from meshnode.crypto.signing import parse_peer_id
-from meshnode.network.addresses import is_local
+from meshnode.network.addresses import is_neighbour
 from meshnode.network.patches import SteadyStream
 from meshnode.types.ids import PeerId
 
@@ -112,9 +112,9 @@ class LibP2PStream:
 
     @property
     def is_lan(self) -> bool:
-        """Whether it goes directly to an address that only a local network has, or this machine."""
+        """Whether it goes directly to this machine, or to one in a local network that we have an interface in."""
         remote = None if self.is_relayed else self._muxed.get_remote_address()
-        return remote is not None and is_local(remote[0])
+        return remote is not None and is_neighbour(remote[0])
 
     async def send_all(self, data: bytes) -> None:
         """Send `data`; waits while the peer does not read. Raises trio.BrokenResourceError when it is gone.

@@ -44,7 +44,7 @@ class PeerStream(ByteStream, Protocol):
 
     @property
     def is_lan(self) -> bool:
-        """Whether it goes directly to an address that only a local network has, or this machine."""
+        """Whether it goes directly to this machine, or to one in a local network that we have an interface in."""
         ...
 
 

@@ -10,6 +10,7 @@ from support.memory_hosts import address_of, identity_of, open_internet
 
 from meshnode.config.schema import NetworkConfig, NodeConfig
 from meshnode.errors import PeerUnreachable
+from meshnode.inference.privacy import Privacy, may_see
 from meshnode.network import host as host_module
 from meshnode.network.address_book import open_address_book
 from meshnode.network.manager import DialRequest
@@ -219,6 +220,12 @@ async def test_a_network_that_crashes_all_the_time_ends_the_node_with_a_reason(a
             nursery.cancel_scope.cancel()
 
 
+async def real_mesh(number, **settings):
+    config = NodeConfig(network=NetworkConfig(port=0, network_id="real", **{"host": "127.0.0.1", **settings}))
+    book = await open_address_book(MemoryStore(), "real")
+    return Mesh(identity_of(number), config, Channels(), book, HealthBoard(), Metrics())
+
+
 @pytest.mark.processes
 async def test_a_crash_inside_libp2p_restarts_the_network_and_not_the_node(monkeypatch):
     hosts = []
@@ -241,11 +248,6 @@ async def test_a_crash_inside_libp2p_restarts_the_network_and_not_the_node(monke
     async def crash():
         raise ZeroDivisionError("inside libp2p")
 
-    async def mesh(number, **settings):
-        config = NodeConfig(network=NetworkConfig(host="127.0.0.1", port=0, network_id="crashing", **settings))
-        book = await open_address_book(MemoryStore(), "crashing")
-        return Mesh(identity_of(number), config, Channels(), book, HealthBoard(), Metrics())
-
     def tree_of(member):
         builders = member.builders()
         return supervisor(
@@ -255,9 +257,9 @@ async def test_a_crash_inside_libp2p_restarts_the_network_and_not_the_node(monke
 
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
-            there = await mesh(2)
+            there = await real_mesh(2)
             await nursery.start(tree_of(there).run)
-            here = await mesh(1, bootstrap=there.listen_addresses())
+            here = await real_mesh(1, bootstrap=there.listen_addresses())
             tree = tree_of(here)
             await nursery.start(tree.run)
 
@@ -274,4 +276,22 @@ async def test_a_crash_inside_libp2p_restarts_the_network_and_not_the_node(monke
             state, dispatcher = tree.states()
             assert (state.status, state.restarts, dispatcher.restarts) == (Status.RUNNING, 1, 0)
             assert "inside libp2p" in state.last_error
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.processes
+async def test_a_peer_on_the_local_network_may_see_what_only_pool_and_lan_may():
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            there = await real_mesh(2)
+            for build in (there.builders().manager, there.builders().dispatcher):
+                await nursery.start(build(Pulse()).run)
+            here = await real_mesh(1, bootstrap=there.listen_addresses())
+            for build in (here.builders().manager, here.builders().dispatcher):
+                await nursery.start(build(Pulse()).run)
+            for one, other in ((here, there), (there, here)):
+                while not (info := one.table.peer(other.peer)) or not info.connected:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+                assert may_see(info, Privacy.POOL_AND_LAN)
+                assert not may_see(info, Privacy.THIS_NODE_ONLY)
             nursery.cancel_scope.cancel()
