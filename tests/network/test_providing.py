@@ -10,6 +10,9 @@ from support.memory_hosts import identity_of, open_internet
 
 from meshnode.flow.latest import Latest
 from meshnode.network import providing
+from meshnode.network.host import HostSettings, open_host
+from meshnode.network.peers import PeerTable
+from meshnode.network.providing import Providing
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ModelConfig, ModelManifest, RopeStyle, ShardDescriptor, ShardKind
 from meshnode.types.peers import Offering, StageOffer
@@ -133,3 +136,29 @@ async def test_what_is_not_found_is_asked_for_less_and_less_often(autojump_clock
         times = [time for time, _, key in net.sought if key == b"block-1"]
         assert 5 <= len(times) <= 20
         assert times[-1] - times[-2] > 10 * (times[1] - times[0])
+
+
+@pytest.mark.processes
+async def test_a_holder_that_nobody_has_named_is_found_through_the_real_table(monkeypatch):
+    monkeypatch.setattr(providing, "_LOOK_EVERY", 0.05)
+    monkeypatch.setattr(providing, "_PACE", 0.01)
+    settings = HostSettings(host="127.0.0.1", network_id="found")
+    with trio.fail_after(60):
+        async with (
+            open_host(identity_of(1), settings, {}) as middle,
+            open_host(identity_of(2), settings, {}) as holder,
+            open_host(identity_of(3), settings, {}) as asker,
+            trio.open_nursery() as nursery,
+        ):
+            for one in (holder, asker):
+                await one.connect(middle.listen_addresses())
+            table, sought = PeerTable(asker.peer, Latest({})), set()
+            everything = Shelf(frozenset(each.id for each in SHARDS))
+            nursery.start_soon(Providing(holder, everything, PeerTable(holder.peer, Latest({})), set()).announce)
+            nursery.start_soon(Providing(asker, shelf(0), table, sought).look)
+            await table.changed.changed(0)
+            (info,) = table.peers()
+            assert info.peer == holder.peer
+            assert info.addresses == holder.listen_addresses()
+            assert not info.connected  # that is the NetworkManager's part
+            nursery.cancel_scope.cancel()
