@@ -12,6 +12,7 @@ import torch
 from meshnode.engine.admission import check_sampling, check_tokens
 from meshnode.engine.batch_ports import Cache, Stage
 from meshnode.engine.executor import Generation
+from meshnode.engine.grammar import Grammars, GrammarState
 from meshnode.engine.pace import Counters
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Rows
@@ -46,6 +47,7 @@ class _Running:
     cache: Cache
     window: int  # tokens that may still be sent
     tokens: list[int]  # prompt and answer so far
+    grammar: GrammarState | None
     sampled: int = 0
 
     @property
@@ -63,12 +65,14 @@ class Batch:
     emit: Callable[[Envelope], None]
     counters: Counters = attrs.field(factory=Counters, init=False)
     _running: dict[int, _Running] = attrs.field(factory=dict, init=False)  # by exchange, in order of arrival
+    _grammars: Grammars = attrs.field(init=False)
     _stepped: SteppedSessions = attrs.field(init=False)
     _steps_next: bool = attrs.field(default=True, init=False)  # whose turn it is when both kinds of work wait
     _turn: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._stepped = SteppedSessions(self.stage, self.limits, self.emit, self.counters)
+        self._grammars = Grammars(self.stage.spec)
+        self._stepped = SteppedSessions(self.stage, self.limits, self.emit, self.counters, self._grammars)
 
     @property
     def is_idle(self) -> bool:
@@ -130,11 +134,14 @@ class Batch:
             needed = min(self.stage.spec.context_length, len(generation.tokens) + generation.max_tokens)
             if len(generation.tokens) > needed:
                 raise RequestError(f"{len(generation.tokens)} tokens do not fit a context of {needed}")
+            answer = generation.tokens[generation.prompt_length :]
+            grammar = self._grammars.begin(generation.sampling.grammar, answer)
             cache = self.stage.open_cache(needed)
         except MeshnodeError as error:
             self._answer(exchange, failure(error))
             return
-        self._running[exchange] = _Running(exchange, generation, cache, message.window, list(generation.tokens))
+        tokens = list(generation.tokens)
+        self._running[exchange] = _Running(exchange, generation, cache, message.window, tokens, grammar)
         self._answer(exchange, Accepted())
 
     def _run_batch(self, batch: list[_Running], prefilling: _Running | None, *, alone: bool) -> None:
@@ -154,24 +161,36 @@ class Batch:
             results = self.stage.forward(rows)
         except MeshnodeError as error:
             for running in batch:
-                self._running.pop(running.exchange).cache.close()
-                self._answer(running.exchange, failure(error))
+                self._fail(running, error)
             return
         sampled, ended = [], []
         for running, logits in zip(batch, results, strict=True):
-            if len(logits):
+            if not len(logits):
+                continue
+            try:
                 event = self._sample(running, logits[-1])
-                sampled.append(Sampled(running.exchange, event.token, event.logprob, event.top))
-                if self._is_over(running, event.token):
-                    ended.append(running.exchange)
-                    self._running.pop(running.exchange).cache.close()
+            except MeshnodeError as error:
+                self._fail(running, error)
+                continue
+            sampled.append(Sampled(running.exchange, event.token, event.logprob, event.top))
+            if self._is_over(running, event.token):
+                ended.append(running.exchange)
+                self._running.pop(running.exchange).cache.close()
         if sampled:
             self._answer(0, Progress(tuple(sampled), tuple(ended)))
+
+    def _fail(self, running: _Running, error: MeshnodeError) -> None:
+        self._running.pop(running.exchange).cache.close()
+        self._answer(running.exchange, failure(error))
 
     def _sample(self, running: _Running, logits: torch.Tensor) -> TokenEvent:
         generation = running.generation
         history = running.tokens[generation.prompt_length :]
-        event = sample(logits, generation.sampling, position=len(running.tokens), history=history)
+        grammar, position = running.grammar, len(running.tokens)
+        allowed = grammar.allowed() if grammar is not None else None
+        event = sample(logits, generation.sampling, position=position, history=history, allowed=allowed)
+        if grammar is not None:
+            grammar.advance(event.token)
         running.tokens.append(event.token)
         running.sampled += 1
         running.window -= 1

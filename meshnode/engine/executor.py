@@ -34,6 +34,7 @@ class StageSpec:
     context_length: int  # tokens; never above config.context_length
     cache_bytes: int  # budget for the KV caches of all sessions together; 0 is half of the memory that is free
     max_batch: int = 8  # sessions that decode in one step
+    tokenizer: str = ""  # path of the tokenizer's verified shard, for grammars; only a stage with the head needs it
 
     @property
     def is_whole_model(self) -> bool:

@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from meshnode.types.generation import SamplingParameters, TokenEvent
 
 __all__ = ["sample", "uniform"]
+
+_LEAST = torch.finfo(torch.float32).min
 
 _CANDIDATES = 256
 """Tokens looked at first when truncating; more only when they do not hold enough of the probability."""
@@ -25,15 +28,26 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(
-    logits: torch.Tensor, parameters: SamplingParameters, *, position: int, history: Sequence[int]
+    logits: torch.Tensor,
+    parameters: SamplingParameters,
+    *,
+    position: int,
+    history: Sequence[int],
+    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> TokenEvent:
     """Choose a token from float32 logits [vocabulary] for `position` (0-based, counted from the start of the prompt).
 
-    Order: biases and penalties, then temperature, then top_k, top_p and min_p. `history` are the tokens generated so far.
+    Order: biases and penalties, then `allowed` (bool [vocabulary], None is all, else at least one), temperature, and top_k,
+    top_p and min_p. `history` are the tokens generated so far.
     Log-probabilities are those of the unmodified logits. Raises nothing for any finite logits; NaN counts as impossible.
     """
     logits = torch.nan_to_num(logits, nan=-torch.inf) if torch.isnan(logits).any() else logits
     adjusted = _adjusted(logits, parameters, history)
+    if allowed is not None:
+        possible = torch.from_numpy(allowed).to(adjusted.device)
+        adjusted = torch.where(
+            possible, adjusted.clamp(min=_LEAST), -torch.inf
+        )  # also where the model excludes them all
     if parameters.temperature == 0:
         token = int(adjusted.argmax())
     else:
@@ -75,7 +89,7 @@ def _draw(logits: torch.Tensor, parameters: SamplingParameters, number: float) -
     if parameters.top_k:
         probabilities = probabilities / probabilities.sum()
     cumulative = probabilities.cumsum(0)
-    kept = torch.ones_like(probabilities, dtype=torch.bool)
+    kept = probabilities > 0
     if parameters.top_p < 1:
         kept &= cumulative - probabilities < parameters.top_p  # the token that crosses the border is in
     if parameters.min_p > 0:

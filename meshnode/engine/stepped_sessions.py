@@ -14,6 +14,7 @@ import torch
 from meshnode.engine.admission import part_for, rows_of
 from meshnode.engine.batch_ports import Cache, Stage
 from meshnode.engine.executor import StageReservation
+from meshnode.engine.grammar import Grammars, GrammarState
 from meshnode.engine.pace import Counters
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Part, Rows
@@ -77,6 +78,7 @@ class _Session:
     part: Part
     cache: Cache
     history: list[int]  # the answer so far, where the head is
+    grammar: GrammarState | None  # that has seen `history`
     steps: deque[_Waiting] = attrs.field(factory=deque)
 
     def begin(self, waiting: _Waiting) -> None:
@@ -89,11 +91,18 @@ class _Session:
         self.cache.truncate(step.position)
 
     def sample(self, logits: torch.Tensor) -> TokenEvent:
-        """Choose the token after the last row."""
+        """Choose the token after the last row. Raises GrammarRefused."""
         wants, position = self.reservation, self.cache.length
         assert wants.sampling is not None
-        del self.history[max(0, position - wants.prompt_length) :]
-        event = sample(logits, wants.sampling, position=position, history=self.history)
+        kept = max(0, position - wants.prompt_length)
+        del self.history[kept:]
+        allowed = None
+        if self.grammar is not None:
+            self.grammar.truncate(kept)
+            allowed = self.grammar.allowed()
+        event = sample(logits, wants.sampling, position=position, history=self.history, allowed=allowed)
+        if self.grammar is not None:
+            self.grammar.advance(event.token)
         self.history.append(event.token)
         return event
 
@@ -106,6 +115,7 @@ class SteppedSessions:
     limits: BatchLimits
     emit: Callable[[Envelope], None]
     counters: Counters
+    grammars: Grammars
     _sessions: dict[SessionId, _Session] = attrs.field(factory=dict, init=False)
     _turns: dict[SessionId, _Session] = attrs.field(factory=dict, init=False)
     _long_next: bool = attrs.field(default=False, init=False)
@@ -198,11 +208,16 @@ class SteppedSessions:
             return
         session.steps.popleft()
         if session.part.head:
-            token = session.sample(result[-1]) if step.sample else None
-            self._answer(waiting.exchange, StepDone(step.position, token))
+            self._answer(waiting.exchange, self._sampled(session, step, result))
         else:
             first = min(waiting.end, max(step.position, step.return_from))
             self.emit(Envelope(waiting.exchange, StepDone(first), _raw(waiting.found)))
+
+    def _sampled(self, session: _Session, step: Step, result: torch.Tensor) -> Answer:
+        try:
+            return StepDone(step.position, session.sample(result[-1]) if step.sample else None)
+        except MeshnodeError as error:
+            return failure(error)
 
     def _pass_turn(self, session: _Session) -> None:
         """Let the others go first."""
@@ -227,15 +242,22 @@ class SteppedSessions:
 
     def _reserve(self, name: SessionId, reservation: StageReservation) -> int:
         part = part_for(self.stage.spec, reservation)
+        grammar = self._grammar(reservation)
         there = self._sessions.get(name)
         if there is not None and there.part == part and there.cache.capacity >= reservation.tokens:
             self._refuse_waiting(there, "the session was reserved anew")
-            there.reservation, there.history = reservation, list(reservation.history)
+            there.reservation, there.history, there.grammar = reservation, list(reservation.history), grammar
             return there.cache.length
         self._drop(name)
         cache = self.stage.open_cache(reservation.tokens) if part.blocks else _NoCache(reservation.tokens)
-        self._sessions[name] = _Session(name, reservation, part, cache, list(reservation.history))
+        self._sessions[name] = _Session(name, reservation, part, cache, list(reservation.history), grammar)
         return 0
+
+    def _grammar(self, reservation: StageReservation) -> GrammarState | None:
+        """Return the grammar of a session whose head is here, after the answer so far. Raises GrammarRefused."""
+        if not reservation.head or reservation.sampling is None:
+            return None
+        return self.grammars.begin(reservation.sampling.grammar, reservation.history)
 
     def _drop(self, name: SessionId) -> None:
         there = self._sessions.pop(name, None)

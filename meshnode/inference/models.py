@@ -61,7 +61,14 @@ def stage_spec(manifest: ModelManifest, catalog: Catalog, settings: EngineSettin
         context_length=min(limit, config.context_length),
         cache_bytes=settings.cache_bytes,
         max_batch=settings.max_batch,
+        tokenizer=_tokenizer_path(manifest, catalog) if head else "",
     )
+
+
+def _tokenizer_path(manifest: ModelManifest, catalog: Catalog) -> str:
+    """Return where the tokenizer lies; every holder of a part has it."""
+    shard = next(shard.id for shard in manifest.shards if shard.kind is ShardKind.TOKENIZER)
+    return str(catalog.path(shard)) if shard in catalog.held(manifest.id) else ""
 
 
 def _longest_run(blocks: Sequence[int]) -> BlockRange | None:

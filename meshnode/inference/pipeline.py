@@ -13,7 +13,15 @@ import attrs
 import numpy as np
 import trio
 
-from meshnode.errors import BadRows, MeshnodeError, OutOfMemory, Overloaded, PeerUnreachable, RequestError
+from meshnode.errors import (
+    BadRows,
+    GrammarRefused,
+    MeshnodeError,
+    OutOfMemory,
+    Overloaded,
+    PeerUnreachable,
+    RequestError,
+)
 from meshnode.inference.hosted_stage import STEP_BUFFER
 from meshnode.inference.losses import StageLost
 from meshnode.inference.session import Session, Take
@@ -218,7 +226,12 @@ class Pipeline:
         raise StageLost(oldest.stage.peer, f"no result for {self.times.step:.0f} s")
 
     def _loss(self, message: StageFailed) -> StageLost:
-        """Say who has to be replaced. One stage can blame a neighbour: who passed it rows, or whom it cannot reach."""
+        """Say who has to be replaced. One stage can blame a neighbour: who passed it rows, or whom it cannot reach.
+
+        Raises GrammarRefused, which no other node would help with.
+        """
+        if message.code == GrammarRefused.code:
+            raise GrammarRefused(message.message[:500])
         stages, accuser = self.route.stages, self.route.stages[message.index].peer
         blamed = accuser
         if message.code in (RequestError.code, BadRows.code) and message.index:
@@ -260,6 +273,8 @@ class Pipeline:
         try:
             link = await self.links.to(stage.peer)
             reply = await link.ask(message, timeout=self.times.open)
+        except GrammarRefused:
+            raise  # by any other node too
         except MeshnodeError as error:
             busy = isinstance(error, OutOfMemory | Overloaded)
             raise StageLost(stage.peer, f"the stage did not open: {error}", busy=busy) from error

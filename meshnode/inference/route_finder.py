@@ -38,7 +38,9 @@ class RouteFinder:
     own_stages: Callable[[], tuple[OwnStage, ...]]  # whose worker is ready now
     privacy: Privacy
     boomerang: bool  # text and tokens stay here: embedding and head run on this node
-    _shunned: dict[PeerId, tuple[int, float]] = attrs.field(factory=dict, init=False)  # sequence at the loss, until when
+    _shunned: dict[PeerId, tuple[int, float]] = attrs.field(
+        factory=dict, init=False
+    )  # sequence at the loss, until when
 
     def plan(self, request: RouteRequest) -> Route:
         """Return the cheapest route that the privacy rule allows, past those who failed lately if it can be done.

@@ -22,6 +22,7 @@ __all__ = ["AnswerGrammar"]
 
 _MAX_GRAMMAR = 1 << 20  # characters
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_OPTIONS = '%llguidance {"no_forcing": true}'  # text that must come may come in whatever tokens the model likes best
 _ANYTHING = r"/(.|\n)*/"
 _ANY_OBJECT = '{"type":"object"}'
 
@@ -44,7 +45,7 @@ class AnswerGrammar:
         if rules is None:
             return None
         thought = self._thought(is_thinking=is_thinking)
-        grammar = "\n".join(["%llguidance {}", "start: thought body" if thought else "start: body", *thought, *rules])
+        grammar = "\n".join([_OPTIONS, "start: thought body" if thought else "start: body", *thought, *rules])
         if len(grammar) > _MAX_GRAMMAR:
             raise RequestError(f"the schemas make a grammar of {len(grammar)} characters, more than {_MAX_GRAMMAR}")
         error = llguidance.LLMatcher.validate_grammar(grammar, None)

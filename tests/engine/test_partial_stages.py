@@ -33,6 +33,7 @@ PROMPT, ANSWER = 262, 14  # tokens: the page border at 256 lies within the promp
 SAMPLINGS = [
     SamplingParameters(temperature=0),
     SamplingParameters(seed=7, temperature=1.1, top_p=0.9, presence_penalty=0.7, frequency_penalty=0.3, top_logprobs=2),
+    SamplingParameters(seed=11, temperature=1.5, grammar="start: /([a-f]{1,3}[0-9])+/"),
 ]
 
 

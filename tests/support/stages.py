@@ -54,6 +54,7 @@ def _spec(
         threads=1,
         context_length=context or config.context_length,
         cache_bytes=cache,
+        tokenizer=str(shard_path(folder, manifest.shards[0].id)) if head else "",
     )
 
 

@@ -35,9 +35,21 @@ class _Cache:
 class ToyExecutor:
     """Runs `blocks` of a model of `block_count`; a row through a block takes `pace` seconds of virtual time."""
 
-    def __init__(self, block_count, blocks=None, *, embedding=True, head=True, vocabulary=64, pace=1e-4, room=1 << 20):
+    def __init__(
+        self,
+        block_count,
+        blocks=None,
+        *,
+        embedding=True,
+        head=True,
+        vocabulary=64,
+        pace=1e-4,
+        room=1 << 20,
+        width=WIDTH,
+    ):
         self.block_count, self.blocks = block_count, blocks or BlockRange(0, block_count)
         self.embedding, self.head, self.vocabulary, self.pace, self.room = embedding, head, vocabulary, pace, room
+        self.width = width  # bytes of a row on its way; all but the first are padding
         self.sessions, self.incarnation, self.is_ready = {}, 0, False
         self.rows = 0  # computed so far, times blocks
         self._ready, self._lost = trio.Event(), trio.Event()
@@ -93,7 +105,7 @@ class ToyExecutor:
         rows = (
             [_hash(b"token", token.to_bytes(4, "little")) for token in step.tokens]
             if wants.embedding
-            else [step.activations[at : at + WIDTH] for at in range(0, len(step.activations), WIDTH)]
+            else [step.activations[at : at + WIDTH] for at in range(0, len(step.activations), self.width)]
         )
         if b"\xff" * WIDTH in rows:  # NaN
             raise BadRows("the activations are not finite")
@@ -117,7 +129,9 @@ class ToyExecutor:
         if wants.head and step.sample:
             token = self._sample(cache, rows[-1])
         first = max(step.position, step.return_from)
-        activations = b"" if wants.head else b"".join(rows[first - step.position :])
+        activations = (
+            b"" if wants.head else b"".join(row.ljust(self.width, b"\0") for row in rows[first - step.position :])
+        )
         return StageResult(step.session, first, activations, token)
 
     def _sample(self, cache, row):
