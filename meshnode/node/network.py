@@ -2,7 +2,8 @@
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import attrs
@@ -11,7 +12,8 @@ from blake3 import blake3
 
 from meshnode.config.schema import NodeConfig
 from meshnode.crypto.identity import Identity
-from meshnode.errors import MeshnodeError, PeerMisbehaved, RequestError
+from meshnode.errors import ConfigError, MeshnodeError, PeerMisbehaved, RequestError
+from meshnode.flow.latest import Latest
 from meshnode.health.monitor import HealthMonitor, HealthResources
 from meshnode.inference.router import MeshAccess
 from meshnode.network.address_book import AddressBook
@@ -27,6 +29,7 @@ from meshnode.network.invitations import Invitation, encode_invitation
 from meshnode.network.loopback import LoopbackLink
 from meshnode.network.manager import DialRequest, NetworkManager, NetworkResources, NetworkSettings
 from meshnode.network.peers import PeerTable
+from meshnode.network.ports import PeerStream
 from meshnode.network.providing import Holdings
 from meshnode.node.channels import Channels
 from meshnode.node.children import NetworkBuilders
@@ -63,6 +66,7 @@ class Mesh:
     table: PeerTable = attrs.field(init=False)
     gateway: StageGateway = attrs.field(init=False)
     book: GossipBook = attrs.field(init=False)
+    port: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)  # where the last host listened; 0: none yet
 
     @table.default
     def _new_table(self) -> PeerTable:
@@ -104,11 +108,7 @@ class Mesh:
         return NetworkBuilders(self._build_manager, self._build_dispatcher, self._build_monitor)
 
     def _build_manager(self, pulse: Pulse) -> NetworkManager:
-        from meshnode.network.host import HostSettings, open_host  # libp2p takes a second to import
-
         network, channels = self.config.network, self.channels
-        port = self._port()
-        host = HostSettings(network.host, port, network.network_id, network.relay)
         settings = NetworkSettings(
             network.network_id, network.bootstrap, network.announce, network.max_peers, socket.gethostname()
         )
@@ -126,8 +126,25 @@ class Mesh:
             holdings=self.holdings,
             listening=channels.listening,
         )
-        opener = partial(open_host, self.identity, host, refused=self._count_refused)
-        return NetworkManager(resources, settings, opener, self._stage_plane, pulse, self._discovery())
+        return NetworkManager(resources, settings, self._open_host, self._stage_plane, pulse, self._discovery())
+
+    @asynccontextmanager
+    async def _open_host(self, handlers: Mapping[str, Callable[[PeerStream], Awaitable[None]]]) -> AsyncIterator[Host]:
+        """Open the host, after a crash at the port of the last one if it can be had: others know this node by it."""
+        from meshnode.network.host import HostSettings, open_host  # libp2p takes a second to import
+
+        network, port = self.config.network, self._port()
+        opener = partial(open_host, self.identity, on_stream=handlers, refused=self._count_refused)
+        settings = HostSettings(network.host, port or self.port.value, network.network_id, network.relay)
+        async with AsyncExitStack() as stack:
+            try:
+                host = await stack.enter_async_context(opener(settings=settings))
+            except ConfigError:
+                if settings.port == port:
+                    raise
+                host = await stack.enter_async_context(opener(settings=attrs.evolve(settings, port=port)))
+            self.port.set(parse_address(host.listen_addresses()[0]).port)
+            yield host
 
     def _count_refused(self, code: str) -> None:
         self.metrics.network_refused_total.labels(code=code).inc()

@@ -264,6 +264,7 @@ def test_a_crash_in_libp2p_restarts_the_network_and_not_the_node(mesh, whose):
     def chosen(names):
         return "asker" if whose == "asker" else names[0 if whose == "coordinator" else 1]
 
+    where = {name: mesh.status(name)["listen_addresses"] for name in NODES}
     meanwhile, struck = strike(mesh, chosen, signal.SIGUSR1)
     answer = ask(mesh.nodes["asker"], STORY, meanwhile=meanwhile)
     node = mesh.nodes[struck[0]]
@@ -272,3 +273,5 @@ def test_a_crash_in_libp2p_restarts_the_network_and_not_the_node(mesh, whose):
     assert subsystems["NetworkManager"]["restarts"] >= 1
     assert "injected into libp2p" in subsystems["NetworkManager"]["last_error"]
     assert answer.outcome == mesh.undisturbed["greedy"].outcome
+    addresses = eventually(lambda: mesh.status(struck[0])["listen_addresses"], f"{struck[0]} listens again")
+    assert addresses == where[struck[0]]  # where others, and invitations, look for it
