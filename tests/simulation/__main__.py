@@ -1,4 +1,4 @@
-"""Plays seeds: PYTHONPATH=tests PYTHONHASHSEED=0 python -m simulation [--seeds N] [--first N] [--seed N] [--size N] [--trace]."""
+"""Plays seeds: PYTHONPATH=.:tests python -m simulation [--seeds N] [--first N] [--seed N] [--size N] [--trace]."""
 
 import argparse
 import logging
@@ -78,7 +78,8 @@ def main() -> int:
                         print(f"seed {seed}: {type(leaf).__name__}: {leaf}", flush=True)
                     if asked.trace:
                         print("\n".join(error.__notes__))
-                    print(f"  replay: PYTHONPATH=tests python -m simulation --seed {seed} --trace", flush=True)
+                    size = f" --size {asked.size}" if asked.size else ""
+                    print(f"  replay: PYTHONPATH=.:tests python -m simulation --seed {seed}{size} --trace", flush=True)
                     continue
                 total = [
                     a + b

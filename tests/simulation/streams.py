@@ -22,6 +22,7 @@ class Way:
     last: float = 0.0
     ended: bool = False  # nothing more comes
     broken: bool = False
+    lost: bool = False  # what is sent arrives nowhere, and nothing tells so
     changed: trio.Event = attrs.field(factory=trio.Event)
 
     def tell(self):
@@ -34,6 +35,9 @@ class Way:
             await self.changed.wait()
         if self.broken:
             raise trio.BrokenResourceError("the other side is gone")
+        if self.lost:
+            self.bytes += len(data)
+            return
         self.last = max(self.last, trio.current_time() + self.world.latency(self.source, self.target))
         self.queue.append((self.last, bytes(data)))
         self.bytes += len(data)
@@ -44,7 +48,7 @@ class Way:
         while True:
             if self.broken:
                 raise trio.BrokenResourceError("the other side is gone")
-            if self.queue and not self.world.is_cut(self.source, self.target):
+            if self.queue and not self.lost and not self.world.is_cut(self.source, self.target):
                 wait = self.queue[0][0] - trio.current_time()
                 if wait <= 0:
                     _, data = self.queue.popleft()
@@ -53,7 +57,7 @@ class Way:
                     return data
                 with trio.move_on_after(wait):
                     await self.changed.wait()
-            elif self.ended and not self.queue:
+            elif self.ended and not self.queue and not self.lost:
                 return b""
             else:
                 await self.changed.wait()
@@ -76,10 +80,17 @@ class SimStream:
         return await self.into.receive()
 
     async def aclose(self):
+        if self.out.lost:  # nothing gets out
+            await trio.lowlevel.checkpoint()
+            return
         self.out.ended, self.into.broken = True, True
         self.out.tell()
         self.into.tell()
         await trio.lowlevel.checkpoint()
+
+    def lose(self):
+        """One of the ends is without power: the other one hears nothing more, and is not told."""
+        self.out.lost = self.into.lost = True
 
     def sever(self):
         """The process at one of the ends is gone."""

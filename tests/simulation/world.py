@@ -4,13 +4,14 @@ Made of memory are the host (streams, see `streams`), the direct links of the da
 the host), and the model (a chain of hashes, so that a wrong, missing or doubled row shows in every later token).
 """
 
+import functools
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
 
 import attrs
 import trio
-from support.toy_executor import ToyExecutor, toy_answer
+from support.toy_executor import ToyExecutor
 
 from meshnode.crypto.identity import Identity
 from meshnode.errors import PeerUnreachable, UnknownModel
@@ -18,12 +19,10 @@ from meshnode.files.shard_file import shard_path
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.health.monitor import HealthMonitor, HealthResources
-from meshnode.inference.answer import Answer
 from meshnode.inference.assets import ModelAssets
-from meshnode.inference.calls import open_generations
 from meshnode.inference.model_loading import ModelTables
 from meshnode.inference.models import EngineSettings
-from meshnode.inference.router import InferenceRouter, MeshAccess, RouterResources, RouterSettings
+from meshnode.inference.router import MeshAccess, RouterResources, RouterSettings
 from meshnode.network.address_book import open_address_book
 from meshnode.network.dataplane import DataPlane, DataPlanePorts
 from meshnode.network.dialing import peer_of
@@ -39,19 +38,20 @@ from meshnode.observe.metrics import Metrics
 from meshnode.store.memory import MemoryStore
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
-from meshnode.types.conversation import ChatMessage
-from meshnode.types.generation import Delta, GenerationRequest, SamplingParameters, TokenEvent
-from meshnode.types.ids import new_request_id
 from meshnode.types.manifest import ShardKind
 from simulation.streams import stream_pair
+from simulation.watch import WatchedRouter
 
-__all__ = ["SimNode", "SimWorld", "ask", "request", "text_of"]
+__all__ = ["SimNode", "SimWorld", "load_assets"]
 
 NETWORK = "simulated"
 VOCABULARY = 64
-PACE = 2e-3  # seconds per row and block
+PACE = 8e-3  # seconds per row and block: an answer takes a second or so, in which things go wrong
 ENGINE = EngineSettings("cpu", 1, 0, 1 << 20, 8)
-SETTINGS = RouterSettings(ENGINE, queue_length=64, max_concurrent=16, request_timeout=300.0)
+SETTINGS = RouterSettings(ENGINE, queue_length=64, max_concurrent=16, request_timeout=300.0, prefill_chunk=8)
+
+
+load_assets = functools.cache(ModelAssets.load)  # by all nodes of all seeds: it takes longer than all else
 
 
 class InlineLanes(Lanes):
@@ -59,7 +59,7 @@ class InlineLanes(Lanes):
 
     async def run(self, lane, function, *args, abandon_on_cancel=False):
         await trio.lowlevel.checkpoint()
-        return function(*args)
+        return load_assets(*args) if function == ModelAssets.load else function(*args)
 
 
 @attrs.define(eq=False)
@@ -123,14 +123,14 @@ class SimHost:
     async def connect(self, addresses):
         peer = peer_of(addresses)
         await trio.sleep(self.world.latency(self.peer, peer))
-        if peer not in self.world.hosts or self.world.is_cut(self.peer, peer):
+        if peer not in self.world.hosts or self.world.is_apart(self.peer, peer):
             raise PeerUnreachable(f"{peer} does not answer")
         return peer
 
     async def open_stream(self, peer, protocol):
         await trio.sleep(self.world.latency(self.peer, peer))
         other = self.world.hosts.get(peer)
-        if other is None or self.world.is_cut(self.peer, peer):
+        if other is None or self.world.is_apart(self.peer, peer):
             raise PeerUnreachable(f"{peer} does not answer")
         near, far = stream_pair(self.world, self.peer, peer)
         self.streams.append(near)
@@ -152,7 +152,8 @@ class SimHost:
         return [stream.peer for stream in self.streams]
 
     def relays(self):
-        return ()
+        """Return as many as anybody wants: nobody asks for a place, with pauses that no seed decides."""
+        return ("a relay", "another")
 
     async def reserve_relay(self, peer):
         await trio.lowlevel.checkpoint()
@@ -172,6 +173,9 @@ class SimNode:
     channels: Channels | None = None
     table: PeerTable | None = None
     book: GossipBook | None = None
+    router: WatchedRouter | None = None
+    network: trio.CancelScope | None = None  # of its present incarnation
+    since: float = 0.0  # when its process began
 
     @property
     def peer(self):
@@ -184,15 +188,21 @@ class SimNode:
     async def start(self):
         """Begin a new process; returns once its network is up."""
         ready = trio.Event()
-        self.scope = trio.CancelScope()
+        self.scope, self.since = trio.CancelScope(), trio.current_time()
         self.world.nursery.start_soon(self._live, self.scope, ready)
         await ready.wait()
 
-    def crash(self):
-        """SIGKILL: streams break, memory is gone."""
+    def crash(self, *, silent=False):
+        """SIGKILL, and streams break; or, `silent`, the power is cut, and nobody is told."""
+        if silent:
+            self.world.silence(self.peer)
         self.scope.cancel()
-        self.scope = self.executor = self.channels = self.table = self.book = None
+        self.scope = self.executor = self.channels = self.table = self.book = self.router = None
         self.world.drop(self.peer)
+
+    def crash_network(self):
+        """Have what libp2p would be fail; the node goes on, and starts it again."""
+        self.network.cancel()
 
     async def _live(self, scope, ready):
         with scope:
@@ -216,13 +226,17 @@ class SimNode:
             )
             bootstrap = tuple(f"/memory/p2p/{peer}" for peer in world.bootstrap if peer != own)
             settings = NetworkSettings(NETWORK, bootstrap, (), 64, own[-4:])
-            manager = NetworkManager(
-                network, settings, partial(world.open_host, own), partial(_plane, own, channels), Pulse()
-            )
-            manager._dialling.random = Random(world.random.random())
+
+            def manager():
+                made = NetworkManager(
+                    network, settings, partial(world.open_host, own), partial(_plane, own, channels), Pulse()
+                )
+                made._dialling.random = Random(world.random.random())
+                return made
+
             shelf = Shelf(world.manifest, world.folder, self.blocks)
             wanted = frozenset({world.manifest.id} if self.blocks else ())
-            router = InferenceRouter(
+            router = self.router = WatchedRouter(
                 RouterResources(
                     channels.generations,
                     ModelTables(shelf, Latest(wanted), Latest({})),
@@ -245,11 +259,21 @@ class SimNode:
             )
             monitor = HealthResources(table, channels.evidence, channels.failures, channels.membership, health, metrics)
             async with trio.open_nursery() as nursery:
-                await nursery.start(manager.run)
+                await nursery.start(self._keep_network, manager)
                 await nursery.start(MessageDispatcher(dispatcher, Pulse()).run)
                 await nursery.start(HealthMonitor(monitor, Pulse(), expects_peers=False).run)
                 await nursery.start(router.run)
                 ready.set()
+
+    async def _keep_network(self, build, *, task_status):
+        """Restart the network when it crashes, as the supervisor does."""
+        while True:
+            with trio.CancelScope() as self.network:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(build().run)
+                    task_status.started()
+                    task_status = trio.TASK_STATUS_IGNORED
+            await trio.sleep(0.2)
 
     def _build(self, spec):
         self.executor = ToyExecutor(
@@ -293,7 +317,8 @@ class SimWorld:
     nodes: list = attrs.field(factory=list)
     hosts: dict = attrs.field(factory=dict)  # by peer
     ways: list = attrs.field(factory=list)
-    cuts: dict = attrs.field(factory=dict)  # name of a cut -> peers on one side of it
+    cuts: dict = attrs.field(factory=dict)  # name of a cut -> peers on one side of it, whether it goes one way only
+    remains: dict = attrs.field(factory=dict)  # peer -> streams of a process that went without a word
     bootstrap: tuple = ()
 
     def clock(self):
@@ -303,11 +328,19 @@ class SimWorld:
         late = self.delay * (1 + self.random.random())
         return late + self.random.uniform(0.2, 1.0) if self.random.random() < 0.002 else late  # a lost packet
 
-    def is_cut(self, one, other):
-        return any((one in side) != (other in side) for side in self.cuts.values())
+    def is_cut(self, source, target):
+        """Whether nothing gets from one to the other now."""
+        for side, one_way in self.cuts.values():
+            if (source in side) != (target in side) and (source in side or not one_way):
+                return True
+        return False
 
-    def cut(self, name, side):
-        self.cuts[name] = frozenset(side)
+    def is_apart(self, one, other):
+        return self.is_cut(one, other) or self.is_cut(other, one)
+
+    def cut(self, name, side, *, one_way=False):
+        """Let nothing pass between `side` and the others; with `one_way` only what goes out of `side` is lost."""
+        self.cuts[name] = (frozenset(side), one_way)
 
     def heal(self, name):
         self.cuts.pop(name, None)
@@ -320,6 +353,8 @@ class SimWorld:
 
     @asynccontextmanager
     async def open_host(self, peer, handlers):
+        for stream in self.remains.pop(peer, ()):
+            stream.sever()  # the new process knows nothing of them
         async with trio.open_nursery() as nursery:
             host = self.hosts[peer] = SimHost(self, peer, handlers, nursery)
             try:
@@ -328,45 +363,22 @@ class SimWorld:
                 self.drop(peer, host)
             nursery.cancel_scope.cancel()
 
+    def silence(self, peer):
+        """A machine is without power: nothing comes out of it any more, not even that its streams have ended."""
+        gone = self.hosts.pop(peer, None)
+        if gone is not None:
+            self.remains[peer] = gone.streams
+            for stream in gone.streams:
+                stream.lose()
+
     def drop(self, peer, host=None):
         """A host is gone: all of its streams break."""
         found = self.hosts.get(peer)
         if found is not None and (host is None or found is host):
             del self.hosts[peer]
         gone = host or found
+        if gone is not None and self.remains.get(peer) is gone.streams:
+            return
         for stream in gone.streams if gone is not None else ():
             stream.sever()
         self.ways = [way for way in self.ways if not way.broken]
-
-
-def request(random, name, tokens):
-    """Return a request that has one right answer."""
-    return GenerationRequest(
-        id=new_request_id(),
-        model=name,
-        messages=(ChatMessage("user", f"Say {random.randrange(1000)}!"),),
-        sampling=SamplingParameters(temperature=0.8, seed=random.randrange(1 << 32)),
-        max_tokens=tokens,
-    )
-
-
-async def text_of(asked, manifest, folder):
-    """Return the answer of one node that has everything."""
-    tokenizer = next(shard for shard in manifest.shards if shard.kind is ShardKind.TOKENIZER)
-    assets = ModelAssets.load(shard_path(folder, tokenizer.id))
-    prompt = assets.prompt(asked, manifest.config.context_length)
-    answer = Answer(assets.tokenizer, len(prompt.tokens), prompt.form)
-    tokens = await toy_answer(manifest.config.block_count, prompt.tokens, prompt.sampling, asked.max_tokens)
-    deltas = [answer.push(TokenEvent(token)) for token in tokens if not answer.is_done]
-    deltas.append(answer.ending()[0])
-    return "".join(delta.text for delta in deltas if delta is not None)
-
-
-async def ask(node, asked):
-    """Return what a node answers."""
-    texts = []
-    async with open_generations(node.channels.generations, [asked]) as events:
-        async for _, event in events:
-            if isinstance(event, Delta):
-                texts.append(event.text)
-    return "".join(texts)
