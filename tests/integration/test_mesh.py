@@ -98,7 +98,12 @@ def test_status_and_peers_show_the_mesh(mesh):
     for address in status["listen_addresses"]:
         assert address.startswith("/ip4/127.0.0.1/tcp/")
         assert address.endswith(f"/p2p/{status['peer_id']}")
-    peers = {row["peer"]: row for row in json.loads(command("peers", "--json", "--data-dir", folder))["peers"]}
+
+    def measured():
+        rows = json.loads(command("peers", "--json", "--data-dir", folder))["peers"]
+        return all(row["round_trip_ms"] for row in rows if row["stages"]) and {row["peer"]: row for row in rows}
+
+    peers = eventually(measured, "a round trip to every peer has been measured")
     assert {peer: row["stages"][0]["blocks"] for peer, row in peers.items() if row["stages"]} == {
         mesh.peer_id(name): blocks for name, blocks in HOLDERS.items()
     }
