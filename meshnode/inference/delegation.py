@@ -15,7 +15,7 @@ from meshnode.errors import MeshnodeError, Overloaded, PeerError, PeerUnreachabl
 from meshnode.inference.calls import Delegated
 from meshnode.inference.losses import StageLost
 from meshnode.network.stage_links import StageLink, StageLinks
-from meshnode.types.generation import GenerationRequest
+from meshnode.types.generation import Delta, GenerationRequest
 from meshnode.types.ids import ModelId, PeerId, SessionId, new_session_id
 from meshnode.wire.failures import Failed, error_from
 from meshnode.wire.stage_messages import (
@@ -30,6 +30,7 @@ from meshnode.wire.stage_messages import (
 __all__ = ["Delegation", "Delegations"]
 
 _WINDOW = 64  # messages a coordinator may be ahead of its asker
+_SLACK = 1  # an end needs no grant
 _GRANT = 16
 _LOOK = 0.25  # seconds between looks at the link
 _QUIET = 3.0  # seconds without a message before the coordinator is asked for a sign of life
@@ -46,19 +47,19 @@ class Delegations:
     """The requests of this node that others coordinate, by peer and name."""
 
     links: StageLinks
-    _waiting: dict[tuple[PeerId, SessionId], trio.MemorySendChannel[_Message]] = attrs.field(factory=dict, init=False)
+    _waiting: dict[tuple[PeerId, SessionId], "_Inbox"] = attrs.field(factory=dict, init=False)
 
     def push(self, sender: PeerId, message: _Message) -> bool:
         """Take what a coordinator sends, if somebody waits for it. Who sends more than it was granted is left."""
-        channel = self._waiting.get((sender, message.session))
-        if channel is None:
+        inbox = self._waiting.get((sender, message.session))
+        if inbox is None:
             return False
-        try:
-            channel.send_nowait(message)
-        except trio.WouldBlock:
-            channel.close()  # the asker sees the end and goes elsewhere
+        if inbox.granted == 0:
+            inbox.send.close()  # the asker sees the end and goes elsewhere
             del self._waiting[sender, message.session]
             return False
+        inbox.granted -= 1
+        inbox.send.send_nowait(message)
         return True
 
     @asynccontextmanager
@@ -67,12 +68,12 @@ class Delegations:
     ) -> AsyncIterator["Delegation"]:
         """Delegate and yield the events. Leaving, by cancellation too, ends the work there. Raises StageLost."""
         name = new_session_id()
-        send, receive = trio.open_memory_channel[_Message](2 * _WINDOW)
-        self._waiting[peer, name] = send
+        send, receive = trio.open_memory_channel[_Message](_WINDOW + _SLACK)
+        inbox = self._waiting[peer, name] = _Inbox(send)
         delegation: Delegation | None = None
         try:
             link = await self.links.to(peer)
-            delegation = Delegation(name, link, receive)
+            delegation = Delegation(name, link, receive, inbox)
             wanted, rule = attrs.evolve(request, model=model), delegated.privacy.value
             await link.send(Delegate(name, wanted, _WINDOW, delegated.resume, delegated.hops, rule))
             yield delegation
@@ -88,12 +89,21 @@ class Delegations:
 
 
 @attrs.define(eq=False)
+class _Inbox:
+    """Where the messages of one delegation arrive, and how many more may come: never more than there is room for."""
+
+    send: trio.MemorySendChannel[_Message]
+    granted: int = _WINDOW + _SLACK
+
+
+@attrs.define(eq=False)
 class Delegation:
     """The events of one delegated request; iterate them."""
 
     name: SessionId
     link: StageLink
     _receive: trio.MemoryReceiveChannel[_Message]
+    _inbox: _Inbox
     is_over: bool = attrs.field(default=False, init=False)
     _taken: int = attrs.field(default=0, init=False)
 
@@ -109,8 +119,11 @@ class Delegation:
         self.is_over = isinstance(message, DelegationFailed) or message.finished is not None
         if isinstance(message, DelegationFailed):
             raise _failure(self.link.peer, message)
+        if message.started is None and message.finished is None and message.delta in (None, Delta()):
+            raise StageLost(self.link.peer, "it sends messages that say nothing")
         self._taken += 1
         if self._taken % _GRANT == 0 and not self.is_over:
+            self._inbox.granted += _GRANT
             await self.link.send(GrantEvents(self.name, _GRANT))
         return message
 

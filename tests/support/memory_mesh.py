@@ -33,6 +33,7 @@ class MemoryLink:
         if self.closed.is_set():
             raise PeerUnreachable(f"the link to {self.peer} has ended")
         self.network.sent += 1
+        self.network.seen.append((self.own, self.peer, message, body))
         at = trio.current_time() + self.network.latency()
         for late, *sent in self.network.tamper(self.own, self.peer, message, body):
             self._queue.send_nowait((at + late, exchange, *sent))
@@ -74,7 +75,6 @@ class MemoryLink:
             asked[1] = received
             asked[0].set()
         else:
-            self.network.seen.append((self.peer, self.own, message, body))
             await self.network.nodes[self.own].received.tell(received)
 
     def close(self):
