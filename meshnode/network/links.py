@@ -233,7 +233,8 @@ class Link(Generic[M]):
             written = self._writer.slices
             if self._writer.waiting >= self.settings.stall:
                 self.close(f"the peer has taken nothing for {self._writer.waiting:.0f} s")
-            if not (self.opened or is_busy) and beat % _MEASURE_EVERY and self._heart.may_rest():
+            may_measure_later = beat % _MEASURE_EVERY and self._heart.round_trip is not None
+            if not (self.opened or is_busy) and may_measure_later and self._heart.may_rest():
                 continue  # who opened the link asks already: it hears that we live, and we that it does
             ping = self._heart.ping(measure=self._outbox.is_idle)
             if self._heart.missed >= self.settings.misses:
