@@ -51,8 +51,9 @@ def run_that_ends_with(monkeypatch, tmp_path):
         loaded = load_config(flags={"node.data_dir": tmp_path}, env={}, file=None)
         return run_node(loaded), stream.getvalue()
 
+    configured = structlog.get_config()
     yield run
-    structlog.reset_defaults()
+    structlog.configure(**configured)
 
 
 def test_on_a_terminal_a_refusal_is_one_plain_line(run_that_ends_with):

@@ -19,11 +19,11 @@ class _Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def _restore_logging():
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, configured = root.handlers[:], root.level, structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**configured)
 
 
 def _lines(stream):
