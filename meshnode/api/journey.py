@@ -5,7 +5,17 @@ import trio
 
 from meshnode.types.generation import Delta, Finished, GenerationEvent, Started, Usage
 
-__all__ = ["Journey"]
+__all__ = ["Journey", "Spans"]
+
+
+@attrs.frozen
+class Spans:
+    """Where the time of a finished reply went, in seconds."""
+
+    queue: float  # until it was admitted, its model loaded if need be
+    prompt: float  # from then until the first text
+    answer: float  # from then until the end
+    total: float
 
 
 @attrs.define(eq=False)
@@ -44,6 +54,12 @@ class Journey:
             max((usage.cached_tokens for usage in usages), default=0),
             sum(usage.reasoning_tokens for usage in usages),
         )
+
+    def spans(self) -> Spans:
+        """Return where the time went."""
+        end = self.began if self._finished_at is None else self._finished_at
+        first = end if self._first_at is None else self._first_at
+        return Spans(self._started_at - self.began, first - self._started_at, end - first, end - self.began)
 
     def headers(self) -> dict[str, str]:
         """Return the headers that say where and how fast, as far as it is known: milliseconds since the request was read."""

@@ -47,6 +47,10 @@ class ServedModel:
     quantization: str
     aliases: tuple[str, ...] = ()
     detail: str = ""  # why it is not loaded
+    nbytes: int = 0  # of its shards; 0, and the like below: not known here
+    architecture: str = ""
+    parameters: int = 0
+    thinks: bool = False  # its template lets it reason first; known of a model that is loaded here
 
 
 ModelList = Callable[[], tuple[ServedModel, ...]]

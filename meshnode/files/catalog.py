@@ -18,12 +18,12 @@ from meshnode.store.protocol import KeyValueStore
 from meshnode.store.tables import Table, struct_codec, text_codec
 from meshnode.types.ids import ModelId, ShardId
 from meshnode.types.manifest import ModelManifest, ShardDescriptor
+from meshnode.types.model_names import ModelNames, matching, meant_by
 
 __all__ = ["CatalogEntry", "CatalogView", "ModelCatalog", "Origin", "open_catalog"]
 
 _PREFIX = b"models/"
 _SUFFIX_DIGITS = 6
-_MIN_ID_PREFIX = 4
 
 
 @attrs.frozen
@@ -105,31 +105,23 @@ class ModelCatalog:
 
     def resolve(self, name: str) -> ModelManifest:
         """Return the model with this id, name or alias, or the only one whose id or name begins so. Raises UnknownModel."""
-        name = self._configured_aliases.get(name, name)
-        found = self._exact(name)
-        if found is None:
-            candidates = [manifest for manifest in self.manifests() if _begins(manifest, name)]
-            if len(candidates) != 1:
-                raise UnknownModel(self._unknown(name, [manifest.name for manifest in candidates]), param="model")
-            found = candidates[0]
-        return found
+        name = meant_by(name, self._configured_aliases)
+        known = [_names(entry) for entry in self.entries()]
+        found = matching(name, known)
+        if not found or (len(found) > 1 and found[0].rank(name) is None):
+            raise UnknownModel(self._unknown(name, [names.name for names in found]), param="model")
+        return self._entries[ModelId(found[0].id)].manifest
 
     def aliases(self, model: ModelId) -> tuple[str, ...]:
         """Return other names of a model: its own and those of the settings."""
         entry = self._entries.get(model)
-        if entry is None:
-            return ()
-        configured = (alias for alias, name in self._configured_aliases.items() if name == entry.manifest.name)
-        return tuple(dict.fromkeys((*entry.aliases, *configured)))
+        return () if entry is None else (*entry.aliases, *self.configured_aliases(_names(entry)))
 
-    def _exact(self, name: str) -> ModelManifest | None:
-        by_id = self._entries.get(ModelId(name))
-        if by_id is not None:
-            return by_id.manifest
-        for entry in self._entries.values():
-            if entry.manifest.name == name:
-                return entry.manifest
-        return next((entry.manifest for entry in self._entries.values() if name in entry.aliases), None)
+    def configured_aliases(self, names: ModelNames) -> tuple[str, ...]:
+        """Return what the settings call a model, of this node or another, beside its own names."""
+        return tuple(
+            alias for alias, name in self._configured_aliases.items() if name in names.all and alias not in names.all
+        )
 
     def _unknown(self, name: str, candidates: list[str]) -> str:
         if candidates:
@@ -163,7 +155,7 @@ class ModelCatalog:
 
     def is_free(self, name: str, model: ModelId) -> bool:
         """Say whether no other model answers to `name`."""
-        return not any(name in _names(entry) for entry in self._entries.values() if entry.manifest.id != model)
+        return not any(name in _names(entry).all for entry in self._entries.values() if entry.manifest.id != model)
 
     def free_name(self, name: str, model: ModelId) -> str:
         """Return `name`, with the beginning of the model's id if another model answers to that name already."""
@@ -218,13 +210,8 @@ async def open_catalog(
     return ModelCatalog(paths, store, table, metrics, aliases, {ModelId(key): entry for key, entry in table.items()})
 
 
-def _names(entry: CatalogEntry) -> tuple[str, ...]:
-    return (entry.manifest.name, *entry.aliases)
-
-
-def _begins(manifest: ModelManifest, name: str) -> bool:
-    by_id = len(name) >= _MIN_ID_PREFIX and manifest.id.startswith(name)
-    return bool(name) and (by_id or manifest.name.startswith(name))
+def _names(entry: CatalogEntry) -> ModelNames:
+    return ModelNames(entry.manifest.id, entry.manifest.name, entry.aliases)
 
 
 def _without_claims(other: CatalogEntry, entry: CatalogEntry) -> CatalogEntry:

@@ -60,7 +60,7 @@ class ModelAssets:
             tokens = self._checked(request.prompt_tokens)
         else:
             self._refuse_hopeless(len((request.prompt or "").encode()), context_length)
-            tokens = self.tokenizer.encode(request.prompt or "", add_bos=True)
+            tokens = self.tokenizer.encode(request.prompt or "", parse_special=request.parse_special, add_bos=True)
         if not tokens:
             raise RequestError("the prompt is empty", param="messages" if request.prompt is None else "prompt")
         if len(tokens) >= context_length:

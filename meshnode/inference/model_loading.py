@@ -65,6 +65,13 @@ class ModelLoader:
         """Return the model that has been loaded longest."""
         return next((loaded.manifest for loaded in self.tables.loaded.value.values()), None)
 
+    def any_whole(self) -> ModelManifest | None:
+        """Return a model of which everything is here."""
+        catalog = self.tables.catalog
+        return next(
+            (made for made in catalog.manifests() if {shard.id for shard in made.shards} <= catalog.held(made.id)), None
+        )
+
     async def load(self, manifest: ModelManifest) -> LoadedModel:
         """Have a model loaded, as far as its shards are here, and wait for its worker.
 

@@ -132,6 +132,11 @@ class LoadedModel:
         return self.assets is not None and self.executor.incarnation > 0 and self.problem is None
 
     @property
+    def thinks(self) -> bool:
+        """Whether its template lets it reason before it answers."""
+        return self.assets is not None and self.assets.template is not None and self.assets.template.may_think
+
+    @property
     def problem(self) -> str | None:
         """Why the model cannot be used, if the last try to load it failed."""
         return self._problem.value if self.executor.incarnation == self._seen else None

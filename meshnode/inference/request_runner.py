@@ -1,5 +1,7 @@
 """Runs one request to its end: here as the coordinator of its session, or through the node that coordinates it best."""
 
+from collections.abc import Mapping
+
 import attrs
 import trio
 
@@ -18,6 +20,7 @@ from meshnode.inference.session import Session
 from meshnode.types.generation import Delta, Finished, GenerationEvent, GenerationRequest, Started, TokenEvent
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
+from meshnode.types.model_names import AUTO, ModelNames, matching, meant_by
 from meshnode.types.peers import StageOffer
 from meshnode.types.routes import Route
 
@@ -47,6 +50,7 @@ class RequestRunner:
     coordinator: Coordinator
     delegations: Delegations
     lanes: Lanes
+    aliases: Mapping[str, str] = attrs.field(factory=dict)  # the settings': name -> name
 
     async def prepare(self, request: GenerationRequest) -> None:
         """Have the model loaded if it is here and not loaded: not on a turn that a request for another could have.
@@ -212,12 +216,18 @@ class RequestRunner:
 
     def _resolve(self, name: str) -> _Target:
         """Find a model here, or among what peers offer. Raises UnknownModel."""
-        manifest = self.loader.any_loaded() if name == "auto" else None
+        name = meant_by(name, self.aliases)
+        manifest = self.loader.any_loaded() if name == AUTO else None
         if manifest is None:
             try:
                 manifest = self.loader.tables.catalog.resolve(name)
             except UnknownModel as error:
-                return self._offered(name, error)
+                try:
+                    return self._offered(name, error)
+                except UnknownModel:
+                    manifest = self.loader.any_whole() if name == AUTO else None
+                    if manifest is None:
+                        raise
         config = manifest.config
         return _Target(manifest.id, manifest.name, config.block_count, config.context_length, manifest)
 
@@ -228,9 +238,11 @@ class RequestRunner:
             if peer.offer is not None
             for stage in peer.offer.stages
         ]
-        named = [stage for stage in offers if name in (stage.name, stage.model, *stage.aliases, "auto")]
-        found = named or [stage for stage in offers if stage.name.startswith(name)]
-        if not found or (not named and len({stage.name for stage in found}) > 1):
+        known = {ModelNames(stage.model, stage.name, stage.aliases): stage for stage in offers}
+        meant = list(known) if name == AUTO else matching(name, known)
+        found = [stage for stage in offers if ModelNames(stage.model, stage.name, stage.aliases) in meant]
+        is_exact = bool(meant) and (name == AUTO or meant[0].rank(name) is not None)
+        if not found or (not is_exact and len({stage.name for stage in found}) > 1):
             elsewhere = ", ".join(sorted({stage.name for stage in offers}))
             also = f"; models of peers: {elsewhere}" if elsewhere else ""
             raise UnknownModel(f"{unknown}{also}", param="model")
@@ -239,7 +251,7 @@ class RequestRunner:
         def preference(model: ModelId) -> tuple[int, int, ModelId]:
             """Names do not identify weights: of several models under one, take that which most nodes mean by it."""
             covered, holders = _covered(found, model), models.count(model)
-            return (covered, holders, model) if name == "auto" else (holders, covered, model)
+            return (covered, holders, model) if name == AUTO else (holders, covered, model)
 
         best = max(models, key=preference)
         stage = next(stage for stage in found if stage.model == best)

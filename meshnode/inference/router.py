@@ -4,6 +4,7 @@ A call comes through the mailbox, waits for its turn in the queue, and is run by
 come through a mailbox of their own and are handed to the task they are for.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import attrs
@@ -55,6 +56,7 @@ class RouterSettings:
     max_stages: int = 64  # hosted at once
     privacy: Privacy = Privacy.ANYONE
     boomerang: bool = False
+    aliases: Mapping[str, str] = attrs.field(factory=dict)  # name -> name
     patience: Patience = attrs.field(factory=Patience)
 
 
@@ -149,7 +151,7 @@ class InferenceRouter:
             self._report,
         )
         delegations = Delegations(mesh.links)
-        runner = RequestRunner(loader, coordinator, delegations, shared.lanes)
+        runner = RequestRunner(loader, coordinator, delegations, shared.lanes, settings.aliases)
         hosted = StageServer(mesh.links, loader.ready, settings.max_stages, nursery, self._report)
         delegates = DelegateServer(partial(open_generations, shared.mailbox), nursery)
         return runner, StageInbox(hosted, coordinator, delegations, delegates, nursery, shared.metrics)

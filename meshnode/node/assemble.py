@@ -187,4 +187,5 @@ def _router_settings(config: NodeConfig) -> RouterSettings:
         max_stages=inference.max_stages,
         privacy=Privacy(inference.privacy),
         boomerang=inference.boomerang,
+        aliases=config.models.aliases,
     )

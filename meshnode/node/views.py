@@ -24,6 +24,7 @@ from meshnode.supervise.subsystem import ChildState, Criticality
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
+from meshnode.types.model_names import ModelNames
 from meshnode.types.peers import StageOffer
 
 __all__ = ["ModelRequests", "ModelViews", "NodeView"]
@@ -78,10 +79,15 @@ class ModelViews:
             quantization=manifest.quantization,
             aliases=self.catalog.aliases(manifest.id),
             detail=self._detail(manifest, loaded, missing),
+            nbytes=manifest.nbytes,
+            architecture=manifest.config.architecture,
+            parameters=manifest.parameters,
+            thinks=loaded is not None and loaded.thinks,
         )
 
     def _elsewhere(self, offer: StageOffer, offers: Sequence[StageOffer]) -> ServedModel:
         missing = self._missing(offer.model, offer.block_count, offers)
+        names = ModelNames(offer.model, offer.name, offer.aliases)
         return ServedModel(
             name=offer.name,
             id=offer.model,
@@ -89,7 +95,7 @@ class ModelViews:
             context_length=offer.context_length,
             created=self.started,
             quantization="",
-            aliases=offer.aliases,
+            aliases=(*offer.aliases, *self.catalog.configured_aliases(names)),
             detail=f"on peers; {_blocks(missing)} of {offer.block_count} missing" if missing else "",
         )
 

@@ -102,6 +102,7 @@ class GenerationRequest:
     output: OutputFormat = attrs.field(factory=OutputFormat)
     thinking: bool | None = None  # whether a model that can think does; None: as its template has it
     prompt_tokens: tuple[int, ...] = ()  # instead of `prompt`: it has been encoded already
+    parse_special: bool = False  # texts of control tokens in `prompt` are those tokens
     echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities if asked for
 
 

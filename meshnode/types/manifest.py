@@ -6,6 +6,7 @@ whatever the source was. A head shard always has `output.weight`; for tied model
 """
 
 import enum
+import math
 
 import attrs
 
@@ -108,6 +109,17 @@ class ModelManifest:
     def nbytes(self) -> int:
         """Bytes of all shards."""
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model; what an output projection shares with the embedding counts once."""
+        tied = ShardKind.HEAD if self.config.tied_embedding else None
+        return sum(
+            math.prod(tensor.shape)
+            for shard in self.shards
+            for tensor in shard.tensors
+            if not (shard.kind is tied and tensor.name == "output.weight")
+        )
 
     def shards_for(self, blocks: BlockRange | None, *, embedding: bool, head: bool) -> tuple[ShardDescriptor, ...]:
         """Return the weight shards of a stage, in order (the tokenizer is not part of a stage); None is no block."""

@@ -50,6 +50,27 @@ async def test_models_answer_to_id_name_alias_and_unique_beginnings(data):
             catalog.resolve(name)
 
 
+async def test_a_name_with_ollamas_tag_is_the_name_unless_a_model_is_called_so(data):
+    catalog = await _open(data, aliases={"mine": "tiny-chat"})
+    chat, tagged = entry("tiny-chat", aliases=("starter",)), entry("code:latest", hidden=128)
+    await catalog.put(chat)
+    await catalog.put(tagged)
+    for name in ("tiny-chat:latest", "starter:latest", "mine:latest", "tiny-ch:latest"):
+        assert catalog.resolve(name) == chat.manifest, name
+    assert catalog.resolve("code:latest") == tagged.manifest
+    for name in ("tiny-chat:135m", ":latest"):
+        with pytest.raises(UnknownModel, match="models here"):
+            catalog.resolve(name)
+
+
+async def test_aliases_of_the_settings_may_stand_for_any_name_of_a_model(data):
+    catalog = await _open(data, aliases={"gpt-4o-mini": "starter", "claude": "tiny-chat", "starter": "starter"})
+    chat = entry("tiny-chat", aliases=("starter",))
+    await catalog.put(chat)
+    assert catalog.resolve("gpt-4o-mini") == catalog.resolve("claude") == chat.manifest
+    assert catalog.aliases(chat.manifest.id) == ("starter", "gpt-4o-mini", "claude")
+
+
 async def test_an_exact_name_wins_over_a_longer_one(data):
     catalog = await _open(data)
     short, long = entry("tiny"), entry("tiny-chat", hidden=128)

@@ -174,7 +174,10 @@ def offering(peer, model, blocks):
     return PeerInfo(PeerId(peer), Liveness.ALIVE, connected=True, offer=Offer(peer, 1, 0.0, "1", (), (stage,)))
 
 
-@pytest.mark.parametrize(("name", "meant"), [("named", "aa"), ("auto", "ff"), ("ff", "ff")])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("named", "aa"), ("auto", "ff"), ("ff", "ff"), ("nam", "aa"), ("named:latest", "aa"), ("gpt", "aa")],
+)
 async def test_a_name_stands_for_the_weights_that_most_nodes_mean(runner, autojump_clock, name, meant):
     """Somebody who offers other weights under the same name, even all of them, does not get the requests for it."""
     runner, _ = runner(OTHER)
@@ -192,8 +195,20 @@ async def test_a_name_stands_for_the_weights_that_most_nodes_mean(runner, autoju
         asked.append(model)
         yield _finish()
 
-    await run(attrs.evolve(runner, delegations=SimpleNamespace(open=opened)), name)
+    delegations = SimpleNamespace(open=opened)
+    await run(attrs.evolve(runner, delegations=delegations, aliases={"gpt": "named"}), name)
     assert asked == [meant]
+
+
+async def test_auto_is_what_is_here_when_nothing_is_loaded_or_offered(runner, autojump_clock):
+    runner, name = runner(OWN)
+    manifest = runner.loader.tables.catalog.resolve(name)
+    runner.coordinator.finder.mesh = SimpleNamespace(peers=tuple)
+    runner.loader.any_loaded, runner.loader.any_whole = (lambda: None), (lambda: manifest)
+    assert (await run(runner, "auto"))[0].model == name
+    runner.loader.any_whole = lambda: None
+    with pytest.raises(UnknownModel, match="no model 'auto'"):
+        await run(runner, "auto")
 
 
 async def _finish():

@@ -38,6 +38,7 @@ class Loaded:
     executor: Executor
     spec: Spec = attrs.field(factory=Spec)
     problem: str | None = None
+    thinks: bool = False
 
     @property
     def is_whole(self):
@@ -122,7 +123,9 @@ async def test_the_status_is_complete_and_json(catalog, channels, views, make_en
         "restarts": 1,
         "last_error": "ValueError: x",
     }
-    assert status["models"][0]["name"] == "tiny"
+    (model,) = status["models"]
+    assert (model["name"], model["architecture"]) == ("tiny", entry.manifest.config.architecture)
+    assert (model["nbytes"], model["parameters"]) == (entry.manifest.nbytes, entry.manifest.parameters)
     assert status["workers"] == [{"model": "tiny", "blocks": "0:2", "device": "cpu", "ready": True, "restarts": 2}]
     assert status["conditions"] == [{"code": "pulse_silent", "subsystem": "InferenceRouter", "text": "silent"}]
     assert status["acquisitions"][0]["done_bytes"] == 5

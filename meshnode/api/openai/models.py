@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from meshnode.api.naming import find_model
 from meshnode.api.ports import ServedModel
-from meshnode.errors import UnknownModel
 
 __all__ = ["list_models", "show_model"]
 
@@ -26,10 +26,5 @@ def list_models(models: Iterable[ServedModel]) -> dict[str, object]:
 
 
 def show_model(models: Iterable[ServedModel], name: str) -> dict[str, object]:
-    """Return one model by name or alias. Raises UnknownModel listing what there is."""
-    known = tuple(models)
-    for model in known:
-        if name == model.name or name in model.aliases or name == model.id:
-            return _entry(model)
-    names = ", ".join(model.name for model in known) or "none yet"
-    raise UnknownModel(f"there is no model {name!r}; there are: {names}", param="model")
+    """Return one model by any of its names. Raises UnknownModel listing what there is."""
+    return _entry(find_model(models, name))
