@@ -9,7 +9,7 @@ from quart import Response
 
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
-from meshnode.api.streams import HEARTBEAT, event_lines, event_stream
+from meshnode.api.streams import StreamForm, event_lines, event_stream
 from meshnode.types.generation import GenerationEvent, GenerationRequest
 
 __all__ = ["Reply", "reply_to"]
@@ -17,6 +17,11 @@ __all__ = ["Reply", "reply_to"]
 
 class Reply(Protocol):
     """A reply in the making, in a surface's own shape: one event after the other, and then the whole or the end."""
+
+    @property
+    def form(self) -> StreamForm:
+        """How it is streamed."""
+        ...
 
     def take(self, index: int, event: GenerationEvent) -> None:
         """Add an event to the whole reply."""
@@ -63,6 +68,7 @@ async def reply_to(
         with trio.move_on_after(dependencies.heartbeat):
             first = await anext(events)
         resources.push_async_exit(own.pop_all())
-    opening = HEARTBEAT if first is None else reply.chunk_of(*first)
-    lines = event_lines(events, reply.chunk_of, reply.end, opening=opening, heartbeat=dependencies.heartbeat)
-    return event_stream(lines, reply.headers())
+    form, silence = reply.form, dependencies.heartbeat
+    opening = form.heartbeat if first is None else reply.chunk_of(*first)
+    lines = event_lines(events, reply.chunk_of, reply.end, opening=opening, heartbeat=silence, form=form)
+    return event_stream(lines, reply.headers(), form)

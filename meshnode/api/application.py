@@ -13,6 +13,7 @@ from meshnode.api.exposition import OPEN_PATHS, add_public_routes
 from meshnode.api.failures import Failure, describe, failure_of
 from meshnode.api.guards import Guards
 from meshnode.api.mcp.mount import McpMount, McpSurface
+from meshnode.api.ollama.routes import add_ollama_routes
 from meshnode.api.openai.routes import add_openai_routes
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import refusal_reply
@@ -50,6 +51,7 @@ def create_app(dependencies: ApiDependencies, mcp: McpSurface, responses: Respon
     add_public_routes(app, dependencies)
     add_openai_routes(app, dependencies)
     add_response_routes(app, dependencies, responses)
+    add_ollama_routes(app, dependencies)
     add_model_routes(app, dependencies)
     add_node_routes(app, dependencies)
     add_mesh_routes(app, dependencies)
@@ -87,7 +89,7 @@ def _refuse(failure: Failure, cause: Exception | None = None) -> Response:
     trace = {"exc_info": cause} if failure.status == 500 and cause is not None else {}
     facts = {"request": g.request, "method": request.method, "path": request.path[:200], "client": _client()}
     log("refused", status=failure.status, code=failure.code, reason=failure.message[:500], **facts, **trace)
-    return refusal_reply(failure)
+    return refusal_reply(failure, request.path)
 
 
 def _client() -> str:

@@ -1,12 +1,13 @@
 """A reply to /v1/completions in the making: events in, OpenAI's older shapes out."""
 
 import time
+from typing import ClassVar
 
 import attrs
 
 from meshnode.api.journey import Journey
 from meshnode.api.openai.reply import FINGERPRINT, usage_fields
-from meshnode.api.streams import DONE, sse
+from meshnode.api.streams import DONE, EVENTS, StreamForm, sse
 from meshnode.types.generation import Delta, Finished, GenerationEvent, TokenLogprob
 from meshnode.types.ids import RequestId
 
@@ -24,6 +25,7 @@ class _Choice:
 class CompletionReply:
     """One reply, streamed through `chunk_of` and `end`, or whole through `take` and `completion`."""
 
+    form: ClassVar[StreamForm] = EVENTS
     request: RequestId
     choices_wanted: int
     choices_per_prompt: int

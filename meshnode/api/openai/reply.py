@@ -1,13 +1,14 @@
 """A chat reply in the making: events in, OpenAI's chunks or its whole completion out."""
 
 import time
+from typing import ClassVar
 
 import attrs
 import msgspec
 
 from meshnode import __version__
 from meshnode.api.journey import Journey
-from meshnode.api.streams import DONE, sse
+from meshnode.api.streams import DONE, EVENTS, StreamForm, sse
 from meshnode.types.generation import CallPiece, Delta, GenerationEvent, Started, TokenLogprob, Usage
 from meshnode.types.ids import RequestId
 
@@ -28,6 +29,7 @@ class _Choice:
 class ChatReply:
     """One reply, streamed through `chunk_of` and `end`, or whole through `take` and `completion`."""
 
+    form: ClassVar[StreamForm] = EVENTS
     request: RequestId
     choices_wanted: int
     wants_logprobs: bool

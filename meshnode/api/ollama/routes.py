@@ -1,0 +1,71 @@
+"""Ollama's paths."""
+
+from quart import Response, g, request
+from quart_trio import QuartTrio
+
+from meshnode.api.answering import reply_to
+from meshnode.api.bodies import read_json
+from meshnode.api.naming import find_model
+from meshnode.api.ollama.models import VERSION, list_models, running_models, show_model
+from meshnode.api.ollama.reply import OllamaReply, loaded_reply
+from meshnode.api.ollama.schemas import ChatRequest, GenerateRequest, ShowRequest
+from meshnode.api.ports import ApiDependencies
+from meshnode.api.replies import json_reply
+from meshnode.api.serving import request_resources
+from meshnode.errors import RequestError
+from meshnode.types.generation import GenerationRequest
+
+__all__ = ["add_ollama_routes"]
+
+
+def add_ollama_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
+    """Add them."""
+
+    @app.post("/api/chat")
+    async def ollama_chat() -> Response:
+        return await _answer(await read_json(request, ChatRequest, timeout=dependencies.body_timeout), dependencies)
+
+    @app.post("/api/generate")
+    async def ollama_generate() -> Response:
+        return await _answer(await read_json(request, GenerateRequest, timeout=dependencies.body_timeout), dependencies)
+
+    @app.get("/api/tags")
+    async def ollama_tags() -> Response:
+        return json_reply(list_models(dependencies.models()))
+
+    @app.get("/api/ps")
+    async def ollama_running() -> Response:
+        return json_reply(running_models(dependencies.models()))
+
+    @app.post("/api/show")
+    async def ollama_show() -> Response:
+        body = await read_json(request, ShowRequest, timeout=dependencies.body_timeout)
+        return json_reply(show_model(find_model(dependencies.models(), body.wanted)))
+
+    @app.get("/api/version")
+    async def ollama_version() -> Response:
+        return json_reply({"version": VERSION})
+
+
+async def _answer(body: ChatRequest | GenerateRequest, dependencies: ApiDependencies) -> Response:
+    is_chat = isinstance(body, ChatRequest)
+    client = request.remote_addr or "unknown"
+    if body.only_loads:
+        await _load(body, client, dependencies)
+        return json_reply(loaded_reply(body.model, is_chat=is_chat))
+    generation = body.generation(client, g.request)
+    reply = OllamaReply(body.model, is_chat, bool(body.logprobs))
+    resources = request_resources(request)
+    return await reply_to([generation], reply, dependencies, resources, stream=body.stream is not False)
+
+
+async def _load(body: ChatRequest | GenerateRequest, client: str, dependencies: ApiDependencies) -> None:
+    """Have a model loaded by what loads it here: a request, for one token of nothing in particular."""
+    if body.asks_to_unload:
+        raise RequestError(
+            "'keep_alive': 0 is not supported: a model stays loaded until another needs its memory", param="keep_alive"
+        )
+    wanted = GenerationRequest(g.request, body.model, prompt=" ", max_tokens=1, client=client)
+    async with dependencies.generate([wanted]) as events:
+        async for _ in events:
+            pass

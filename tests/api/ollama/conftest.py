@@ -1,0 +1,5 @@
+"""The API under test."""
+
+from support.api import serve
+
+__all__ = ["serve"]
