@@ -6,7 +6,8 @@ go over a stream of the host, which may be relayed, and a direct link takes its 
 that run over the old one end there.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import attrs
 import structlog
@@ -14,27 +15,28 @@ import trio
 
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
 from meshnode.flow.periodic import Ticker
+from meshnode.network.bulk_lines import BulkLine, open_line
+from meshnode.network.bulk_reception import BulkReception
 from meshnode.network.certificates import dialler_context
 from meshnode.network.direct import Anteroom, dial, listen
 from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
-from meshnode.network.ports import PeerStream
+from meshnode.network.ports import PeerStream, Shelf
 from meshnode.network.reception import Reception
 from meshnode.network.stage_links import Received
 from meshnode.network.tickets import Purpose
+from meshnode.network.upload_limits import UploadLimits
 from meshnode.types.ids import PeerId, short
 from meshnode.wire.control_messages import Ticket, TicketRequest
 from meshnode.wire.protocols import STAGE_MESSAGES
 from meshnode.wire.stage_messages import StageMessage
-from meshnode.wire.versions import BULK_PROTOCOL, STAGE_PROTOCOL
+from meshnode.wire.versions import STAGE_PROTOCOL
 
 __all__ = ["DataPlane", "DataPlanePorts", "DataPlaneSettings"]
 
 _log = structlog.get_logger(__name__)
-_PROTOCOLS = {Purpose.ACTIVATIONS: STAGE_PROTOCOL, Purpose.BULK: BULK_PROTOCOL}
 _MAX_HOSTS = 8  # in a ticket
 
-_Key = tuple[PeerId, Purpose]
 _StageLink = Link[StageMessage]
 
 
@@ -47,6 +49,7 @@ class DataPlanePorts:
     deliver: Callable[[Received], Awaitable[None]]  # takes what comes in; may wait
     hosts: Callable[[], Sequence[str]]  # IP addresses at which peers may find this machine, best first
     report: Callable[[PeerId | None, MeshnodeError], None]  # hears of each refusal and offence; None: a stranger's
+    shelf: Shelf | None = None  # what others may fetch; None: nothing
 
 
 @attrs.frozen
@@ -63,6 +66,8 @@ class DataPlaneSettings:
     idle: float = 600.0  # without a message, after which a link that we have opened is closed
     inbound_per_peer: int = 8  # links; one too many ends the one unused longest
     link: LinkSettings = attrs.field(factory=LinkSettings)
+    uploads: UploadLimits = attrs.field(factory=UploadLimits)
+    fetching: int = 8  # connections over which shards are fetched at once
 
 
 @attrs.define(eq=False)
@@ -82,16 +87,24 @@ class DataPlane:
     _settings: DataPlaneSettings = attrs.field(factory=DataPlaneSettings)
     port: int = attrs.field(default=0, init=False)  # once it runs
     _reception: Reception = attrs.field(init=False)
+    _giving: BulkReception | None = attrs.field(default=None, init=False)
+    _threads: trio.CapacityLimiter = attrs.field(init=False)  # that fetch shards
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
-    _openings: dict[_Key, _Opening] = attrs.field(factory=dict, init=False)
-    _current: dict[_Key, _StageLink] = attrs.field(factory=dict, init=False)  # what new sessions use
+    _openings: dict[PeerId, _Opening] = attrs.field(factory=dict, init=False)
+    _current: dict[PeerId, _StageLink] = attrs.field(factory=dict, init=False)  # what new sessions use
     _opened: set[_StageLink] = attrs.field(factory=set, init=False)  # by us, those that were replaced among them
     _inbound: dict[PeerId, set[_StageLink]] = attrs.field(factory=dict, init=False)
-    _nudges: dict[_Key, trio.Event] = attrs.field(factory=dict, init=False)  # end the pause between two tries
+    _nudges: dict[PeerId, trio.Event] = attrs.field(factory=dict, init=False)  # end the pause between two tries
 
     def __attrs_post_init__(self) -> None:
         anteroom = Anteroom(self._settings.strangers, self._settings.handshake)
         self._reception = Reception(self._greeter, anteroom, self._settings.link, self._ports.report)
+        self._threads = trio.CapacityLimiter(self._settings.fetching)
+        if self._ports.shelf is not None:
+            credentials, tickets = self._reception.credentials, self._reception.tickets
+            self._giving = BulkReception(
+                credentials, tickets, self._ports.shelf, self._settings.uploads, self._ports.report
+            )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and keep links until cancelled; then all of them close. Raises ConfigError when the port is taken."""
@@ -100,6 +113,8 @@ class DataPlane:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._close_idle)
+                if self._giving is not None:
+                    await self._nursery.start(self._giving.run, self._settings.listen)
                 task_status.started()
                 await trio.serve_listeners(self._receive, listeners, handler_nursery=self._nursery)
         finally:
@@ -108,40 +123,45 @@ class DataPlane:
     # For those who send
 
     async def to(self, peer: PeerId) -> _StageLink:
-        """Return the live link for activations. Raises PeerUnreachable."""
-        return await self.link(peer)
-
-    def existing(self, peer: PeerId) -> _StageLink | None:
-        """Return the live link for activations, if we have opened one."""
-        return self._live((peer, Purpose.ACTIVATIONS))
-
-    async def link(self, peer: PeerId, purpose: Purpose = Purpose.ACTIVATIONS) -> _StageLink:
         """Return the live link that we have opened to a peer, or open one. Raises PeerUnreachable.
 
         All who ask meanwhile get the same link; cancelling one of them does not end the attempt. Returns at once, without
         a checkpoint, when there is a link: this is asked for every token.
         """
-        key = (peer, purpose)
-        if (link := self._live(key)) is not None:
+        if (link := self.existing(peer)) is not None:
             return link
-        opening = self._openings.get(key)
+        opening = self._openings.get(peer)
         if opening is None:
             if self._nursery is None:
                 raise PeerUnreachable(f"{peer} cannot be reached: the network of this node is down")
-            opening = self._openings[key] = _Opening()
-            self._nursery.start_soon(self._open, key, opening)
+            opening = self._openings[peer] = _Opening()
+            self._nursery.start_soon(self._open, peer, opening)
         await opening.done.wait()
-        if (link := self._live(key)) is None:
+        if (link := self.existing(peer)) is None:
             raise PeerUnreachable(str(opening.error or f"the link to {peer} ended at once")) from opening.error
         return link
+
+    def existing(self, peer: PeerId) -> _StageLink | None:
+        """Return the live link, if we have opened one."""
+        link = self._current.get(peer)
+        return None if link is None or link.closed.is_set() else link
+
+    @asynccontextmanager
+    async def fetching_from(self, peer: PeerId) -> AsyncIterator[BulkLine]:
+        """Connect to a peer for shards and yield the line; leaving closes it. Never through a third node.
+
+        Raises PeerUnreachable, PeerRefused.
+        """
+        ticket = await self._ports.ask_ticket(peer, TicketRequest(Purpose.BULK.value))
+        async with open_line(peer, ticket, self._threads) as line:
+            yield line
 
     # For those who hear from peers
 
     def found_direct_way(self, peer: PeerId) -> None:
         """Try at once to put direct links in the place of those over the host."""
-        for purpose in Purpose:
-            if (nudge := self._nudges.get((peer, purpose))) is not None:
-                nudge.set()
+        if (nudge := self._nudges.get(peer)) is not None:
+            nudge.set()
 
     def grant(self, peer: PeerId, request: TicketRequest) -> Ticket:
         """Give `peer` leave to open a link. Raises PeerRefused for a purpose we do not know, or without an address."""
@@ -153,8 +173,13 @@ class DataPlane:
         if not hosts or not self.port:
             raise PeerRefused("this node knows of no address where it could be reached directly")
         tickets = self._reception.tickets
+        port = self.port
+        if purpose is Purpose.BULK:
+            port = 0 if self._giving is None else self._giving.port
+            if not port:
+                raise PeerRefused("this node gives no shards to others")
         token = tickets.issue(peer, purpose)
-        return Ticket(hosts, self.port, self._reception.credentials.fingerprint, token, tickets.lifetime)
+        return Ticket(hosts, port, self._reception.credentials.fingerprint, token, tickets.lifetime)
 
     async def accept_stream(self, stream: PeerStream) -> None:
         """Serve a link that a peer has opened over the host, to its end. Cancellation closes it."""
@@ -164,30 +189,25 @@ class DataPlane:
 
     # Opening
 
-    def _live(self, key: _Key) -> _StageLink | None:
-        link = self._current.get(key)
-        return None if link is None or link.closed.is_set() else link
-
-    async def _open(self, key: _Key, opening: _Opening) -> None:
+    async def _open(self, peer: PeerId, opening: _Opening) -> None:
         try:
             try:
-                link = await self._open_direct(key)
+                link = await self._open_direct(peer)
             except MeshnodeError as error:
-                _log.info("no direct link", peer=short(key[0]), purpose=key[1].value, why=str(error))
-                link = await self._open_over_host(key)
-                self._spawn(self._improve, key, link)
-            self._start(key, link)
+                _log.info("no direct link", peer=short(peer), why=str(error))
+                link = await self._open_over_host(peer)
+                self._spawn(self._improve, peer, link)
+            self._start(peer, link)
         except MeshnodeError as error:
             opening.error = error
         finally:
-            del self._openings[key]
+            del self._openings[peer]
             opening.done.set()
 
-    async def _open_direct(self, key: _Key) -> _StageLink:
+    async def _open_direct(self, peer: PeerId) -> _StageLink:
         """Ask for a ticket and use it. Raises PeerUnreachable, PeerRefused, PeerMisbehaved, VersionMismatch."""
-        peer, purpose = key
         with trio.move_on_after(self._settings.direct):
-            ticket = await self._ports.ask_ticket(peer, TicketRequest(purpose.value))
+            ticket = await self._ports.ask_ticket(peer, TicketRequest(Purpose.ACTIVATIONS.value))
             stream = await dial(ticket, dialler_context())
             try:
                 await stream.send_all(ticket.token)
@@ -201,33 +221,32 @@ class DataPlane:
             return link
         raise PeerUnreachable(f"no direct way to {peer} was found within {self._settings.direct:.0f} s")
 
-    async def _open_over_host(self, key: _Key) -> _StageLink:
-        peer, purpose = key
-        stream = await self._ports.open_stream(peer, _PROTOCOLS[purpose])
+    async def _open_over_host(self, peer: PeerId) -> _StageLink:
+        stream = await self._ports.open_stream(peer, STAGE_PROTOCOL)
         link = Link(peer, stream, STAGE_MESSAGES, True, self._settings.link, is_relayed=stream.is_relayed)
         await self._greet(link)
         return link
 
-    async def _improve(self, key: _Key, link: _StageLink) -> None:
+    async def _improve(self, peer: PeerId, link: _StageLink) -> None:
         """Put a direct link in the place of one over the host, however long it takes."""
         pause = self._settings.first_retry
         try:
             while True:
-                nudge = self._nudges[key] = trio.Event()
+                nudge = self._nudges[peer] = trio.Event()
                 with trio.move_on_after(pause):
                     await _first(link.closed, nudge)
                 if link.closed.is_set():
                     return
                 try:
-                    better = await self._open_direct(key)
+                    better = await self._open_direct(peer)
                 except MeshnodeError as error:
-                    _log.debug("still no direct link", peer=short(key[0]), why=str(error))
+                    _log.debug("still no direct link", peer=short(peer), why=str(error))
                     pause = min(pause * 2, self._settings.last_retry)
                 else:
-                    self._start(key, better)
+                    self._start(peer, better)
                     return
         finally:
-            self._nudges.pop(key, None)
+            self._nudges.pop(peer, None)
 
     async def _greet(self, link: _StageLink) -> None:
         try:
@@ -238,18 +257,18 @@ class DataPlane:
 
     # Keeping
 
-    def _start(self, key: _Key, link: _StageLink) -> None:
-        self._current[key] = link
+    def _start(self, peer: PeerId, link: _StageLink) -> None:
+        self._current[peer] = link
         self._opened.add(link)
-        self._spawn(self._keep, key, link)
+        self._spawn(self._keep, peer, link)
 
-    async def _keep(self, key: _Key, link: _StageLink) -> None:
+    async def _keep(self, peer: PeerId, link: _StageLink) -> None:
         try:
             await self._serve(link)
         finally:
             self._opened.discard(link)
-            if self._current.get(key) is link:
-                del self._current[key]
+            if self._current.get(peer) is link:
+                del self._current[peer]
 
     async def _serve(self, link: _StageLink) -> None:
         _log.info("stage link", peer=short(link.peer), ours=link.opened, relayed=link.is_relayed)

@@ -14,7 +14,7 @@ import trio
 from meshnode.errors import ConfigError, PeerUnreachable
 from meshnode.wire.control_messages import Ticket
 
-__all__ = ["Anteroom", "Tls", "dial", "listen", "origin_of"]
+__all__ = ["Anteroom", "Tls", "dial", "is_address", "listen", "origin_of"]
 
 Tls = trio.SSLStream[trio.SocketStream]
 
@@ -60,7 +60,7 @@ async def dial(ticket: Ticket, context: ssl.SSLContext) -> Tls:
 
     try:
         async with trio.open_nursery() as nursery:
-            for host in filter(_is_address, ticket.hosts):  # a name would make us ask our resolver what a peer wants
+            for host in filter(is_address, ticket.hosts):  # a name would make us ask our resolver what a peer wants
                 over = trio.Event()
                 nursery.start_soon(attempt, host, over)
                 with trio.move_on_after(_HEAD_START):
@@ -129,7 +129,8 @@ def origin_of(stream: trio.SocketStream) -> str:
     return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Say whether this is an IP address and no name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

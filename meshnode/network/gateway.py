@@ -1,11 +1,16 @@
 """The stage links as the router has them: they outlive the network's restarts, and lead to ourselves at any time."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import attrs
 import trio
 
 from meshnode.errors import PeerUnreachable
+from meshnode.network.bulk_lines import BulkLine
+from meshnode.network.host_ports import StagePlane
 from meshnode.network.loopback import LoopbackLink
-from meshnode.network.stage_links import StageLink, StageLinks
+from meshnode.network.stage_links import StageLink
 from meshnode.types.ids import PeerId
 
 __all__ = ["StageGateway"]
@@ -18,10 +23,10 @@ class StageGateway:
     """Hands on to the data plane of the network's present incarnation."""
 
     loopback: LoopbackLink
-    _current: StageLinks | None = attrs.field(default=None, init=False)
+    _current: StagePlane | None = attrs.field(default=None, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
 
-    def connect(self, links: StageLinks | None) -> None:
+    def connect(self, links: StagePlane | None) -> None:
         """Set, or take away, what links to other nodes come from."""
         self._current = links
         self._changed.set()
@@ -32,15 +37,24 @@ class StageGateway:
         if peer == self.loopback.peer:
             await trio.lowlevel.checkpoint()
             return self.loopback
-        with trio.move_on_after(_PATIENCE):
-            while self._current is None:
-                await self._changed.wait()
-        if self._current is None:
-            raise PeerUnreachable(f"{peer} cannot be reached: the network of this node is down")
-        return await self._current.to(peer)
+        return await (await self._up(peer)).to(peer)
+
+    @asynccontextmanager
+    async def fetching_from(self, peer: PeerId) -> AsyncIterator[BulkLine]:
+        """Connect to a peer for shards. Raises PeerUnreachable and PeerRefused."""
+        async with (await self._up(peer)).fetching_from(peer) as line:
+            yield line
 
     def existing(self, peer: PeerId) -> StageLink | None:
         """Return the live link to a peer, if there is one."""
         if peer == self.loopback.peer:
             return self.loopback
         return None if self._current is None else self._current.existing(peer)
+
+    async def _up(self, peer: PeerId) -> StagePlane:
+        with trio.move_on_after(_PATIENCE):
+            while self._current is None:
+                await self._changed.wait()
+        if self._current is None:
+            raise PeerUnreachable(f"{peer} cannot be reached: the network of this node is down")
+        return self._current

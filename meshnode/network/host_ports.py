@@ -1,11 +1,13 @@
 """What the NetworkManager needs of the libp2p host and of the data plane; in simulations both are made of memory."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import trio
 
 from meshnode.flow.latest import Latest
+from meshnode.network.bulk_lines import BulkLine
 from meshnode.network.ports import PeerStream
 from meshnode.network.stage_links import StageLinks
 from meshnode.types.ids import PeerId
@@ -79,6 +81,10 @@ class StagePlane(StageLinks, Protocol):
 
     def found_direct_way(self, peer: PeerId) -> None:
         """Try at once to put direct links in the place of relayed ones."""
+        ...
+
+    def fetching_from(self, peer: PeerId) -> AbstractAsyncContextManager[BulkLine]:
+        """Connect to a peer for shards. Raises PeerUnreachable and PeerRefused on entry."""
         ...
 
     def grant(self, peer: PeerId, request: TicketRequest) -> Ticket:

@@ -1,14 +1,15 @@
 """What links are made of and what they look like to those who use them."""
 
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import attrs
 import msgspec
 import trio
 
-from meshnode.types.ids import PeerId
+from meshnode.types.ids import ModelId, PeerId, ShardId
 
-__all__ = ["ByteStream", "Inbound", "MessageLink", "PeerStream"]
+__all__ = ["ByteStream", "Inbound", "MessageLink", "PeerStream", "Shelf"]
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -89,3 +90,15 @@ class Inbound(Generic[M]):
     def peer(self) -> PeerId:
         """Who sent it, as the link has authenticated them."""
         return self.link.peer
+
+
+class Shelf(Protocol):
+    """What this node gives to others of the models it has."""
+
+    def path(self, shard: ShardId) -> Path:
+        """Return where a verified shard lies. Raises Unavailable for one that is not here."""
+        ...
+
+    def manifest(self, model: ModelId) -> bytes:
+        """Return a manifest in msgpack. Raises Unavailable for one that is not here."""
+        ...

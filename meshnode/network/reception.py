@@ -6,13 +6,13 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import MeshnodeError, PeerUnreachable
+from meshnode.errors import MeshnodeError, PeerRefused, PeerUnreachable
 from meshnode.network.certificates import Credentials, make_credentials
 from meshnode.network.direct import Anteroom, Tls, origin_of
 from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
 from meshnode.network.ports import PeerStream
-from meshnode.network.tickets import TicketBook
+from meshnode.network.tickets import Purpose, TicketBook
 from meshnode.types.ids import PeerId
 from meshnode.wire.protocols import STAGE_MESSAGES
 from meshnode.wire.stage_messages import StageMessage
@@ -68,6 +68,8 @@ class Reception:
         tls = trio.SSLStream(stream, self.credentials.context, server_side=True)
         await tls.do_handshake()
         admission = self.tickets.redeem(await _receive_token(tls))
+        if admission.purpose is not Purpose.ACTIVATIONS:
+            raise PeerRefused(f"a ticket for {admission.purpose.value} at the door for activations")
         link = Link(admission.peer, tls, STAGE_MESSAGES, False, self.link_settings)
         await self.greeter.greet(link, timeout=self.anteroom.patience)
         return link

@@ -1,10 +1,11 @@
-"""The two languages of links: which messages each has, and how large their frames may be.
+"""The languages of links: which messages each has, and how large their frames may be.
 
 The numbers are part of the wire format. A new kind of message joins an existing type of frame, or gets a new number.
 """
 
 import msgspec
 
+from meshnode.wire.bulk_messages import BulkMessage, Chunk, ChunksWanted, ManifestGiven, ManifestWanted
 from meshnode.wire.control_messages import (
     ControlMessage,
     Hello,
@@ -39,7 +40,7 @@ from meshnode.wire.stage_messages import (
 )
 from meshnode.wire.versions import Feature
 
-__all__ = ["CONTROL_MESSAGES", "STAGE_MESSAGES", "feature_of"]
+__all__ = ["BULK_MESSAGES", "CONTROL_MESSAGES", "STAGE_MESSAGES", "feature_of"]
 
 _LINK = FrameType(1, 16 << 10)  # the longest is a failure's sentence: 2000 characters
 _GOSSIP = FrameType(2, 64 << 10)
@@ -47,6 +48,8 @@ _BOOK = FrameType(3, 1 << 20)  # the sequences of some ten thousand nodes
 _STAGE = FrameType(4, 1 << 20)
 _PROMPT = FrameType(5, 16 << 20)  # a conversation, or about three million tokens
 _STEP = FrameType(6, 64 << 20, has_body=True)  # 2048 rows of 16,384 bfloat16
+_CHUNK = FrameType(7, (1 << 20) + 256, has_body=True)
+_MANIFEST = FrameType(8, 64 << 20, has_body=True)  # the chunks of some 800 GB
 
 CONTROL_MESSAGES: MessageSet[ControlMessage] = MessageSet(
     {
@@ -64,6 +67,9 @@ STAGE_MESSAGES: MessageSet[StageMessage] = MessageSet(
         _STEP: (StageStepMessage,),
     }
 )  # fmt: skip
+BULK_MESSAGES: MessageSet[BulkMessage] = MessageSet(
+    {_LINK: (ManifestWanted, ChunksWanted, Failed), _CHUNK: (Chunk,), _MANIFEST: (ManifestGiven,)}
+)
 
 _OPTIONAL: dict[type[msgspec.Struct], Feature] = {
     TicketRequest: Feature.DATA_PLANE,

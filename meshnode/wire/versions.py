@@ -10,12 +10,11 @@ from meshnode.errors import PeerRefused, VersionMismatch
 from meshnode.types.ids import PeerId
 from meshnode.wire.control_messages import Hello
 
-__all__ = ["BULK_PROTOCOL", "CONTROL_PROTOCOL", "NEWEST", "OLDEST", "OURS", "STAGE_PROTOCOL", "Feature", "Terms", "agree",
+__all__ = ["CONTROL_PROTOCOL", "NEWEST", "OLDEST", "OURS", "STAGE_PROTOCOL", "Feature", "Terms", "agree",
            "network_proof"]  # fmt: skip
 
 CONTROL_PROTOCOL = "/meshnode/control/1"
 STAGE_PROTOCOL = "/meshnode/stage/1"
-BULK_PROTOCOL = "/meshnode/bulk/1"
 """Names of the libp2p streams. Their number changes when not even Hello can be understood any more."""
 
 OLDEST = 1

@@ -16,7 +16,6 @@ from meshnode.network.certificates import dialler_context, make_credentials
 from meshnode.network.dataplane import DataPlane, DataPlanePorts, DataPlaneSettings
 from meshnode.network.direct import dial
 from meshnode.network.greetings import Greeter
-from meshnode.network.tickets import Purpose
 from meshnode.types.ids import PeerId, SessionId
 from meshnode.wire.control_messages import TicketRequest
 from meshnode.wire.stage_messages import Probe, ProbeReply, StageStepMessage
@@ -120,7 +119,7 @@ async def test_a_direct_link_is_opened_once_and_shared():
         links = []
 
         async def ask():
-            links.append(await plane.link(B))
+            links.append(await plane.to(B))
 
         async with trio.open_nursery() as nursery:
             for _ in range(10):
@@ -132,14 +131,10 @@ async def test_a_direct_link_is_opened_once_and_shared():
         assert not links[0].is_relayed
 
 
-async def test_bulk_has_a_link_of_its_own_and_so_has_each_direction():
+async def test_each_direction_has_a_link_of_its_own():
     async with pair() as both:
-        links = [
-            await both.planes[A].link(B),
-            await both.planes[A].link(B, Purpose.BULK),
-            await both.planes[B].link(A),
-        ]
-        assert len(set(map(id, links))) == 3
+        links = [await both.planes[A].to(B), await both.planes[B].to(A)]
+        assert len(set(map(id, links))) == 2
         for link in links:
             assert await works(link)
 
@@ -152,7 +147,7 @@ async def test_large_bodies_come_through_unchanged():
 
     async with pair() as both:
         both.deliver = deliver
-        link = await both.planes[A].link(B)
+        link = await both.planes[A].to(B)
         bodies = [bytes([size % 251]) * size for size in (0, 1, 16_384, 65_537, 5_000_000)]
         for body in bodies:
             await link.send(StageStepMessage(SessionId("s"), 1, 0, 1, 0, 1), body)
@@ -164,17 +159,17 @@ async def test_a_caller_that_gives_up_does_not_end_the_attempt_of_the_others():
     async with pair() as both:
         with trio.CancelScope() as scope:
             scope.cancel()
-            await both.planes[A].link(B)
-        assert await works(await both.planes[A].link(B))
+            await both.planes[A].to(B)
+        assert await works(await both.planes[A].to(B))
         assert both.tickets == 1
 
 
 async def test_a_link_that_ended_is_opened_again():
     async with pair() as both:
-        link = await both.planes[A].link(B)
+        link = await both.planes[A].to(B)
         link.close("a test")
         assert both.planes[A].existing(B) is None
-        again = await both.planes[A].link(B)
+        again = await both.planes[A].to(B)
         assert again is not link
         assert await works(again)
 
@@ -186,17 +181,17 @@ async def test_links_end_with_the_plane_and_there_are_none_without():
         async with trio.open_nursery() as life_of_a:
             plane = both.add(A)
             await life_of_a.start(plane.run)
-            link = await plane.link(B)
+            link = await plane.to(B)
             life_of_a.cancel_scope.cancel()
         assert link.closed.is_set()
         with pytest.raises(PeerUnreachable, match="is down"):
-            await plane.link(B)
+            await plane.to(B)
         nursery.cancel_scope.cancel()
 
 
 async def test_a_link_that_nobody_uses_is_closed():
     async with pair(idle=0.5) as both:
-        link = await both.planes[A].link(B)
+        link = await both.planes[A].to(B)
         await link.closed.wait()
         assert "unused" in str(link.ended_by)
 
@@ -206,7 +201,7 @@ async def test_the_first_address_that_is_really_the_peer_is_taken():
         stranger = both.planes[B]
         await both.nursery.start(both.add(B, port=stranger.port, listen=("127.0.0.2",)).run)
         both.hosts[B] = ("localhost", "127.0.0.1", "127.0.0.3", "127.0.0.2")
-        assert await works(await both.planes[A].link(B))
+        assert await works(await both.planes[A].to(B))
         assert both.streams == 0
 
 
@@ -285,7 +280,7 @@ async def test_a_port_that_is_taken_is_named():
 async def test_nodes_of_different_networks_have_no_link():
     async with pair(network_of_b="work") as both:
         with pytest.raises(PeerUnreachable, match="another network"):
-            await both.planes[A].link(B)
+            await both.planes[A].to(B)
 
 
 # Strangers
@@ -313,7 +308,7 @@ async def test_what_does_not_speak_tls_is_hung_up_on(data):
         await stream.send_eof()
         assert await is_hung_up(stream)
         assert (await reported(both, B))[0] is None
-        assert await works(await both.planes[A].link(B))
+        assert await works(await both.planes[A].to(B))
 
 
 async def test_old_tls_is_not_spoken():
@@ -339,7 +334,7 @@ async def test_who_is_slow_is_hung_up_on(upto):
             token = both.planes[B].grant(A, TicketRequest("activations")).token
             await stream.send_all({"no token": b"", "half a token": token[:16], "no hello": token}[upto])
         assert await is_hung_up(stream)
-        assert await works(await both.planes[A].link(B))
+        assert await works(await both.planes[A].to(B))
 
 
 async def test_a_flood_of_connections_does_not_keep_peers_out():
@@ -347,7 +342,7 @@ async def test_a_flood_of_connections_does_not_keep_peers_out():
         port = both.planes[B].port
         slow = await trio.open_tcp_stream("127.0.0.1", port)  # an honest one that needs a while
         flood = [await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.3") for _ in range(300)]
-        assert await works(await both.planes[A].link(B))
+        assert await works(await both.planes[A].to(B))
         slow = trio.SSLStream(slow, dialler_context())
         await slow.do_handshake()
         await trio.aclose_forcefully(slow)
@@ -362,7 +357,7 @@ async def test_links_of_one_peer_are_bounded_and_the_newest_stays():
     async with pair(inbound_per_peer=3) as both:
         links = []
         for _ in range(5):
-            links.append(await both.planes[A].link(B))
+            links.append(await both.planes[A].to(B))
             both.planes[A]._current.clear()
             await works(links[-1])
         await links[0].closed.wait()
@@ -372,7 +367,7 @@ async def test_links_of_one_peer_are_bounded_and_the_newest_stays():
 
 async def test_garbage_inside_a_link_ends_it_and_is_held_against_the_peer():
     async with pair() as both:
-        link = await both.planes[A].link(B)
+        link = await both.planes[A].to(B)
         await link.stream.send_all(b"\xff" * 100)
         peer, error = await reported(both, B)
         assert peer == A
@@ -385,14 +380,14 @@ async def test_a_receiver_that_crashes_ends_its_link_and_no_other():
         raise ZeroDivisionError
 
     async with pair() as both:
-        bulk = await both.planes[A].link(B, Purpose.BULK)
-        link = await both.planes[A].link(B)
-        assert await works(bulk)
+        other = await both.planes[B].to(A)
+        link = await both.planes[A].to(B)
+        assert await works(other)
         both.deliver = crash
         await link.send(Probe())
         await link.closed.wait()
         both.deliver = answer_probes
-        assert await works(bulk)
+        assert await works(other)
 
 
 # Without a direct way
@@ -401,7 +396,7 @@ async def test_a_receiver_that_crashes_ends_its_link_and_no_other():
 async def test_without_a_direct_way_the_link_goes_over_the_host():
     async with pair() as both:
         both.hosts[B] = ("127.0.0.2",)
-        link = await both.planes[A].link(B)
+        link = await both.planes[A].to(B)
         assert link.is_relayed
         assert await works(link)
         assert both.streams == 1
@@ -410,18 +405,18 @@ async def test_without_a_direct_way_the_link_goes_over_the_host():
 async def test_a_certificate_of_somebody_else_leads_to_the_host_too():
     async with pair() as both:
         both.change_ticket = lambda ticket: replace(ticket, certificate=bytes(32))
-        assert (await both.planes[A].link(B)).is_relayed
+        assert (await both.planes[A].to(B)).is_relayed
 
 
 async def test_a_link_over_the_host_is_replaced_by_a_direct_one_and_goes_on_for_those_who_use_it():
     async with pair(first_retry=0.1) as both:
         both.hosts[B] = ("127.0.0.2",)
-        relayed = await both.planes[A].link(B)
+        relayed = await both.planes[A].to(B)
         await trio.sleep(0.3)
-        assert await both.planes[A].link(B) is relayed
+        assert await both.planes[A].to(B) is relayed
         both.hosts[B] = LOOPBACK
         await until(lambda: both.planes[A].existing(B) is not relayed)
-        link = await both.planes[A].link(B)
+        link = await both.planes[A].to(B)
         assert not link.is_relayed
         assert await works(link)
         assert await works(relayed)
@@ -433,7 +428,7 @@ async def test_a_link_over_the_host_is_replaced_by_a_direct_one_and_goes_on_for_
 async def test_nobody_looks_for_a_better_way_once_the_link_has_ended():
     async with pair(first_retry=0.1) as both:
         both.hosts[B] = ("127.0.0.2",)
-        (await both.planes[A].link(B)).close("a test")
+        (await both.planes[A].to(B)).close("a test")
         tickets = both.tickets
         await trio.sleep(0.5)
         assert both.tickets == tickets
@@ -444,6 +439,6 @@ async def test_a_peer_that_cannot_be_reached_at_all_is_reported_with_both_reason
         both.hosts[B] = ("127.0.0.2",)
         both.host_works = False
         with pytest.raises(PeerUnreachable, match="does not get there either"):
-            await both.planes[A].link(B)
+            await both.planes[A].to(B)
         both.hosts[B], both.host_works = LOOPBACK, True
-        assert await works(await both.planes[A].link(B))
+        assert await works(await both.planes[A].to(B))

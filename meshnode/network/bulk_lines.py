@@ -1,0 +1,117 @@
+"""Takes shards from peers: one connection, worked on by a thread while something is fetched."""
+
+import hashlib
+import hmac
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import attrs
+import trio
+
+from meshnode.errors import PeerMisbehaved, PeerUnreachable, WireError
+from meshnode.network.bulk_socket import BulkSocket, in_thread, own_socket
+from meshnode.network.certificates import dialler_context
+from meshnode.network.direct import is_address
+from meshnode.types.ids import ModelId, PeerId, ShardId
+from meshnode.types.manifest import CHUNK_BYTES
+from meshnode.wire.bulk_messages import BulkMessage, Chunk, ChunksWanted, ManifestGiven, ManifestWanted
+from meshnode.wire.control_messages import Ticket
+from meshnode.wire.envelopes import Envelope
+from meshnode.wire.failures import Failed, error_from
+
+__all__ = ["BulkLine", "TakeChunk", "open_line"]
+
+TakeChunk = Callable[[int, bytes], None]
+"""Told the number and the bytes of each chunk, in the line's thread. What it raises ends the fetching."""
+
+_CONNECT = 2.0  # seconds for one address
+_PATIENCE = 15.0  # seconds without a byte
+
+
+@attrs.define(eq=False)
+class BulkLine:
+    """A connection to one peer; one thing is fetched at a time. After an error it is of no use."""
+
+    peer: PeerId
+    _connection: BulkSocket
+    _end: socket.socket
+    _threads: trio.CapacityLimiter
+
+    async def manifest(self, model: ModelId) -> bytes:
+        """Return a manifest as the peer has it, not checked. Raises PeerUnreachable, PeerMisbehaved, or what it refuses with."""
+        return await in_thread(self._end, partial(self._manifest, model), self._threads)
+
+    async def fetch(self, shard: ShardId, first: int, count: int, take: TakeChunk) -> None:
+        """Fetch `count` chunks of a shard from number `first` on; `take` gets each, in order, unchecked.
+
+        Raises PeerUnreachable, PeerMisbehaved, what the peer refuses with, and what `take` raises. Cancellation ends it
+        at once; the line is of no use then.
+        """
+        await in_thread(self._end, partial(self._fetch, shard, first, count, take), self._threads)
+
+    # In the thread
+
+    def _manifest(self, model: ModelId) -> bytes:
+        self._connection.send(ManifestWanted(model))
+        return self._next(ManifestGiven).body
+
+    def _fetch(self, shard: ShardId, first: int, count: int, take: TakeChunk) -> None:
+        self._connection.send(ChunksWanted(shard, first, count))
+        for number in range(first, first + count):
+            chunk = self._next(Chunk)
+            assert isinstance(chunk.message, Chunk)
+            if chunk.message.number != number or not 0 < len(chunk.body) <= CHUNK_BYTES:
+                raise PeerMisbehaved(f"{self.peer} sent chunk {chunk.message.number} for {number}")
+            take(number, chunk.body)
+
+    def _next(self, kind: type[BulkMessage]) -> Envelope[BulkMessage]:
+        try:
+            envelope = self._connection.receive()
+        except WireError as error:
+            raise PeerMisbehaved(f"{self.peer} broke the protocol: {error}") from error
+        if envelope is None:
+            raise PeerUnreachable(f"{self.peer} hung up")
+        if isinstance(envelope.message, Failed):
+            raise error_from(envelope.message, PeerUnreachable)
+        if not isinstance(envelope.message, kind):
+            raise PeerMisbehaved(f"{self.peer} answered with {type(envelope.message).__name__}")
+        return envelope
+
+
+@asynccontextmanager
+async def open_line(peer: PeerId, ticket: Ticket, threads: trio.CapacityLimiter) -> AsyncIterator[BulkLine]:
+    """Connect to a peer with the ticket it gave and yield the line; leaving closes it. Raises PeerUnreachable."""
+    with await _connect(peer, ticket) as taken, taken.dup() as end:  # `taken` belongs to TLS from the handshake on
+        connection = await in_thread(end, partial(_shake_hands, taken, ticket), threads)
+        with connection.socket:
+            yield BulkLine(peer, connection, end, threads)
+
+
+async def _connect(peer: PeerId, ticket: Ticket) -> socket.socket:
+    reasons: list[str] = []
+    for host in filter(is_address, ticket.hosts):  # a name would make us ask our resolver what a peer wants
+        try:
+            with trio.fail_after(_CONNECT):
+                return own_socket(await trio.open_tcp_stream(host, ticket.port), _PATIENCE)
+        except OSError as error:
+            reasons.append(f"{host}: {error}")
+        except trio.TooSlowError:
+            reasons.append(f"{host}: no answer")
+    raise PeerUnreachable(f"no direct way to {peer} for shards ({'; '.join(reasons)})")
+
+
+def _shake_hands(taken: socket.socket, ticket: Ticket) -> BulkSocket:
+    try:
+        tls: ssl.SSLSocket = dialler_context().wrap_socket(taken)
+    except OSError as error:
+        raise PeerUnreachable(f"no TLS: {error}") from error
+    certificate = tls.getpeercert(binary_form=True) or b""
+    if not hmac.compare_digest(hashlib.sha256(certificate).digest(), ticket.certificate):
+        tls.close()
+        raise PeerUnreachable("another machine answers there: its certificate is not the one the peer has named")
+    connection = BulkSocket(tls)
+    connection.send_raw(ticket.token)
+    return connection

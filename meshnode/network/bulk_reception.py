@@ -1,0 +1,167 @@
+"""Gives shards to peers: a listener of its own, and a thread for each connection that has shown a ticket."""
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import attrs
+import structlog
+import trio
+
+from meshnode.errors import (
+    MeshnodeError,
+    Overloaded,
+    PeerMisbehaved,
+    PeerRefused,
+    PeerUnreachable,
+    RequestError,
+    Unavailable,
+    WireError,
+)
+from meshnode.network.bulk_socket import BulkSocket, in_thread, own_socket
+from meshnode.network.certificates import Credentials
+from meshnode.network.direct import listen, origin_of
+from meshnode.network.ports import Shelf
+from meshnode.network.tickets import Purpose, TicketBook
+from meshnode.network.upload_limits import UploadLimits
+from meshnode.types.ids import PeerId, short
+from meshnode.types.manifest import CHUNK_BYTES
+from meshnode.wire.bulk_messages import BulkMessage, Chunk, ChunksWanted, ManifestGiven, ManifestWanted
+from meshnode.wire.failures import failure
+
+__all__ = ["BulkReception"]
+
+_log = structlog.get_logger(__name__)
+_TOKEN_BYTES = 32
+_HANDSHAKE = 5.0  # seconds for each of its steps
+_IDLE = 60.0  # seconds without a question, after which a connection ends
+_THREADS = 16  # connections at once, and
+_PER_PEER = 4  # of them to one peer
+_STRANGERS = 8  # from one address before a ticket
+
+
+@attrs.define(eq=False)
+class BulkReception:
+    """One incarnation; connections end with it."""
+
+    credentials: Credentials
+    tickets: TicketBook
+    shelf: Shelf
+    limits: UploadLimits
+    report: Callable[[PeerId | None, MeshnodeError], None]
+    port: int = attrs.field(default=0, init=False)  # once it runs
+    _threads: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(_THREADS), init=False)
+    _served: Counter[PeerId] = attrs.field(factory=Counter, init=False)
+    _from: Counter[str] = attrs.field(factory=Counter, init=False)  # connections by origin
+    _open: int = attrs.field(default=0, init=False)
+
+    async def run(self, hosts: Sequence[str], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve until cancelled; then every connection ends. Raises ConfigError."""
+        listeners = await listen(hosts, 0)
+        self.port = listeners[0].socket.getsockname()[1]
+        try:
+            await trio.serve_listeners(self._receive, listeners, task_status=task_status)  # type: ignore[arg-type]
+        finally:
+            self.port = 0
+
+    async def _receive(self, stream: trio.SocketStream) -> None:
+        origin = origin_of(stream)
+        if self._open >= _THREADS or self._from[origin] >= _STRANGERS + _PER_PEER:
+            await trio.aclose_forcefully(stream)
+            self.report(None, Overloaded("too many connections for shards"))
+            return
+        self._open += 1
+        self._from[origin] += 1
+        try:
+            with own_socket(stream, _HANDSHAKE) as taken, taken.dup() as end:
+                await in_thread(end, partial(self._serve, taken), self._threads)
+        except MeshnodeError as error:
+            self.report(None, error)
+        except Exception as crash:  # noqa: BLE001  # the stranger's rim
+            _log.error("giving shards crashed", exc_info=crash)
+        finally:
+            self._open -= 1
+            self._from[origin] -= 1
+            if not self._from[origin]:
+                del self._from[origin]
+
+    # In the connection's thread
+
+    def _serve(self, taken: socket.socket) -> None:
+        try:
+            tls = self.credentials.context.wrap_socket(taken, server_side=True)
+        except OSError as error:
+            raise PeerUnreachable(f"a stranger broke off: {error}") from error
+        connection = BulkSocket(tls)
+        try:
+            peer = trio.from_thread.run_sync(self._admit, connection.receive_raw(_TOKEN_BYTES))
+            try:
+                tls.settimeout(_IDLE)
+                self._answer_all(connection, peer)
+            finally:
+                trio.from_thread.run_sync(self._dismiss, peer)
+        finally:
+            tls.close()
+
+    def _admit(self, token: bytes) -> PeerId:
+        admission = self.tickets.redeem(token)
+        if admission.purpose is not Purpose.BULK:
+            raise PeerRefused("this ticket is not for shards")
+        self._served[admission.peer] += 1
+        return admission.peer
+
+    def _dismiss(self, peer: PeerId) -> None:
+        self._served[peer] -= 1
+        if not self._served[peer]:
+            del self._served[peer]
+            self.limits.forget(peer)
+
+    def _answer_all(self, connection: BulkSocket, peer: PeerId) -> None:
+        try:
+            while (envelope := connection.receive()) is not None:
+                try:
+                    self._answer(connection, peer, envelope.message)
+                except (RequestError, Unavailable, Overloaded) as error:
+                    connection.send(failure(error))
+        except (WireError, PeerMisbehaved) as error:
+            trio.from_thread.run_sync(self.report, peer, PeerMisbehaved(f"{peer} broke the protocol: {error}"))
+        except PeerUnreachable as error:
+            _log.debug("shard connection ended", peer=short(peer), why=str(error))
+
+    def _answer(self, connection: BulkSocket, peer: PeerId, message: BulkMessage) -> None:
+        if self._served[peer] > _PER_PEER:
+            raise Overloaded(f"at most {_PER_PEER} connections for one peer")
+        match message:
+            case ManifestWanted():
+                connection.send(ManifestGiven(), trio.from_thread.run_sync(self.shelf.manifest, message.model))
+            case ChunksWanted():
+                self._give_chunks(connection, peer, message)
+            case _:
+                raise PeerMisbehaved(f"{type(message).__name__} at the door where shards are given")
+
+    def _give_chunks(self, connection: BulkSocket, peer: PeerId, wanted: ChunksWanted) -> None:
+        path: Path = trio.from_thread.run_sync(self.shelf.path, wanted.shard)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unavailable(f"shard {short(wanted.shard)} cannot be read: {error.strerror}") from error
+        try:
+            for number in range(wanted.first, wanted.first + wanted.count):
+                data = _read(descriptor, number, wanted)
+                self.limits.wait(peer, len(data))
+                connection.send(Chunk(number), data)
+        finally:
+            os.close(descriptor)
+
+
+def _read(descriptor: int, number: int, wanted: ChunksWanted) -> bytes:
+    try:
+        data = os.pread(descriptor, CHUNK_BYTES, number * CHUNK_BYTES)
+    except OSError as error:
+        raise Unavailable(f"shard {short(wanted.shard)} cannot be read: {error.strerror}") from error
+    if not data:
+        raise RequestError(f"shard {short(wanted.shard)} has no chunk {number}")
+    return data

@@ -1,0 +1,115 @@
+"""A bulk connection as a thread sees it: blocking TLS over a socket of its own.
+
+Encryption, hashing and file access release the interpreter's lock, so a transfer costs the event loop next to nothing, and the
+activations that pass through it go first. Through the loop's own streams every mebibyte would hold it up for some milliseconds.
+"""
+
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import attrs
+import trio
+
+from meshnode.errors import MeshnodeError, PeerUnreachable
+from meshnode.wire.bulk_messages import BulkMessage
+from meshnode.wire.envelopes import Envelope, EnvelopeCodec
+from meshnode.wire.protocols import BULK_MESSAGES
+
+__all__ = ["BulkSocket", "in_thread", "own_socket"]
+
+T = TypeVar("T")
+_READ = 256 << 10  # bytes; TLS gives 16 KiB at a time
+
+
+def own_socket(stream: trio.SocketStream, timeout: float) -> socket.socket:
+    """Return a blocking socket for a stream's connection, and end the stream; `timeout` is for each of its calls, in seconds."""
+    taken = socket.socket(fileno=os.dup(stream.socket.fileno()))
+    stream.socket.close()
+    taken.settimeout(timeout)
+    return taken
+
+
+@attrs.define(eq=False)
+class BulkSocket:
+    """One end. Its methods block, and raise PeerUnreachable when the other end is gone, silent, or has been shut."""
+
+    socket: ssl.SSLSocket
+    _codec: EnvelopeCodec[BulkMessage] = attrs.field(init=False)
+    _ready: list[Envelope[BulkMessage]] = attrs.field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._codec = EnvelopeCodec(BULK_MESSAGES, BULK_MESSAGES)
+
+    def send(self, message: BulkMessage, body: bytes = b"") -> None:
+        """Send a message. Raises FrameTooLarge too."""
+        with _unreachable():
+            self.socket.sendall(self._codec.encode(message, body))
+
+    def send_raw(self, data: bytes) -> None:
+        """Send bytes that are no message: a ticket's token."""
+        with _unreachable():
+            self.socket.sendall(data)
+
+    def receive_raw(self, count: int) -> bytes:
+        """Return exactly so many bytes."""
+        data = b""
+        with _unreachable():
+            while len(data) < count:
+                piece = self.socket.recv(count - len(data))
+                if not piece:
+                    raise PeerUnreachable("the other side hung up")
+                data += piece
+        return data
+
+    def receive(self) -> Envelope[BulkMessage] | None:
+        """Return the next message, None when the other side has closed. Raises WireError for what breaks the protocol."""
+        while not self._ready:
+            with _unreachable():
+                data = self.socket.recv(_READ)
+            if not data:
+                return None
+            self._ready.extend(self._codec.feed(data))
+        return self._ready.pop(0)
+
+
+@contextlib.contextmanager
+def _unreachable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PeerUnreachable(f"the connection broke: {error.strerror or error}") from error
+
+
+async def in_thread(end: socket.socket, work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+    """Run `work`, which uses a connection, in a thread and return its result; `end` is a duplicate of the connection's socket.
+
+    Cancellation shuts the connection by it, so that the work ends at once, and waits for it. Raises the MeshnodeError leafs that
+    the work raises.
+    """
+    outcome: list[T] = []
+    failed: MeshnodeError | None = None
+    is_over = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_shut_when_cancelled, end, is_over)
+        try:
+            outcome.append(await trio.to_thread.run_sync(work, limiter=limiter))
+        except MeshnodeError as error:
+            failed = error
+        is_over.set()
+    await trio.lowlevel.checkpoint_if_cancelled()
+    if failed is not None:
+        raise failed
+    return outcome[0]
+
+
+async def _shut_when_cancelled(end: socket.socket, is_over: trio.Event) -> None:
+    try:
+        await is_over.wait()
+    except trio.Cancelled:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        raise

@@ -1,0 +1,259 @@
+"""Shards from peer to peer, over real sockets: what is asked for comes, and nothing else does."""
+
+import socket
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+
+from meshnode.errors import MeshnodeError, Overloaded, PeerMisbehaved, PeerUnreachable, RequestError, Unavailable
+from meshnode.network.bulk_lines import open_line
+from meshnode.network.bulk_reception import BulkReception
+from meshnode.network.certificates import make_credentials
+from meshnode.network.tickets import Purpose, TicketBook
+from meshnode.network.upload_limits import UploadLimits
+from meshnode.types.manifest import CHUNK_BYTES
+from meshnode.wire.bulk_messages import Chunk, ChunksWanted
+from meshnode.wire.control_messages import Ticket
+from meshnode.wire.protocols import BULK_MESSAGES
+
+pytestmark = pytest.mark.timeout(60)
+
+SHARD, OTHER, MODEL = "a" * 64, "b" * 64, "c" * 64
+SIZE = 5 * CHUNK_BYTES + 77
+
+
+@attrs.define
+class Shelf:
+    file: object
+
+    def path(self, shard):
+        if shard != SHARD:
+            raise Unavailable(f"shard {shard[:12]} is not here")
+        return self.file
+
+    def manifest(self, model):
+        if model != MODEL:
+            raise Unavailable("no such model")
+        return b"a manifest"
+
+
+@attrs.define
+class Door:
+    giving: BulkReception
+    data: bytes
+    reports: list
+    threads: trio.CapacityLimiter
+
+    def ticket(self, peer="bob", purpose=Purpose.BULK, **changes):
+        fields = {
+            "hosts": ("127.0.0.1",),
+            "port": self.giving.port,
+            "certificate": self.giving.credentials.fingerprint,
+            "token": self.giving.tickets.issue(peer, purpose),
+            "lifetime": 30.0,
+        }
+        return Ticket(**fields | changes)
+
+    def open(self, **changes):
+        return open_line("giver", self.ticket(**changes), self.threads)
+
+    async def fetch(self, line, first, count):
+        chunks = {}
+        await line.fetch(SHARD, first, count, chunks.__setitem__)
+        return chunks
+
+    def chunk(self, number):
+        return self.data[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+
+    async def is_free(self):
+        with trio.fail_after(5):
+            while self.giving._open:  # noqa: ASYNC110  # nobody is told
+                await trio.sleep(0.01)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    data = bytes(range(256)) * (SIZE // 256 + 1)
+    file = tmp_path / "shard"
+    file.write_bytes(data[:SIZE])
+
+    @asynccontextmanager
+    async def open_door(**limits):
+        reports = []
+        async with trio.open_nursery() as nursery:
+            giving = BulkReception(
+                make_credentials(),
+                TicketBook(),
+                Shelf(file),
+                UploadLimits(**limits),
+                lambda *each: reports.append(each),
+            )
+            await nursery.start(giving.run, ("127.0.0.1",))
+            yield Door(giving, data[:SIZE], reports, trio.CapacityLimiter(8))
+            nursery.cancel_scope.cancel()
+
+    return open_door
+
+
+async def test_chunks_and_manifests_come_as_they_are(opened):
+    async with opened() as door:
+        async with door.open() as line:
+            assert await line.manifest(MODEL) == b"a manifest"
+            assert await door.fetch(line, 1, 3) == {number: door.chunk(number) for number in (1, 2, 3)}
+            assert await door.fetch(line, 5, 1) == {5: door.data[-77:]}
+        await door.is_free()
+        assert door.reports == []
+
+
+@pytest.mark.parametrize(
+    ("ask", "refusal"),
+    [
+        (lambda line: line.manifest(OTHER), Unavailable),
+        (lambda line: line.fetch(OTHER, 0, 1, lambda *_: None), Unavailable),
+        (lambda line: line.fetch(SHARD, 4, 3, lambda *_: None), RequestError),
+    ],
+    ids=["no such model", "no such shard", "beyond its end"],
+)
+async def test_what_is_not_there_is_refused_and_the_line_goes_on(opened, ask, refusal):
+    async with opened() as door, door.open() as line:
+        with pytest.raises(refusal):
+            await ask(line)
+        assert await line.manifest(MODEL) == b"a manifest"
+
+
+async def test_cancelling_ends_a_transfer_at_both_ends_at_once(opened):
+    async with opened(total=CHUNK_BYTES) as door:  # so that it would take seconds
+        async with door.open() as line, trio.open_nursery() as nursery:
+            begun = trio.Event()
+            nursery.start_soon(line.fetch, SHARD, 0, 5, lambda *_: trio.from_thread.run_sync(begun.set))
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+        await door.is_free()
+        assert door.reports == []
+
+
+async def test_what_the_taker_raises_ends_the_transfer(opened):
+    def refuse(_number, _data):
+        raise PeerMisbehaved("wrong bytes")
+
+    async with opened() as door:
+        async with door.open() as line:
+            with pytest.raises(PeerMisbehaved, match="wrong bytes"):
+                await line.fetch(SHARD, 0, 5, refuse)
+        await door.is_free()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"purpose": Purpose.ACTIVATIONS}, {"token": bytes(32)}, {"certificate": bytes(32)}], ids=str
+)
+async def test_who_has_no_ticket_for_shards_gets_none(opened, changes):
+    async with opened() as door:
+        with pytest.raises(PeerUnreachable):
+            async with door.open(**changes) as line:
+                await line.manifest(MODEL)
+        await door.is_free()
+
+
+async def test_a_ticket_is_good_once(opened):
+    async with opened() as door:
+        ticket = door.ticket()
+        async with open_line("giver", ticket, door.threads) as line:
+            await line.manifest(MODEL)
+        with pytest.raises(PeerUnreachable):
+            async with open_line("giver", ticket, door.threads) as line:
+                await line.manifest(MODEL)
+
+
+async def test_a_crowd_of_strangers_is_turned_away_and_leaves_no_thread(opened, monkeypatch):
+    monkeypatch.setattr("meshnode.network.bulk_reception._HANDSHAKE", 0.2)
+    async with opened() as door:
+        strangers = [await trio.open_tcp_stream("127.0.0.1", door.giving.port) for _ in range(40)]
+        await strangers[0].send_all(b"GET / HTTP/1.1\r\n\r\n" * 10)
+        await door.is_free()
+        assert {type(error) for _, error in door.reports} <= {Overloaded, PeerUnreachable}
+        assert any(isinstance(error, Overloaded) for _, error in door.reports)
+        async with door.open() as line:
+            assert await line.manifest(MODEL) == b"a manifest"
+        for stranger in strangers:
+            await trio.aclose_forcefully(stranger)
+
+
+async def test_one_peer_has_only_so_many_connections(opened):
+    async with opened() as door, trio.open_nursery() as nursery:
+        lines = []
+
+        async def hold():
+            async with door.open() as line:
+                lines.append(line)
+                await trio.sleep_forever()
+
+        for _ in range(5):
+            nursery.start_soon(hold)
+        while len(lines) < 5 or door.giving._served["bob"] < 5:  # noqa: ASYNC110  # nobody is told
+            await trio.sleep(0.01)
+        with pytest.raises(Overloaded, match="at most 4"):
+            await lines[0].manifest(MODEL)
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_breaks_the_protocol_is_named(opened):
+    async with opened() as door:
+        async with door.open() as line:
+            line._connection.send_raw(b"\xff" * 64)
+            with pytest.raises(PeerUnreachable):
+                await line.manifest(MODEL)
+        await door.is_free()
+        assert [(peer, type(error)) for peer, error in door.reports] == [("bob", PeerMisbehaved)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        BULK_MESSAGES.to_frame(Chunk(1), b"the wrong one"),
+        BULK_MESSAGES.to_frame(Chunk(0), b""),
+        BULK_MESSAGES.to_frame(ChunksWanted(SHARD, 0, 1)),
+        b"\xff" * 100,
+        b"",
+    ],
+    ids=["another number", "nothing in it", "a question", "garbage", "hangs up"],
+)
+async def test_a_giver_that_answers_nonsense_is_told_apart_from_one_that_is_gone(answer):
+    """The giver is a socket that says `answer` to whatever it is asked."""
+    credentials = make_credentials()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def give():
+            taken, _ = server.accept()
+            with credentials.context.wrap_socket(taken, server_side=True) as tls:
+                tls.recv(4096)
+                tls.recv(4096)
+                tls.sendall(answer)
+
+        ticket = Ticket(("127.0.0.1",), server.getsockname()[1], credentials.fingerprint, bytes(32), 30.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, give)
+            async with open_line("giver", ticket, trio.CapacityLimiter(2)) as line:
+                with pytest.raises(MeshnodeError) as caught:
+                    await line.fetch(SHARD, 0, 1, lambda *_: None)
+        assert type(caught.value) is (PeerUnreachable if answer == b"" else PeerMisbehaved)
+
+
+async def test_names_are_no_addresses(opened):
+    async with opened() as door:
+        with pytest.raises(PeerUnreachable, match="no direct way"):
+            async with door.open(hosts=("localhost",)):
+                pass
+
+
+def test_uploads_are_paced_in_total_and_to_each_peer(monkeypatch):
+    slept = []
+    monkeypatch.setattr("meshnode.network.upload_limits.time.sleep", slept.append)
+    monkeypatch.setattr("meshnode.network.upload_limits.time.monotonic", lambda: 1000.0)
+    limits = UploadLimits(total=100.0, per_peer=50.0)
+    for peer in ("a", "b"):
+        for _ in range(2):
+            limits.wait(peer, 50)
+    assert slept == [0.75, 1.75, 1.25, 1.75]
+    assert UploadLimits().wait("a", 1 << 40) is None
