@@ -1,0 +1,151 @@
+"""OpenAI's SDK, LiteLLM and LangChain against a real node."""
+
+import json
+import typing
+
+import openai
+import pydantic
+import pytest
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.starter,
+    # The SDK leaves its own async generators to the garbage collector, which Trio points out.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+HI = [{"role": "user", "content": "What is the capital of France?"}]
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"enum": [1, 2]}, "b": {"enum": [3, 4]}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+    },
+}
+SHORT = {"temperature": 0, "max_tokens": 8}
+ROOM = {"temperature": 0, "max_tokens": 64}  # for what a grammar ends
+
+
+class City(pydantic.BaseModel):
+    """An answer."""
+
+    name: typing.Literal["Paris", "Rome"]
+    is_capital: bool
+
+
+@pytest.fixture(scope="module")
+def client(node, key):
+    with openai.OpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0) as client:
+        yield client
+
+
+def test_whole_and_streamed_by_the_helper_are_the_same(client):
+    whole = client.chat.completions.create(model="gpt-4o-mini", messages=HI, **SHORT)
+    with client.chat.completions.stream(
+        model="starter", messages=HI, stream_options={"include_usage": True}, **SHORT
+    ) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert whole.choices[0].message.content
+    assert final.choices[0].message.content == whole.choices[0].message.content
+    assert final.choices[0].finish_reason == whole.choices[0].finish_reason
+    assert (final.usage.prompt_tokens, final.usage.completion_tokens) == (
+        whole.usage.prompt_tokens,
+        whole.usage.completion_tokens,
+    )
+
+
+async def test_the_client_for_async_code_streams_too(node, key):
+    async with openai.AsyncOpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0) as client:
+        stream = await client.chat.completions.create(model="auto", messages=HI, stream=True, **SHORT)
+        chunks = [chunk async for chunk in stream]
+        assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+
+
+def test_a_loop_of_tools(client):
+    first = client.chat.completions.create(
+        model="starter", messages=HI, tools=[ADD], tool_choice="required", parallel_tool_calls=False, **ROOM
+    )
+    (choice,) = first.choices
+    assert choice.finish_reason == "tool_calls"
+    results = []
+    for call in choice.message.tool_calls:
+        arguments = json.loads(call.function.arguments)
+        assert (arguments["a"] in (1, 2), arguments["b"] in (3, 4)) == (True, True)
+        results.append({"role": "tool", "tool_call_id": call.id, "content": str(arguments["a"] + arguments["b"])})
+    last = client.chat.completions.create(
+        model="starter", messages=[*HI, choice.message, *results], tools=[ADD], tool_choice="none", **SHORT
+    )
+    assert last.choices[0].message.content is not None
+    assert last.choices[0].message.tool_calls is None
+
+
+def test_an_answer_is_parsed_into_a_model(client):
+    parsed = client.chat.completions.parse(model="starter", messages=HI, response_format=City, **ROOM)
+    assert isinstance(parsed.choices[0].message.parsed, City)
+
+
+def test_a_conversation_of_responses(client):
+    first = client.responses.create(model="starter", input="My name is Ada.", temperature=0, max_output_tokens=8)
+    assert first.output_text
+    with client.responses.stream(
+        model="starter", input="Who am I?", previous_response_id=first.id, temperature=0, max_output_tokens=8
+    ) as stream:
+        events = list(stream)
+    second = events[-1].response
+    assert (events[0].type, events[-1].type) == ("response.created", "response.incomplete")
+    assert second.output_text
+    assert second.usage.input_tokens > first.usage.input_tokens
+    assert client.responses.retrieve(second.id).output_text == second.output_text
+    for made in (first, second):
+        client.responses.delete(made.id)
+
+
+def test_errors_are_the_clients_own(client):
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-5'") as refusal:
+        client.chat.completions.create(model="gpt-5", messages=HI)
+    assert refusal.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError, match="context"):
+        client.chat.completions.create(model="starter", messages=[{"role": "user", "content": "word " * 20_000}])
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong-key").models.list()
+
+
+def test_langchain(node, key):
+    chat_models = pytest.importorskip("langchain_openai", reason="comes with the extra dev")
+    model = chat_models.ChatOpenAI(model="starter", base_url=f"{node.url}/v1", api_key=key, max_retries=0, **ROOM)
+    brief = model.bind(max_tokens=8)
+    answer = brief.invoke("What is the capital of France?")
+    assert answer.text
+    assert answer.usage_metadata["output_tokens"] <= 8
+    assert "".join(chunk.text for chunk in brief.stream("What is the capital of France?")) == answer.text
+    (call, *_) = model.bind_tools([ADD], tool_choice="add", parallel_tool_calls=False).invoke("Add 1 and 3.").tool_calls
+    assert (call["name"], set(call["args"])) == ("add", {"a", "b"})
+    assert isinstance(model.with_structured_output(City).invoke("A city?"), City)
+
+
+@pytest.mark.filterwarnings("default")  # it and what it brings warn of themselves
+def test_litellm(node, key, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    litellm = pytest.importorskip("litellm", reason="comes with the extra clients")
+    there = {"api_base": f"{node.url}/v1", "api_key": key, "messages": HI}
+    whole = litellm.completion(model="openai/starter", **there, **SHORT)
+    text = whole.choices[0].message.content
+    assert text
+    chunks = litellm.completion(model="openai/starter", stream=True, **there, **SHORT)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    called = litellm.completion(
+        model="openai/starter", tools=[ADD], tool_choice="required", parallel_tool_calls=False, **there, **ROOM
+    )
+    assert json.loads(called.choices[0].message.tool_calls[0].function.arguments)["a"] in (1, 2)
+    there["api_base"] = node.url
+    assert litellm.completion(model="ollama_chat/starter", **there, **SHORT).choices[0].message.content
+    with pytest.raises(litellm.NotFoundError):
+        litellm.completion(model="openai/nobody", **(there | {"api_base": f"{node.url}/v1"}))
