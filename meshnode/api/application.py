@@ -15,6 +15,7 @@ from meshnode.api.guards import Guards
 from meshnode.api.mcp.mount import McpMount, McpSurface
 from meshnode.api.ollama.routes import add_ollama_routes
 from meshnode.api.openai.routes import add_openai_routes
+from meshnode.api.openapi import add_openapi_route
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import refusal_reply
 from meshnode.api.responses.routes import add_response_routes
@@ -44,7 +45,8 @@ def create_app(dependencies: ApiDependencies, mcp: McpSurface, responses: Respon
     app.config["BODY_TIMEOUT"] = None  # read_json has its own
     app.config["RESPONSE_TIMEOUT"] = None  # our own deadlines end requests; quart's would truncate a long answer
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    guards = _guards(dependencies, dependencies.pages(app))
+    pages = dependencies.pages(app)
+    guards = _guards(dependencies, pages)
     app.asgi_app = McpMount(app.asgi_app, guards, mcp)  # type: ignore[method-assign]  # Quart's way to put one in front
     _add_guards(app, dependencies, guards)
     _add_failures(app)
@@ -55,6 +57,7 @@ def create_app(dependencies: ApiDependencies, mcp: McpSurface, responses: Respon
     add_model_routes(app, dependencies)
     add_node_routes(app, dependencies)
     add_mesh_routes(app, dependencies)
+    add_openapi_route(app, pages)
     return app
 
 

@@ -1,10 +1,10 @@
 """/api/admin/peers, /api/admin/invitation, /api/admin/join: the mesh as this node sees it, and the way in."""
 
 import msgspec
-from quart import Response, request
+from quart import Response
 from quart_trio import QuartTrio
 
-from meshnode.api.bodies import read_json
+from meshnode.api.operations import Operation, describes, takes
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
 
@@ -21,14 +21,16 @@ def add_mesh_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     """Add the routes."""
 
     @app.get("/api/admin/peers")
+    @describes(Operation("List the peers."))
     async def admin_peers() -> Response:
         return json_reply({"peers": dependencies.mesh.peers()})
 
     @app.post("/api/admin/invitation")
+    @describes(Operation("Make a code that leads to this node.", status=201))
     async def admin_invite() -> Response:
         return json_reply({"code": dependencies.mesh.invitation()}, 201)
 
     @app.post("/api/admin/join")
-    async def admin_join() -> Response:
-        body = await read_json(request, Join, timeout=dependencies.body_timeout)
+    @takes(Join, "Connect to a node.", timeout=dependencies.body_timeout)
+    async def admin_join(body: Join) -> Response:
         return json_reply({"peer": await dependencies.mesh.join(body.addresses)})

@@ -1,10 +1,10 @@
 """/api/admin/models: list, add, remove."""
 
 import msgspec
-from quart import Response, request
+from quart import Response
 from quart_trio import QuartTrio
 
-from meshnode.api.bodies import read_json
+from meshnode.api.operations import Operation, describes, takes
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
 from meshnode.errors import UnknownModel
@@ -23,15 +23,17 @@ def add_model_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     """Add the routes."""
 
     @app.get("/api/admin/models")
+    @describes(Operation("List the models, and how far each is."))
     async def admin_list_models() -> Response:
         return json_reply({"models": dependencies.models()})
 
     @app.post("/api/admin/models")
-    async def admin_add_model() -> Response:
-        body = await read_json(request, AddModel, timeout=dependencies.body_timeout)
+    @takes(AddModel, "Acquire a model.", timeout=dependencies.body_timeout, status=201)
+    async def admin_add_model(body: AddModel) -> Response:
         return json_reply({"name": await dependencies.admin.add(body.reference, body.blocks)}, 201)
 
     @app.delete("/api/admin/models/<path:name>")
+    @describes(Operation("Remove a model."))
     async def admin_remove_model(name: str) -> Response:
         if not any(name in (model.name, model.id, *model.aliases) for model in dependencies.models()):
             names = ", ".join(model.name for model in dependencies.models()) or "none"

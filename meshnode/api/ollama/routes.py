@@ -4,11 +4,11 @@ from quart import Response, g, request
 from quart_trio import QuartTrio
 
 from meshnode.api.answering import reply_to
-from meshnode.api.bodies import read_json
 from meshnode.api.naming import find_model
 from meshnode.api.ollama.models import VERSION, list_models, running_models, show_model
-from meshnode.api.ollama.reply import OllamaReply, loaded_reply
+from meshnode.api.ollama.reply import LINES, OllamaReply, loaded_reply
 from meshnode.api.ollama.schemas import ChatRequest, GenerateRequest, ShowRequest
+from meshnode.api.operations import JSON, Operation, describes, takes
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
 from meshnode.api.serving import request_resources
@@ -20,29 +20,35 @@ __all__ = ["add_ollama_routes"]
 
 def add_ollama_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     """Add them."""
+    timeout, answers = dependencies.body_timeout, (LINES.content_type, JSON)
 
     @app.post("/api/chat")
-    async def ollama_chat() -> Response:
-        return await _answer(await read_json(request, ChatRequest, timeout=dependencies.body_timeout), dependencies)
+    @takes(ChatRequest, "Answer a conversation, or load a model.", timeout=timeout, answers=answers)
+    async def ollama_chat(body: ChatRequest) -> Response:
+        return await _answer(body, dependencies)
 
     @app.post("/api/generate")
-    async def ollama_generate() -> Response:
-        return await _answer(await read_json(request, GenerateRequest, timeout=dependencies.body_timeout), dependencies)
+    @takes(GenerateRequest, "Answer a prompt, or load a model.", timeout=timeout, answers=answers)
+    async def ollama_generate(body: GenerateRequest) -> Response:
+        return await _answer(body, dependencies)
 
     @app.get("/api/tags")
+    @describes(Operation("List the models."))
     async def ollama_tags() -> Response:
         return json_reply(list_models(dependencies.models()))
 
     @app.get("/api/ps")
+    @describes(Operation("List the models that are loaded."))
     async def ollama_running() -> Response:
         return json_reply(running_models(dependencies.models()))
 
     @app.post("/api/show")
-    async def ollama_show() -> Response:
-        body = await read_json(request, ShowRequest, timeout=dependencies.body_timeout)
+    @takes(ShowRequest, "Show one model.", timeout=timeout)
+    async def ollama_show(body: ShowRequest) -> Response:
         return json_reply(show_model(find_model(dependencies.models(), body.wanted)))
 
     @app.get("/api/version")
+    @describes(Operation("Say which interface this is."))
     async def ollama_version() -> Response:
         return json_reply({"version": VERSION})
 
