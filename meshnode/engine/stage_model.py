@@ -21,6 +21,7 @@ from meshnode.engine.layers.embedding import Embedding
 from meshnode.engine.layers.linear import Linear, build_linear
 from meshnode.engine.layers.norm import RMSNorm
 from meshnode.engine.layers.rotary import Rotary
+from meshnode.engine.layers.row_attention import RowPlans
 from meshnode.engine.pace import Pace
 from meshnode.engine.weights import StageWeights
 
@@ -74,6 +75,7 @@ class StageModel:
     head: Head | None
     rotary: Rotary
     pool: PagePool
+    plans: RowPlans
     pace: Pace = attrs.field(factory=Pace)  # of its blocks, so far
 
     @classmethod
@@ -97,7 +99,7 @@ class StageModel:
         weights.check_all_taken()
         pool = PagePool(len(blocks), spec.config.kv_head_count, spec.config.head_size, spec.cache_bytes, device)
         rotary = Rotary.from_config(spec.config, spec.context_length, device)
-        return cls(spec, embedding, tuple(blocks), head, rotary, pool)
+        return cls(spec, embedding, tuple(blocks), head, rotary, pool, RowPlans(pool, spec.config.head_count))
 
     @property
     def weight_bytes(self) -> int:
@@ -129,24 +131,31 @@ class StageModel:
             return self._forward(rows, part or self.whole)
 
     def _forward(self, rows: Sequence[Rows], part: Part) -> list[torch.Tensor]:
+        rows, order = self._prepared(rows) if part.blocks else (rows, range(len(rows)))
         counts = [len(entry.inputs) for entry in rows]
-        if part.blocks:
-            for entry, count in zip(rows, counts, strict=True):
-                entry.cache.require(count)
         inputs = rows[0].inputs.clone() if len(rows) == 1 else torch.cat([entry.inputs for entry in rows])
         embedding = self.embedding if part.embedding else None
         activations = embedding(inputs) if embedding is not None else inputs.to(self.pool.device)
         if part.blocks:
             activations = self._through_blocks(activations, [(entry.cache, len(entry.inputs)) for entry in rows], part)
         pieces = list(activations.split(counts))
-        return self._logits(self.head, rows, pieces) if part.head and self.head is not None else pieces
+        results = self._logits(self.head, rows, pieces) if part.head and self.head is not None else pieces
+        return [result for _, result in sorted(zip(order, results, strict=True), key=lambda pair: pair[0])]
+
+    def _prepared(self, rows: Sequence[Rows]) -> tuple[Sequence[Rows], Sequence[int]]:
+        """Have every cache's pages there. Return the rows as attention likes them best, and where each of them was."""
+        for entry in rows:
+            entry.cache.require(len(entry.inputs))
+        keys = [Attention.order((entry.cache, len(entry.inputs))) for entry in rows]
+        order = sorted(range(len(rows)), key=keys.__getitem__)
+        return [rows[index] for index in order], order
 
     def _through_blocks(
         self, activations: torch.Tensor, caches: Sequence[tuple[SessionCache, int]], part: Part
     ) -> torch.Tensor:
         began = time.perf_counter()
         rotations = self.rotary.rotations([(cache.length, count) for cache, count in caches])
-        attention = Attention.begin(rotations, caches, self.spec.config.head_count)
+        attention = Attention.begin(rotations, caches, self.plans)
         for index in part.blocks:
             activations = self.blocks[index].forward(activations, attention, index)
         for cache, count in caches:
