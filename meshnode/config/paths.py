@@ -45,6 +45,11 @@ class DataPaths:
         return self.root / "partial"
 
     @property
+    def transfers(self) -> Path:
+        """Parts of shards that come from elsewhere, kept over restarts."""
+        return self.root / "transfers"
+
+    @property
     def quarantine(self) -> Path:
         """Shards whose bytes did not match their hash."""
         return self.root / "quarantine"

@@ -25,6 +25,7 @@ __all__ = [
     "NetworkConfig",
     "NodeConfig",
     "NodeSection",
+    "TransferConfig",
 ]
 
 _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -144,6 +145,17 @@ class NetworkConfig:
 
 
 @attrs.frozen
+class TransferConfig:
+    """Shards that peers fetch from here."""
+
+    share: bool = True  # false: this node gives no shards to others
+    upload_bytes_per_second: float = attrs.field(
+        default=0.0, validator=_between(0, 1e12)
+    )  # to all together; 0: no limit
+    upload_bytes_per_second_per_peer: float = attrs.field(default=0.0, validator=_between(0, 1e12))  # 0: no limit
+
+
+@attrs.frozen
 class LogConfig:
     """The log on standard error."""
 
@@ -179,6 +191,7 @@ class NodeConfig:
     models: ModelsConfig = attrs.field(factory=ModelsConfig)
     inference: InferenceConfig = attrs.field(factory=InferenceConfig)
     network: NetworkConfig = attrs.field(factory=NetworkConfig)
+    transfer: TransferConfig = attrs.field(factory=TransferConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
     chat: ChatConfig = attrs.field(factory=ChatConfig)
     cli: CommandLineConfig = attrs.field(factory=CommandLineConfig)

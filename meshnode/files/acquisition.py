@@ -4,6 +4,7 @@ It is the only writer of the catalog and of the shard folder. A shard counts as 
 process started; one that fails the check is quarantined and made again from its source where that is still there.
 """
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -15,6 +16,9 @@ from meshnode.errors import FileError, MeshnodeError, RequestError, Unavailable,
 from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
 from meshnode.files.catalog import CatalogEntry, ModelCatalog
 from meshnode.files.jobs import ModelJobs, Part
+from meshnode.files.part_file import forget_parts
+from meshnode.files.peer_copies import PREFIX, PeerCopies
+from meshnode.files.peer_ports import PeerShards
 from meshnode.files.progress import ProgressBoard
 from meshnode.files.sources import Source
 from meshnode.files.staging import tidy
@@ -26,15 +30,25 @@ from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.ids import ModelId
 from meshnode.types.manifest import ModelManifest
+from meshnode.types.model_names import ModelNames
 
-__all__ = ["AcquisitionManager"]
+__all__ = ["AcquisitionManager", "Supply"]
 
 _NAME = "AcquisitionManager"
 _INCOMPLETE = "model_incomplete"
 _PULSE_EVERY = 5.0  # seconds
+_PARTS_KEPT = 7 * 86400.0  # seconds after the last byte
 _log = structlog.get_logger()
 
 Question = AcquireModel | RemoveModel
+
+
+@attrs.frozen(eq=False)
+class Supply:
+    """Where models come from."""
+
+    sources: Sequence[Source]
+    peers: PeerShards | None = None  # None: a node that knows nobody
 
 
 @attrs.define(eq=False)
@@ -45,9 +59,10 @@ class AcquisitionManager:
     _mailbox: Mailbox[Question, ModelManifest]
     _progress: Latest[tuple[AcquisitionProgress, ...]]
     _lanes: Lanes
-    _sources: Sequence[Source]
+    _supply: Supply
     _health: HealthBoard
     _pulse: Pulse
+    _copies: PeerCopies | None = attrs.field(default=None, init=False)
     _jobs: ModelJobs = attrs.field(init=False)
     _board: ProgressBoard = attrs.field(init=False)
     _turns: dict[str, trio.Lock] = attrs.field(factory=dict, init=False)
@@ -57,6 +72,8 @@ class AcquisitionManager:
     def __attrs_post_init__(self) -> None:
         self._board = ProgressBoard(self._progress)
         self._jobs = ModelJobs(self._catalog, self._lanes, self._board)
+        if self._supply.peers is not None:
+            self._copies = PeerCopies(self._jobs, self._supply.peers)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; models are verified in the background.
@@ -84,6 +101,7 @@ class AcquisitionManager:
         paths = self._catalog.paths
         try:
             moved = await self._lanes.run("disk", tidy, paths.partial, paths.shards, self._catalog.wanted())
+            await self._lanes.run("disk", forget_parts, paths.transfers, frozenset(), time.time() - _PARTS_KEPT)
         except FileError as error:  # the models that are in their place can be used all the same
             _log.warning("files.not_tidied", error=str(error))
         else:
@@ -111,6 +129,14 @@ class AcquisitionManager:
                 reason = str(error)
             else:
                 _log.info("model.repaired", model=entry.manifest.name, source=origin.reference)
+                return
+        if self._copies is not None:
+            try:
+                await self._copies.complete(entry)
+            except MeshnodeError as error:
+                reason = f"{reason}; {error}" if entry.origins else str(error)
+            else:
+                _log.info("model.repaired", model=entry.manifest.name, source="peers")
                 return
         self._board.fail(entry.label, reason)
         self._set_trouble(entry.manifest.id, f"{entry.manifest.name} lacks shards that cannot be made again: {reason}")
@@ -140,10 +166,15 @@ class AcquisitionManager:
             raise Unavailable("the node is stopping")
         if isinstance(question, RemoveModel):
             return await self._remove(question.name)
-        source, reference = self._source_of(question.reference)
+        part = Part(question.blocks, question.both_ends)
+        source, reference = self._way_to(question.reference)
         try:
             async with self._turn(reference):
-                manifest = await self._jobs.acquire(source, reference, Part(question.blocks, question.both_ends))
+                if isinstance(source, ModelNames):
+                    assert self._copies is not None
+                    manifest = await self._copies.acquire(source, part)
+                else:
+                    manifest = await self._jobs.acquire(source, reference, part)
         except BaseException:  # cancellation too, which may come as a group; an error is shown by whoever catches it
             self._board.forget(reference)
             raise
@@ -165,21 +196,34 @@ class AcquisitionManager:
         _log.info("model.removed", model=manifest.name, id=manifest.id)
         return manifest
 
+    def _way_to(self, reference: str) -> tuple[Source | ModelNames, str]:
+        """Return what a reference leads to and how it is written for good.
+
+        What peers call their models counts only where no source knows the reference: nobody else says what `starter` is.
+        """
+        try:
+            return self._source_of(reference)
+        except RequestError:
+            found = None if self._copies is None else self._copies.find(reference)
+            if found is None:
+                raise
+            return found, f"{PREFIX}{found.id}"
+
     def _source_of(self, reference: str) -> tuple[Source, str]:
-        for source in self._sources:
+        for source in self._supply.sources:
             if source.accepts(reference):
                 return source, source.canonical(reference)
         raise RequestError(
-            f"{reference[:200]!r} is not a model reference; use starter, the path of a .gguf file, or the path of a folder "
-            "with a Hugging Face checkpoint",
+            f"{reference[:200]!r} is not a model reference; use starter, the path of a .gguf file, the path of a folder "
+            "with a Hugging Face checkpoint, or the name of a model that peers have",
             param="reference",
         )
 
     def _fail(self, question: Question, error: str) -> None:
         if isinstance(question, AcquireModel):
             try:
-                _, label = self._source_of(question.reference)
-            except RequestError:
+                _, label = self._way_to(question.reference)
+            except MeshnodeError:
                 label = question.reference[:200]
             self._board.fail(label, error)
 

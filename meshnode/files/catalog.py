@@ -136,6 +136,10 @@ class ModelCatalog:
             frozenset(shard.id for shard in entry.manifest.shards if shard.id in self._held) if entry else frozenset()
         )
 
+    def is_held(self, shard: ShardId) -> bool:
+        """Whether a shard is here and verified."""
+        return shard in self._held
+
     def path(self, shard: ShardId) -> Path:
         """Return where a held shard lies."""
         return shard_path(self.paths.shards, shard)

@@ -4,7 +4,7 @@ Every method is safe to cancel at any point: what is half done lies in the stagi
 make a model appear or disappear are shielded. The caller sees to it that no two of them work on one reference at a time.
 """
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ShardId
 from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 
-__all__ = ["ModelJobs", "Part"]
+__all__ = ["FetchShards", "ModelJobs", "Part"]
+
+FetchShards = Callable[[tuple[ShardDescriptor, ...], Path], Awaitable[None]]
+"""Puts shards into a staging folder, verified."""
 
 _Place = tuple[ShardKind, int | None]
 
@@ -103,6 +106,36 @@ class ModelJobs:
         wish = _Wish(_places(entry, entry.wanted), _places(entry, held), more=False)
         await self._import(source, origin, entry, wish)
         self.board.report(origin.reference, "done", entry.manifest.nbytes, entry.manifest.nbytes)
+
+    async def adopt(
+        self,
+        manifest: ModelManifest,
+        origin: Origin | None,
+        part: Part | None,
+        fetch: FetchShards,
+        aliases: tuple[str, ...] = (),
+    ) -> ModelManifest:
+        """Make sure that `part` (None: nothing more) of a known model is held, besides what was kept before.
+
+        `fetch` puts what is missing into the staging folder, verified. Raises what it raises, RequestError for blocks the model
+        does not have, StoreError; the catalog is as before then.
+        """
+        count = manifest.config.block_count
+        if part is not None and part.blocks is not None and part.blocks.end > count:
+            raise RequestError(f"the model has blocks 0:{count}; {part.blocks} asks for more", param="blocks")
+        entry, held = self.catalog.entry(manifest.id), self.catalog.held(manifest.id)
+        before = () if entry is None else entry.wanted
+        more = () if part is None else (each.id for each in manifest.shards if part.keeps(each.kind, each.block, count))
+        wanted = tuple(dict.fromkeys((*before, *more)))
+        missing = tuple(shard for shard in manifest.shards if shard.id in wanted and shard.id not in held)
+        async with self._staging() as staging:
+            await fetch(missing, staging)
+            async with self._settling:
+                origins = () if origin is None else (origin,)
+                manifest = await self._settle(CatalogEntry(manifest, wanted, origins, aliases), staging)
+        label = entry.label if origin is None and entry is not None else (origin or Origin(manifest.name, "")).reference
+        self.board.report(label, "done", manifest.nbytes, manifest.nbytes)
+        return manifest
 
     async def remove(self, entry: CatalogEntry) -> None:
         """Forget a model and delete the shards that no other model keeps. Raises FileError or StoreError; it is kept then."""

@@ -25,11 +25,12 @@ from meshnode.network.dialing import Dialling, peer_of
 from meshnode.network.gateway import StageGateway
 from meshnode.network.gossip import GossipBook
 from meshnode.network.greetings import Greeter
+from meshnode.network.holdings import Holdings, described
 from meshnode.network.host_ports import Discovery, Host, StagePlane
 from meshnode.network.peers import PeerTable
 from meshnode.network.places import Places
 from meshnode.network.ports import PeerStream
-from meshnode.network.providing import Holdings, Providing
+from meshnode.network.providing import Providing
 from meshnode.network.stage_links import AnyReceived, ControlReceived
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence, Misdeed
@@ -86,7 +87,7 @@ class NetworkResources:
     evidence: Mailbox[Evidence, None]
     offering: Latest[Offering]
     listening: Latest[tuple[str, ...]]  # our multiaddrs with /p2p/, for status and invitations
-    holdings: Holdings | None = None  # what the hash table is told of and asked for; None: nothing
+    holdings: Holdings | None = None  # what peers and the hash table are told of, and what is sought; None: nothing
 
 
 @attrs.define(eq=False)
@@ -265,7 +266,8 @@ class NetworkManager:
         shared = self._resources
         while True:
             offering, listening = shared.offering, shared.listening
-            seen = offering.version, listening.version
+            revision = None if shared.holdings is None else shared.holdings.revision
+            seen = offering.version, listening.version, 0 if revision is None else revision.version
             offer = Offer(
                 peer=shared.own,
                 sequence=shared.book.next_sequence(),
@@ -275,6 +277,7 @@ class NetworkManager:
                 stages=offering.value.stages,
                 sessions=offering.value.sessions,
                 node=self._settings.node,
+                holdings=() if shared.holdings is None else described(shared.holdings),
             )
             try:
                 shared.book.publish(offer)
@@ -285,6 +288,8 @@ class NetworkManager:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_cancel_at_change, offering, seen[0], nursery.cancel_scope)
                     nursery.start_soon(_cancel_at_change, listening, seen[1], nursery.cancel_scope)
+                    if revision is not None:
+                        nursery.start_soon(_cancel_at_change, revision, seen[2], nursery.cancel_scope)
 
     async def _expire(self) -> None:
         while True:
@@ -294,7 +299,7 @@ class NetworkManager:
 
 
 async def _cancel_at_change(
-    latest: Latest[Offering] | Latest[tuple[str, ...]], seen: int, scope: trio.CancelScope
+    latest: Latest[Offering] | Latest[tuple[str, ...]] | Latest[int], seen: int, scope: trio.CancelScope
 ) -> None:
     await latest.changed(seen)
     scope.cancel()

@@ -5,21 +5,20 @@ missing leads to look-ups, what they find is learnt like any other address, and 
 """
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import attrs
 import structlog
 import trio
 
-from meshnode.flow.latest import Latest
 from meshnode.network.dialing import Dialling
+from meshnode.network.holdings import Holdings
 from meshnode.network.host_ports import Host
 from meshnode.network.peers import PeerTable
-from meshnode.types.ids import ModelId, PeerId, ShardId, short
+from meshnode.types.ids import PeerId, ShardId, short
 from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 from meshnode.types.peers import StageOffer
 
-__all__ = ["Holdings", "Providing"]
+__all__ = ["Providing"]
 
 MAX_KEYS = 512  # records of one node; others keep no more
 _PACE = 0.5  # seconds between two records
@@ -28,23 +27,6 @@ _LOOK_UPS = 8  # in one go
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0  # seconds between two look-ups of the same
 
 _log = structlog.get_logger(__name__)
-
-
-class Holdings(Protocol):
-    """What this node has of models; the catalog."""
-
-    @property
-    def revision(self) -> Latest[int]:
-        """Grows with every change."""
-        ...
-
-    def manifests(self) -> tuple[ModelManifest, ...]:
-        """Return all models that are known here."""
-        ...
-
-    def held(self, model: ModelId) -> frozenset[ShardId]:
-        """Return a model's verified shards."""
-        ...
 
 
 @attrs.define(eq=False)

@@ -18,9 +18,10 @@ from meshnode.config.schema import NodeConfig
 from meshnode.crypto.identity import Identity, load_identity
 from meshnode.dashboard.routes import Dashboard
 from meshnode.engine.devices import physical_cores
-from meshnode.files.acquisition import AcquisitionManager
+from meshnode.files.acquisition import AcquisitionManager, Supply
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
+from meshnode.files.shelf import CatalogShelf
 from meshnode.flow.lanes import Lanes
 from meshnode.inference.calls import open_generations
 from meshnode.inference.model_loading import ModelTables
@@ -112,7 +113,8 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     blocks = None if config.models.blocks is None else BlockRange.parse(config.models.blocks)
 
     def build_acquisition(pulse: Pulse) -> AcquisitionManager:
-        return AcquisitionManager(catalog, channels.acquisitions, channels.progress, lanes, sources, health, pulse)
+        supply = Supply(sources, mesh.holders())
+        return AcquisitionManager(catalog, channels.acquisitions, channels.progress, lanes, supply, health, pulse)
 
     def build_api(pulse: Pulse) -> ApiServer:
         dependencies = ApiDependencies(
@@ -153,7 +155,8 @@ def _mesh(opened: Opened, channels: Channels, health: HealthBoard, metrics: Metr
     config = opened.config
     if not _has_network(config):
         return NoMesh(opened.identity.peer, channels)
-    return Mesh(opened.identity, config, channels, opened.addresses, health, metrics, opened.catalog)
+    shelf = CatalogShelf(opened.catalog) if config.transfer.share else None
+    return Mesh(opened.identity, config, channels, opened.addresses, health, metrics, opened.catalog, shelf)
 
 
 def _has_network(config: NodeConfig) -> bool:

@@ -49,6 +49,9 @@ class NoMesh:
         """Return what the router needs."""
         return solitary_mesh(self.peer, self.channels.stage_messages)
 
+    def holders(self) -> None:
+        """Return that nobody else holds anything."""
+
     def builders(self) -> None:
         """Return that there are no subsystems of a network."""
 

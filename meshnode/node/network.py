@@ -24,13 +24,15 @@ from meshnode.network.dispatcher import DispatcherResources, MessageDispatcher
 from meshnode.network.gateway import StageGateway
 from meshnode.network.gossip import GossipBook
 from meshnode.network.greetings import Greeter
+from meshnode.network.holdings import Holdings
 from meshnode.network.host_ports import Discovery, Host, StagePlane
 from meshnode.network.invitations import Invitation, encode_invitation
 from meshnode.network.loopback import LoopbackLink
 from meshnode.network.manager import DialRequest, NetworkManager, NetworkResources, NetworkSettings
+from meshnode.network.peer_shards import KnownHolders
 from meshnode.network.peers import PeerTable
-from meshnode.network.ports import PeerStream
-from meshnode.network.providing import Holdings
+from meshnode.network.ports import PeerStream, Shelf
+from meshnode.network.upload_limits import UploadLimits
 from meshnode.node.channels import Channels
 from meshnode.node.children import NetworkBuilders
 from meshnode.observe.metrics import Metrics
@@ -63,6 +65,7 @@ class Mesh:
     health: HealthBoard
     metrics: Metrics
     holdings: Holdings | None = None
+    shelf: Shelf | None = None
     table: PeerTable = attrs.field(init=False)
     gateway: StageGateway = attrs.field(init=False)
     book: GossipBook = attrs.field(init=False)
@@ -100,6 +103,10 @@ class Mesh:
             self.channels.offering,
             self.channels.evidence,
         )
+
+    def holders(self) -> KnownHolders:
+        """Return who holds shards that this node may fetch."""
+        return KnownHolders(self.table, self.gateway, self.channels.evidence)
 
     # Subsystems
 
@@ -195,11 +202,14 @@ class Mesh:
             deliver=self.channels.inbound_stages.tell,
             hosts=partial(_hosts, host.listen_addresses),
             report=self._report,
+            shelf=self.shelf,
         )
         network = self.config.network
         listen = DataPlaneSettings().listen if network.host == "0.0.0.0" else (network.host,)  # noqa: S104  # compared
         greeter = Greeter(self.identity.peer, network.network_id)
-        return DataPlane(greeter, ports, DataPlaneSettings(listen=listen))
+        transfer = self.config.transfer
+        uploads = UploadLimits(transfer.upload_bytes_per_second, transfer.upload_bytes_per_second_per_peer)
+        return DataPlane(greeter, ports, DataPlaneSettings(listen=listen, uploads=uploads))
 
     def _report(self, peer: PeerId | None, error: MeshnodeError) -> None:
         """Hold against a peer what it did; strangers are only counted."""

@@ -12,7 +12,7 @@ import trio
 from meshnode.config.loading import LoadedConfig
 from meshnode.config.paths import DataPaths
 from meshnode.errors import MeshnodeError
-from meshnode.files.acquisition import AcquisitionManager
+from meshnode.files.acquisition import AcquisitionManager, Supply
 from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
@@ -84,7 +84,7 @@ async def _ask(
     mailbox: Mailbox[AcquireModel | RemoveModel, ModelManifest] = Mailbox("acquisition", 0)
     progress: Latest[tuple[AcquisitionProgress, ...]] = Latest(())
     sources = builtin_sources(lanes, offline=loaded.config.node.offline, environment=os.environ)
-    manager = AcquisitionManager(catalog, mailbox, progress, lanes, sources, HealthBoard(), Pulse())
+    manager = AcquisitionManager(catalog, mailbox, progress, lanes, Supply(sources), HealthBoard(), Pulse())
     async with trio.open_nursery() as nursery:
         await nursery.start(manager.run)
         if on_progress is not None and isinstance(question, AcquireModel):

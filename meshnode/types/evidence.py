@@ -16,6 +16,7 @@ class Misdeed(enum.Enum):
     FLOOD = ("flood", 1)  # more messages than anybody needs
     STALE = ("stale", 1)  # records that are too old, or of the future
     WRONG_ROWS = ("wrong_rows", 4)  # activations of the wrong shape, or not finite
+    WRONG_BYTES = ("wrong_bytes", 10)  # of a shard or a manifest, which anybody can hash before sending
     FORGED = ("forged", 10)  # a signature or a sender that is not what it claims to be
 
     @property

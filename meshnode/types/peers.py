@@ -8,7 +8,7 @@ import attrs
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 
-__all__ = ["Liveness", "Offer", "Offering", "PeerInfo", "StageOffer"]
+__all__ = ["Holding", "Liveness", "Offer", "Offering", "PeerInfo", "StageOffer"]
 
 _MAX_BLOCKS = 4096  # of one model; others' word for it must not decide how much we compute
 
@@ -40,6 +40,28 @@ class StageOffer:
 
 
 @attrs.frozen
+class Holding:
+    """What a node has of one model on disk, verified, whether loaded or not; others may fetch it."""
+
+    model: ModelId
+    name: str
+    block_count: int  # of the whole model
+    blocks: tuple[BlockRange, ...] = ()  # ascending, apart from each other
+    embedding: bool = False
+    head: bool = False
+    nbytes: int = 0  # of it
+    aliases: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 <= self.block_count <= _MAX_BLOCKS or any(each.end > self.block_count for each in self.blocks):
+            raise ValueError(f"blocks {', '.join(map(str, self.blocks))} of a model of {self.block_count}")
+
+    def has(self, block: int) -> bool:
+        """Whether a block is held."""
+        return any(block in each for each in self.blocks)
+
+
+@attrs.frozen
 class Offering:
     """The stages of this node, and how many sessions they serve."""
 
@@ -59,6 +81,7 @@ class Offer:
     stages: tuple[StageOffer, ...] = ()
     sessions: int = 0  # being served
     node: str = ""  # host name, for people
+    holdings: tuple[Holding, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         if self.sessions < 0:

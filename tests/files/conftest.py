@@ -10,10 +10,11 @@ import trio
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.config.paths import DataPaths
-from meshnode.files.acquisition import AcquisitionManager
+from meshnode.files.acquisition import AcquisitionManager, Supply
 from meshnode.files.acquisitions import AcquisitionProgress
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
+from meshnode.files.peer_ports import PeerShards
 from meshnode.files.sources import Source
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
@@ -69,6 +70,7 @@ class DataFolder:
     offline: bool = False
     aliases: dict[str, str] = attrs.field(factory=dict)
     sources: tuple[Source, ...] | None = None
+    peers: PeerShards | None = None
 
     @property
     def paths(self) -> DataPaths:
@@ -80,7 +82,7 @@ class DataFolder:
         catalog = await open_catalog(self.store, self.paths, metrics, self.aliases)
         mailbox, progress, health = Mailbox("acquisition", 16), Latest(()), HealthBoard()
         sources = self.sources or builtin_sources(lanes, offline=self.offline, environment=self.environment)
-        manager = AcquisitionManager(catalog, mailbox, progress, lanes, sources, health, Pulse())
+        manager = AcquisitionManager(catalog, mailbox, progress, lanes, Supply(sources, self.peers), health, Pulse())
         node = Running(manager, catalog, mailbox, progress, health, metrics)
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)

@@ -207,7 +207,7 @@ async def main():
         known = await catalog.open_catalog(store, paths, Metrics(), {})
         mailbox = Mailbox("acquisition")
         sources = builtin_sources(lanes, offline=True, environment={})
-        manager = acquisition.AcquisitionManager(known, mailbox, Latest(()), lanes, sources, HealthBoard(), Pulse())
+        manager = acquisition.AcquisitionManager(known, mailbox, Latest(()), lanes, acquisition.Supply(sources), HealthBoard(), Pulse())
         await nursery.start(manager.run)
         print("ready", flush=True)
         while True:

@@ -45,6 +45,9 @@ class Shelf:
     def manifests(self):
         return (MODEL,)
 
+    def aliases(self, model):
+        return ()
+
     def held(self, model):
         assert model == MODEL.id
         return self.ids

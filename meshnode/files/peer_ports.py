@@ -1,0 +1,44 @@
+"""What fetching shards from peers needs of the network."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from meshnode.types.ids import ModelId, PeerId, ShardId
+from meshnode.types.model_names import ModelNames
+
+__all__ = ["ChunkLine", "PeerShards"]
+
+
+class ChunkLine(Protocol):
+    """A connection to one peer; after an error it is of no use. Methods raise PeerError leafs, or what the peer refuses with."""
+
+    async def manifest(self, model: ModelId) -> bytes:
+        """Return a manifest in msgpack, as the peer has it."""
+        ...
+
+    async def fetch(self, shard: ShardId, first: int, count: int, take: Callable[[int, bytes], None]) -> None:
+        """Fetch chunks in order; `take` gets number and bytes of each in a thread, and what it raises ends the fetching."""
+        ...
+
+
+class PeerShards(Protocol):
+    """The peers that hold shards, as far as they say so."""
+
+    def models(self) -> tuple[ModelNames, ...]:
+        """Return what peers hold, whole or in part."""
+        ...
+
+    def holders(
+        self, model: ModelId, block: int | None, *, embedding: bool = False, head: bool = False
+    ) -> frozenset[PeerId]:
+        """Return who holds a block, or an end, or (with none of them) anything of a model."""
+        ...
+
+    def line(self, peer: PeerId) -> AbstractAsyncContextManager[ChunkLine]:
+        """Connect to a peer. Raises PeerUnreachable and PeerRefused on entry."""
+        ...
+
+    def accuse(self, peer: PeerId, what: str) -> None:
+        """Hold against a peer that it sent other bytes than the manifest says."""
+        ...

@@ -1,0 +1,140 @@
+"""Fetches shards from several peers at once: rarest first, every chunk verified, a liar named and left out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import structlog
+import trio
+
+from meshnode.errors import FileError, MeshnodeError, PeerMisbehaved, ShardCorrupt, SourceUnavailable
+from meshnode.files.chunk_plan import ChunkPlan
+from meshnode.files.part_file import PartFile, open_part
+from meshnode.files.peer_ports import ChunkLine, PeerShards
+from meshnode.files.sources import ReportBytes
+from meshnode.flow.lanes import Lanes
+from meshnode.types.ids import PeerId, ShardId, short
+from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
+
+__all__ = ["ShardTransfer"]
+
+_PEERS = 4  # asked at once
+_TRIES = 3  # failures of one peer, after which it is left out of this transfer
+_PAUSE = 0.5  # seconds after a failure, times their number
+
+_log = structlog.get_logger(__name__)
+
+
+@attrs.define(eq=False)
+class ShardTransfer:
+    """One transfer of shards of one model into `staging`; `run` it once."""
+
+    manifest: ModelManifest
+    shards: Sequence[ShardDescriptor]
+    peers: PeerShards
+    folder: Path  # of the parts
+    lanes: Lanes
+    report: ReportBytes
+    _parts: dict[ShardId, PartFile] = attrs.field(factory=dict, init=False)
+    _failures: dict[PeerId, int] = attrs.field(factory=dict, init=False)
+    _why: dict[PeerId, str] = attrs.field(factory=dict, init=False)
+    _news: trio.Event = attrs.field(factory=trio.Event, init=False)  # set when a run has ended
+
+    async def run(self, staging: Path) -> None:
+        """Fetch what is missing and leave the whole shards in `staging`.
+
+        Raises SourceUnavailable when nobody gives what is missing, FileError when it cannot be written. What has come is kept
+        for the next attempt then, and on cancellation too, which closes every connection.
+        """
+        try:
+            for shard in self.shards:
+                self._parts[shard.id] = await self.lanes.run("hashing", open_part, self.folder, shard)
+            await self._fetch_all()
+            for part in self._parts.values():
+                await self.lanes.run("disk", part.finish, staging)
+        finally:
+            for part in self._parts.values():
+                part.close()
+
+    async def _fetch_all(self) -> None:
+        holders = {shard.id: self._holders(shard) for shard in self.shards}
+        plan = ChunkPlan.of(holders, {shard: self._parts[shard.id].held for shard in self.shards})
+        self._tell()
+        candidates = sorted(frozenset[PeerId]().union(*holders.values()))
+        limiter = trio.CapacityLimiter(_PEERS)
+        try:
+            async with trio.open_nursery() as nursery:
+                for peer in candidates:
+                    nursery.start_soon(self._fetch_from, peer, plan, limiter)
+        except* FileError as group:
+            raise group.exceptions[0] from None
+        lacking = [shard for shard in self.shards if self._lacks(shard.id)]
+        if lacking:
+            raise SourceUnavailable(self._explain(lacking, holders))
+
+    async def _fetch_from(self, peer: PeerId, plan: ChunkPlan, limiter: trio.CapacityLimiter) -> None:
+        """Fetch from one peer until it can help no more, or has failed too often. Raises FileError when the disk is full."""
+        async with limiter:
+            while self._can_help(peer, plan):
+                try:
+                    async with self.peers.line(peer) as line:
+                        await self._drain(peer, line, plan)
+                except ShardCorrupt as error:
+                    self._failures[peer] = _TRIES
+                    self._why[peer] = "it sent other bytes than the manifest says"
+                    self.peers.accuse(peer, str(error))
+                except FileError:
+                    raise
+                except MeshnodeError as error:
+                    if isinstance(error, PeerMisbehaved):
+                        self.peers.accuse(peer, str(error))
+                    self._failures[peer] = self._failures.get(peer, 0) + 1
+                    self._why[peer] = str(error)
+                    _log.info("shards not fetched", peer=short(peer), why=str(error))
+                    await trio.sleep(_PAUSE * self._failures[peer])
+        self._news.set()
+
+    async def _drain(self, peer: PeerId, line: ChunkLine, plan: ChunkPlan) -> None:
+        while self._can_help(peer, plan):
+            run = plan.next(peer)
+            if run is None:  # others are asked for the rest, and may fail
+                await self._news.wait()
+                continue
+            part = self._parts[run.shard]
+            try:
+                await line.fetch(run.shard, run.first, run.count, part.write)
+            finally:
+                plan.give_back(run, part.held)
+                self._news.set()
+                self._news = trio.Event()
+                self._tell()
+
+    def _can_help(self, peer: PeerId, plan: ChunkPlan) -> bool:
+        may_be_asked = self._failures.get(peer, 0) < _TRIES
+        return may_be_asked and any(peer in plan.holders[shard] and self._lacks(shard) for shard in self._parts)
+
+    def _lacks(self, shard: ShardId) -> bool:
+        part = self._parts[shard]
+        return len(part.held) < len(part.shard.chunks)
+
+    def _holders(self, shard: ShardDescriptor) -> frozenset[PeerId]:
+        kind = shard.kind
+        return self.peers.holders(
+            self.manifest.id, shard.block, embedding=kind is ShardKind.EMBEDDING, head=kind is ShardKind.HEAD
+        )
+
+    def _explain(self, lacking: Sequence[ShardDescriptor], holders: Mapping[ShardId, frozenset[PeerId]]) -> str:
+        nowhere = [shard for shard in lacking if not holders[shard.id]]
+        text = f"{len(lacking)} of {len(self.shards)} shards of {self.manifest.name} could not be had from peers"
+        if nowhere:
+            text += f"; nobody has {', '.join(map(_place, nowhere[:5]))}"
+        reasons = "; ".join(f"{short(peer)}: {why}" for peer, why in list(self._why.items())[:3])
+        return f"{text}{'; ' + reasons if reasons else ''}. What has come is kept"
+
+    def _tell(self) -> None:
+        done = sum(part.done_bytes for part in self._parts.values())
+        self.report(done, sum(shard.nbytes for shard in self.shards))
+
+
+def _place(shard: ShardDescriptor) -> str:
+    return shard.kind.value if shard.block is None else f"block {shard.block}"

@@ -1,0 +1,66 @@
+"""What this node says it has on disk."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from meshnode.flow.latest import Latest
+from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import ModelId, ShardId
+from meshnode.types.manifest import ModelManifest, ShardKind
+from meshnode.types.peers import Holding
+
+__all__ = ["Holdings", "described"]
+
+_MAX_TOLD = 64  # models in one offer
+
+
+class Holdings(Protocol):
+    """What this node has of models; the catalog."""
+
+    @property
+    def revision(self) -> Latest[int]:
+        """Grows with every change."""
+        ...
+
+    def manifests(self) -> tuple[ModelManifest, ...]:
+        """Return all models that are known here."""
+        ...
+
+    def aliases(self, model: ModelId) -> tuple[str, ...]:
+        """Return a model's further names."""
+        ...
+
+    def held(self, model: ModelId) -> frozenset[ShardId]:
+        """Return a model's verified shards."""
+        ...
+
+
+def described(holdings: Holdings) -> tuple[Holding, ...]:
+    """Return what others are told: models of which there are weights here, in the order of their names, a bounded number."""
+    told = (_holding(holdings, manifest) for manifest in holdings.manifests())
+    return tuple(holding for holding in told if holding.nbytes)[:_MAX_TOLD]
+
+
+def _holding(holdings: Holdings, manifest: ModelManifest) -> Holding:
+    held = holdings.held(manifest.id)
+    weights = [shard for shard in manifest.shards if shard.id in held and shard.kind is not ShardKind.TOKENIZER]
+    kinds = {shard.kind for shard in weights}
+    return Holding(
+        manifest.id,
+        manifest.name,
+        manifest.config.block_count,
+        tuple(_ranges(sorted(shard.block for shard in weights if shard.block is not None))),
+        embedding=ShardKind.EMBEDDING in kinds,
+        head=ShardKind.HEAD in kinds,
+        nbytes=sum(shard.nbytes for shard in weights),
+        aliases=holdings.aliases(manifest.id)[:4],
+    )
+
+
+def _ranges(blocks: list[int]) -> Iterator[BlockRange]:
+    start = None
+    for at, block in enumerate(blocks):
+        start = block if start is None else start
+        if at + 1 == len(blocks) or blocks[at + 1] != block + 1:
+            yield BlockRange(start, block + 1)
+            start = None

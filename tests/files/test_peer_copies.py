@@ -1,0 +1,402 @@
+"""Models from peers: what comes is what the manifest says, whoever lies, stops or dies on the way, and no byte comes twice."""
+
+import os
+from contextlib import asynccontextmanager
+
+import attrs
+import msgspec
+import pytest
+import trio
+from support.tiny_gguf import write_tiny_llama
+
+from meshnode.errors import (
+    FileError,
+    InvalidModelFile,
+    PeerUnreachable,
+    RequestError,
+    SourceUnavailable,
+    Unavailable,
+)
+from meshnode.files import part_file
+from meshnode.files.acquisitions import AcquireModel
+from meshnode.files.foreign_manifests import decode_manifest, encode_manifest
+from meshnode.files.manifests import manifest_id
+from meshnode.files.part_file import forget_parts, open_part
+from meshnode.files.shelf import CatalogShelf
+from meshnode.store.memory import MemoryStore
+from meshnode.types.blocks import BlockRange
+from meshnode.types.manifest import CHUNK_BYTES, ShardKind
+from meshnode.types.model_names import ModelNames
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Blocks of several chunks each."""
+    folder = tmp_path_factory.mktemp("model")
+    return write_tiny_llama(
+        folder / "m.gguf", name="Wide", blocks=3, hidden=512, heads=4, feed_forward=3072, quantization="Q8_0"
+    )
+
+
+@attrs.define(eq=False)
+class Giver:
+    """A peer: what it has, and what it does wrong."""
+
+    catalog: object
+    blocks: range = range(3)
+    ends: bool = True
+    alter: object = staticmethod(lambda number, data: data)
+    after: object = staticmethod(lambda: None)  # called after every chunk; what it raises ends the line
+    lines: int = 0
+    given: list = attrs.field(factory=list)
+
+    async def manifest(self, model):
+        await trio.lowlevel.checkpoint()
+        return CatalogShelf(self.catalog).manifest(model)
+
+    async def fetch(self, shard, first, count, take):
+        path = CatalogShelf(self.catalog).path(shard)
+        for number in range(first, first + count):
+            await trio.lowlevel.checkpoint()
+            with path.open("rb") as file:
+                file.seek(number * CHUNK_BYTES)
+                data = file.read(CHUNK_BYTES)
+            take(number, self.alter(number, data))
+            self.given.append((shard, number))
+            outcome = self.after()
+            if outcome is not None:
+                await outcome
+
+
+@attrs.define(eq=False)
+class Peers:
+    givers: dict = attrs.field(factory=dict)
+    accused: list = attrs.field(factory=list)
+
+    def models(self):
+        return tuple(
+            {
+                each.id: ModelNames(each.id, each.name, ("wide",))
+                for giver in self.givers.values()
+                for each in giver.catalog.manifests()
+            }.values()
+        )
+
+    def holders(self, model, block, *, embedding=False, head=False):
+        def has(giver):
+            return giver.ends if embedding or head else block is None or block in giver.blocks
+
+        return frozenset(peer for peer, giver in self.givers.items() if has(giver))
+
+    @asynccontextmanager
+    async def line(self, peer):
+        await trio.lowlevel.checkpoint()
+        giver = self.givers.get(peer)
+        if giver is None:
+            raise PeerUnreachable("it is gone")
+        giver.lines += 1
+        yield giver
+
+    def accuse(self, peer, what):
+        self.accused.append(peer)
+
+
+@attrs.define
+class World:
+    """A node that has the model, and one that wants it."""
+
+    manifest: object
+    giver: object
+    taker: object
+    peers: Peers
+
+    def add(self, name, **options):
+        self.peers.givers[name] = Giver(self.giver.catalog, **options)
+        return self.peers.givers[name]
+
+    def chunks(self, blocks=range(3)):
+        return {
+            (shard.id, number)
+            for shard in self.manifest.shards
+            for number in range(len(shard.chunks))
+            if shard.block is None or shard.block in blocks
+        }
+
+    def given(self):
+        return [each for giver in self.peers.givers.values() for each in giver.given]
+
+
+@pytest.fixture
+async def world(data, model, tmp_path):
+    peers = Peers()
+    elsewhere = attrs.evolve(data, root=tmp_path / "giver", store=MemoryStore())
+    async with elsewhere.running() as giver:
+        manifest = await giver.mailbox.ask(AcquireModel(str(model)))
+        data.peers = peers
+        async with data.running() as taker:
+            yield World(manifest, giver, taker, peers)
+
+
+def is_whole(world, node=None):
+    node = node or world.taker
+    return node.catalog.held(world.manifest.id) == {shard.id for shard in world.manifest.shards}
+
+
+@pytest.mark.parametrize("reference", ["mesh:wide", "wide", "mesh:"])
+async def test_a_model_that_peers_have_is_had_by_its_name(world, data, reference):
+    world.add("a"), world.add("b")
+    reference += world.manifest.id if reference.endswith(":") else ""
+    assert await world.taker.mailbox.ask(AcquireModel(reference)) == world.manifest
+    assert is_whole(world)
+    assert sorted(world.given()) == sorted(world.chunks())
+    assert all(giver.given for giver in world.peers.givers.values())
+    assert data.files("transfers") == data.files("partial") == []
+    assert world.taker.progress.value[0].phase == "done"
+
+
+async def test_a_part_comes_alone_and_the_rest_later(world):
+    giver = world.add("a")
+    await world.taker.mailbox.ask(AcquireModel("wide", BlockRange(0, 1)))
+    places = {
+        (shard.kind, shard.block)
+        for shard in world.manifest.shards
+        if shard.id in world.taker.catalog.held(world.manifest.id)
+    }
+    assert places == {(ShardKind.TOKENIZER, None), (ShardKind.EMBEDDING, None), (ShardKind.BLOCK, 0)}
+    await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert is_whole(world)
+    assert sorted(giver.given) == sorted(world.chunks())
+    with pytest.raises(RequestError, match="0:3"):
+        await world.taker.mailbox.ask(AcquireModel("wide", BlockRange(2, 4)))
+
+
+async def test_what_one_has_is_not_asked_of_another(world):
+    a, b = world.add("a", blocks=range(2), ends=False), world.add("b", blocks=range(2, 3))
+    await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert is_whole(world)
+    where = {shard.id: shard for shard in world.manifest.shards}
+    assert all(where[shard].block in (0, 1, None) for shard, _ in a.given)
+    assert all(where[shard].block in (2, None) for shard, _ in b.given)
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda _, data: bytes(len(data)),
+        lambda _, data: data[:-1],
+        lambda _, data: data + b"x",
+        lambda n, data: data if n < 2 else data[::-1],
+    ],
+    ids=["zeros", "too short", "too long", "from the third on"],
+)
+async def test_a_liar_is_named_and_left_out(world, autojump_clock, alter):
+    liar, honest = world.add("a", alter=alter), world.add("b")
+    await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert is_whole(world)
+    assert set(world.peers.accused) == {"a"}
+    assert liar.lines <= 2  # one for the manifest
+    assert honest.given
+
+
+async def test_with_liars_alone_nothing_is_kept_but_what_is_right(world, data, autojump_clock):
+    world.add("a", alter=lambda n, data: data if n == 0 else bytes(len(data)))
+    with pytest.raises(SourceUnavailable, match="other bytes than the manifest says"):
+        await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert world.taker.catalog.manifests() == ()
+    honest = world.add("b")
+    del world.peers.givers["a"]
+    await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert is_whole(world)
+    assert len(honest.given) < len(world.chunks())
+
+
+def gone():
+    raise PeerUnreachable("hung up")
+
+
+async def test_one_that_stops_after_every_chunk_is_given_up_and_the_others_finish(world, autojump_clock):
+    stopper = world.add("a", after=gone)
+    world.add("b")
+    await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert is_whole(world)
+    assert stopper.lines <= 3
+    assert sorted(world.given()) == sorted(world.chunks())
+    assert world.peers.accused == []
+
+
+async def test_no_byte_is_fetched_twice_over_failures_and_restarts(world, data, autojump_clock):
+    fragile = world.add("a", after=gone)
+    for _ in range(2):
+        with pytest.raises(SourceUnavailable, match="What has come is kept"):
+            await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert data.files("transfers") != []
+    async with data.running() as again:  # another incarnation on the same folder
+        fragile.after = lambda: None
+        await again.mailbox.ask(AcquireModel("wide"))
+        assert is_whole(world, again)
+    assert sorted(fragile.given) == sorted(world.chunks())
+
+
+async def test_cancelling_keeps_what_has_come(world, data, autojump_clock):
+    slow = world.add("a", after=lambda: trio.sleep(1))  # noqa: ASYNC105  # awaited there
+    with trio.move_on_after(2.5):
+        await world.taker.mailbox.ask(AcquireModel("wide"))
+    slow.after = lambda: None
+    await trio.sleep(1)
+    await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert is_whole(world)
+    assert len(slow.given) == len(world.chunks()) + len(
+        [each for each in set(slow.given) if slow.given.count(each) > 1]
+    )
+    assert len(slow.given) <= len(world.chunks()) + 1
+
+
+async def test_what_nobody_has_is_named(world, autojump_clock):
+    world.add("a", blocks=range(1, 3))
+    with pytest.raises(SourceUnavailable, match="nobody has block 0"):
+        await world.taker.mailbox.ask(AcquireModel("wide"))
+
+
+async def test_a_name_that_nobody_has_is_refused_with_what_there_is(world):
+    world.add("a")
+    with pytest.raises(SourceUnavailable, match="they have: wide"):
+        await world.taker.mailbox.ask(AcquireModel("mesh:nothing"))
+    with pytest.raises(RequestError, match="not a model reference"):
+        await world.taker.mailbox.ask(AcquireModel("nothing"))
+
+
+async def test_a_full_disk_in_the_middle_of_a_chunk_is_said_and_nothing_is_lost(
+    world, data, monkeypatch, autojump_clock
+):
+    giver = world.add("a")
+    written = []
+
+    def pwrite(descriptor, view, offset):
+        if len(written) >= 3:
+            raise OSError(28, "No space left on device")
+        written.append(offset)
+        return real(descriptor, view, offset)
+
+    real = os.pwrite
+    monkeypatch.setattr(part_file.os, "pwrite", pwrite)
+    with pytest.raises(FileError, match="No space left on device; free space"):
+        await world.taker.mailbox.ask(AcquireModel("wide"))
+    monkeypatch.setattr(part_file.os, "pwrite", real)
+    await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert is_whole(world)
+    assert len(giver.given) == len(world.chunks())
+
+
+async def test_a_flipped_bit_on_disk_is_mended_by_a_peer(world, data):
+    world.add("a")
+    await world.taker.mailbox.ask(AcquireModel("wide"))
+    block = next(shard for shard in world.manifest.shards if shard.block == 1)
+    path = world.taker.catalog.path(block.id)
+    flipped = bytearray(path.read_bytes())
+    flipped[1000] ^= 1
+    path.write_bytes(flipped)
+    async with data.running() as again:
+        with trio.fail_after(20):
+            while not is_whole(world, again):  # noqa: ASYNC110  # nobody is told
+                await trio.sleep(0.02)
+    assert len(world.given()) == len(world.chunks()) + len(block.chunks)
+
+
+# Manifests
+
+
+def changed(manifest, **changes):
+    """Return a manifest with its own right id."""
+    other = attrs.evolve(manifest, **changes)
+    return attrs.evolve(other, id=manifest_id(other.config, other.shards))
+
+
+def with_shard(manifest, at, **changes):
+    shards = list(manifest.shards)
+    shards[at] = attrs.evolve(shards[at], **changes)
+    return changed(manifest, shards=tuple(shards))
+
+
+LIES = {
+    "another size": lambda m: with_shard(m, 2, nbytes=m.shards[2].nbytes + 1),
+    "a chunk too few": lambda m: with_shard(m, 2, chunks=m.shards[2].chunks[:-1]),
+    "a path for an id": lambda m: with_shard(m, 2, id="../../../etc/passwd"),
+    "a block twice": lambda m: with_shard(m, 3, block=0),
+    "a shard too few": lambda m: changed(m, shards=m.shards[:-1]),
+    "tensors moved": lambda m: with_shard(m, 2, tensors=m.shards[3].tensors),
+    "a tensor of another shape": lambda m: with_shard(
+        m, 2, tensors=(attrs.evolve(m.shards[2].tensors[0], shape=(7, 7)), *m.shards[2].tensors[1:])
+    ),
+    "four billion blocks": lambda m: changed(m, config=attrs.evolve(m.config, block_count=1 << 32)),
+    "no shards": lambda m: changed(m, shards=()),
+    "nothing in it": lambda m: with_shard(m, 0, nbytes=0, chunks=()),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_manifest_that_contradicts_itself_is_refused(world, lie):
+    lying = LIES[lie](world.manifest)
+    with pytest.raises(InvalidModelFile):
+        decode_manifest(encode_manifest(lying), lying.id)
+
+
+async def test_a_manifest_is_of_the_model_that_was_asked_for_or_refused(world):
+    data = encode_manifest(world.manifest)
+    assert decode_manifest(data, world.manifest.id) == world.manifest
+    for wrong in (b"", b"\xff" * 50, data[:-10], msgspec.msgpack.encode([1])):
+        with pytest.raises(InvalidModelFile, match="malformed"):
+            decode_manifest(wrong, world.manifest.id)
+    other = changed(world.manifest, config=attrs.evolve(world.manifest.config, rope_base=9.0))
+    with pytest.raises(InvalidModelFile, match="another model"):
+        decode_manifest(encode_manifest(other), world.manifest.id)
+    with pytest.raises(InvalidModelFile, match="another model"):
+        decode_manifest(encode_manifest(attrs.evolve(other, id=world.manifest.id)), world.manifest.id)
+    named = attrs.evolve(world.manifest, name="../../Etc/passwd \x00")
+    assert decode_manifest(encode_manifest(named), named.id).name == "etc-passwd"
+
+
+async def test_a_peer_that_lies_about_a_manifest_is_named_and_another_asked(world, monkeypatch):
+    class Liar(Giver):
+        async def manifest(self, model):
+            await trio.lowlevel.checkpoint()
+            return b"nonsense"
+
+    world.peers.givers["a"] = Liar(world.giver.catalog)
+    world.add("b")
+    await world.taker.mailbox.ask(AcquireModel("wide"))
+    assert world.peers.accused == ["a"]
+    assert is_whole(world)
+
+
+# The shelf, and the parts
+
+
+async def test_only_what_is_verified_is_given(world):
+    shelf = CatalogShelf(world.taker.catalog)
+    with pytest.raises(Unavailable):
+        shelf.path(world.manifest.shards[0].id)
+    with pytest.raises(Unavailable):
+        shelf.manifest(world.manifest.id)
+    assert CatalogShelf(world.giver.catalog).path(world.manifest.shards[0].id).exists()
+
+
+async def test_parts_are_known_by_their_bytes_and_forgotten_when_they_are_old(world, tmp_path):
+    shard = next(shard for shard in world.manifest.shards if shard.block == 0)
+    data = world.giver.catalog.path(shard.id).read_bytes()
+    folder = tmp_path / "parts"
+    part = open_part(folder, shard)
+    assert (part.held, part.done_bytes) == (set(), 0)
+    last = len(shard.chunks) - 1
+    part.write(last, data[last * CHUNK_BYTES :])
+    part.write(0, data[:CHUNK_BYTES])
+    part.close()
+    again = open_part(folder, shard)
+    assert again.held == {0, last}
+    assert again.done_bytes == CHUNK_BYTES + len(data) - last * CHUNK_BYTES
+    again.close()
+    forget_parts(folder, frozenset(), oldest=0)
+    assert again.path.exists()
+    forget_parts(folder, frozenset({shard.id}), oldest=0)
+    assert not again.path.exists()
