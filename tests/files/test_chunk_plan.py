@@ -60,6 +60,7 @@ def test_every_chunk_comes_once_from_somebody_who_has_it_whatever_fails(shards, 
                 if other.shard == run.shard
             )
             asked.append(run)
+            idle = 0
             continue
         idle += not asked
         if asked:
