@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from meshnode.engine.executor import StageReservation, StageSpec
+from meshnode.engine.prefixes import PAGE
 from meshnode.engine.stage_model import Part
 from meshnode.engine.worker_messages import Step
 from meshnode.errors import BadRows, RequestError
@@ -15,6 +16,7 @@ from meshnode.types.generation import SamplingParameters
 __all__ = ["check_sampling", "check_tokens", "part_for", "rows_of"]
 
 _EXPONENT = 0x7F80  # of a bfloat16
+_LONGEST_NAME = 64  # bytes
 
 
 def check_tokens(spec: StageSpec, tokens: Iterable[int]) -> None:
@@ -61,6 +63,10 @@ def part_for(spec: StageSpec, wanted: StageReservation) -> Part:
         raise RequestError(f"what is wanted of a model of {count} blocks is not in one piece: {_in_words(wanted)}")
     if not 1 <= wanted.tokens <= spec.context_length:
         raise RequestError(f"{wanted.tokens} positions are wanted; this stage allows 1 to {spec.context_length}")
+    if len(wanted.pages) > wanted.tokens // PAGE or any(len(name) > _LONGEST_NAME for name in wanted.pages):
+        raise RequestError(
+            f"{wanted.tokens} positions have no {len(wanted.pages)} full pages, or their names are too long"
+        )
     if wanted.head:
         _check_answer(spec, wanted)
     first = 0 if spec.blocks is None else spec.blocks.start

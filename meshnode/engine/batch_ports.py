@@ -21,6 +21,14 @@ class Cache(Protocol):
         """Positions reserved."""
         ...
 
+    def share(self, contents: Sequence[bytes]) -> int:
+        """Go on with pages that are kept with these contents; return how many positions that adds."""
+        ...
+
+    def keep(self, contents: Sequence[bytes]) -> None:
+        """Let others share the full pages with these contents, from the first page on."""
+        ...
+
     def truncate(self, length: int) -> None:
         """Forget positions from `length` on."""
         ...

@@ -14,6 +14,7 @@ from meshnode.engine.batch_ports import Cache, Stage
 from meshnode.engine.executor import Generation
 from meshnode.engine.grammar import Grammars, GrammarState
 from meshnode.engine.pace import Counters
+from meshnode.engine.prefixes import PAGE, PageNames
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Rows
 from meshnode.engine.stepped_sessions import SteppedSessions
@@ -48,12 +49,24 @@ class _Running:
     window: int  # tokens that may still be sent
     tokens: list[int]  # prompt and answer so far
     grammar: GrammarState | None
+    names: PageNames
     sampled: int = 0
+    cached: int = 0  # tokens of the prompt that needed no computing
 
     @property
     def unread(self) -> int:
         """Tokens that are not in the cache yet: 1 while decoding."""
         return len(self.tokens) - self.cache.length
+
+    def share(self) -> None:
+        """Begin with what others have computed, all but the last token."""
+        shared = self.cache.share(self.names.of(self.tokens, (len(self.tokens) - 1) // PAGE))
+        self.cached = min(self.cached + shared, self.generation.prompt_length)
+
+    def keep(self, rows: int) -> None:
+        """Let others share the pages that the last `rows` rows have filled."""
+        if self.cache.length % PAGE < rows:
+            self.cache.keep(self.names.of(self.tokens, self.cache.length // PAGE))
 
 
 @attrs.define(eq=False)
@@ -140,12 +153,14 @@ class Batch:
         except MeshnodeError as error:
             self._answer(exchange, failure(error))
             return
-        tokens = list(generation.tokens)
-        self._running[exchange] = _Running(exchange, generation, cache, message.window, tokens, grammar)
+        tokens, names = list(generation.tokens), PageNames(generation.asker.encode())
+        self._running[exchange] = _Running(exchange, generation, cache, message.window, tokens, grammar, names)
         self._answer(exchange, Accepted())
 
     def _run_batch(self, batch: list[_Running], prefilling: _Running | None, *, alone: bool) -> None:
         chunk = self.limits.prefill_alone if alone else self.limits.prefill_mixed
+        if prefilling is not None:
+            prefilling.share()
         rows = []
         for running in batch:
             count = min(running.unread, chunk) if running is prefilling else 1
@@ -163,8 +178,9 @@ class Batch:
             for running in batch:
                 self._fail(running, error)
             return
-        sampled, ended = [], []
-        for running, logits in zip(batch, results, strict=True):
+        sampled, ended, cached = [], [], []
+        for running, entry, logits in zip(batch, rows, results, strict=True):
+            running.keep(len(entry.inputs))
             if not len(logits):
                 continue
             try:
@@ -173,11 +189,13 @@ class Batch:
                 self._fail(running, error)
                 continue
             sampled.append(Sampled(running.exchange, event.token, event.logprob, event.top))
+            if running.sampled == 1 and running.cached:
+                cached.append((running.exchange, running.cached))
             if self._is_over(running, event.token):
                 ended.append(running.exchange)
                 self._running.pop(running.exchange).cache.close()
         if sampled:
-            self._answer(0, Progress(tuple(sampled), tuple(ended)))
+            self._answer(0, Progress(tuple(sampled), tuple(ended), tuple(cached)))
 
     def _fail(self, running: _Running, error: MeshnodeError) -> None:
         self._running.pop(running.exchange).cache.close()

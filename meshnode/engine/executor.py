@@ -15,7 +15,16 @@ from meshnode.types.generation import SamplingParameters, TokenEvent
 from meshnode.types.ids import ModelId, SessionId
 from meshnode.types.manifest import ModelConfig, ShardDescriptor
 
-__all__ = ["ExecutorStats", "Generation", "StageExecutor", "StageReservation", "StageResult", "StageSpec", "StageStep"]
+__all__ = [
+    "ExecutorStats",
+    "Generation",
+    "StageExecutor",
+    "StageReservation",
+    "StageResult",
+    "StageSpec",
+    "StageStep",
+    "TokenEvents",
+]
 
 
 @attrs.frozen
@@ -56,6 +65,7 @@ class Generation:
     max_tokens: int  # further tokens to sample, >= 1
     sampling: SamplingParameters
     end_tokens: frozenset[int] = frozenset()  # sampling one ends the generation; it is reported as the last event
+    asker: str = ""  # whose it is; beginnings of texts are shared among generations of one asker only
 
 
 @attrs.frozen
@@ -69,6 +79,8 @@ class StageReservation:
     prompt_length: int = 0  # for the head: the answer's first token is at this position
     history: tuple[int, ...] = ()  # for the head: the answer so far
     sampling: SamplingParameters | None = None  # for the head
+    pages: tuple[bytes, ...] = ()  # names of the first pages of what will be in the cache, by `PageNames`
+    asker: str = ""  # whose names these are, and who may find again what is kept under them
 
 
 @attrs.frozen
@@ -114,12 +126,32 @@ class ExecutorStats:
     prefill_seconds: float = 0.0  # one row of a long prompt through one block
     free_tokens: int = 0  # positions that can still be reserved for the whole stage
     drift_class: str = ""  # kernels, dtypes and device kind: equal classes give equal bits
+    kept_bytes: int = (
+        0  # beside those used: pages of the past that others may begin with, and that go when room is wanted
+    )
+
+
+class TokenEvents(Protocol):
+    """The tokens of one generation, in order."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that needed no computing; known when the first event is there."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        """Iterate."""
+        ...
+
+    async def __anext__(self) -> TokenEvent:
+        """Return the next one."""
+        ...
 
 
 class StageExecutor(Protocol):
     """Runs one stage. Everything it holds for a session goes when the session is released or its scope ends."""
 
-    def generate(self, request: Generation) -> AbstractAsyncContextManager[AsyncIterator[TokenEvent]]:
+    def generate(self, request: Generation) -> AbstractAsyncContextManager[TokenEvents]:
         """Start a generation and yield its token events in order; the iteration ends after the last.
 
         Only for whole-model stages. Leaving the context, by cancellation too, frees the session's cache between two
@@ -132,7 +164,8 @@ class StageExecutor(Protocol):
         """Reserve memory for a session and return how many positions its cache holds.
 
         A session that is there with the same blocks and room enough keeps its cache; its history and sampling are replaced,
-        and steps of it that still wait end with SessionLost. Anything else of that name is freed first, and 0 is returned.
+        and steps of it that still wait end with SessionLost. Anything else of that name is freed first, and
+        the new cache begins with what is kept of `reservation.pages`, often nothing.
         Raises OutOfMemory, RequestError for blocks that are not loaded, WorkerLost.
         """
         ...

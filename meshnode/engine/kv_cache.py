@@ -1,7 +1,7 @@
 """The KV cache: pages of one pool, promised to a session when it opens and taken when it first writes them.
 
 Promises count against the budget, so that a request that was admitted never runs out half-way. A full page can be kept by
-its content (`prefix_pages.py` says how contents are named): other sessions that begin with the same tokens then read the
+its content (`prefixes.py` says how contents are named): other sessions that begin with the same tokens then read the
 same page, and nobody writes to it. A page that is kept and not in use goes when its memory is wanted, the one that has not
 been in use for longest first.
 """
@@ -16,14 +16,12 @@ import attrs
 import torch
 
 from meshnode.engine.page_memory import PageMemory
+from meshnode.engine.prefixes import PAGE
 from meshnode.errors import OutOfMemory
 
 __all__ = ["PAGE", "PagePool", "SessionCache"]
 
 Views = tuple[torch.Tensor, ...]
-
-PAGE = 256
-"""Positions per page. Attention reduces over whole pages, so this number is part of the drift class."""
 
 _EVICTED_TOGETHER = 1 / 32
 """Part of all pages that goes at once when memory is wanted: single pages from here and there would have no neighbours."""

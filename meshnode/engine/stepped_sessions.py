@@ -6,7 +6,7 @@ what came after.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -16,6 +16,7 @@ from meshnode.engine.batch_ports import Cache, Stage
 from meshnode.engine.executor import StageReservation
 from meshnode.engine.grammar import Grammars, GrammarState
 from meshnode.engine.pace import Counters
+from meshnode.engine.prefixes import PAGE, names_in
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Part, Rows
 from meshnode.engine.worker_messages import (
@@ -43,6 +44,13 @@ class _NoCache:
 
     capacity: int
     length: int = 0
+
+    def share(self, contents: Sequence[bytes]) -> int:
+        self.length = PAGE * len(contents)  # nothing of them is needed here
+        return self.length
+
+    def keep(self, contents: Sequence[bytes]) -> None:
+        pass
 
     def truncate(self, length: int) -> None:
         self.length = length
@@ -79,6 +87,7 @@ class _Session:
     cache: Cache
     history: list[int]  # the answer so far, where the head is
     grammar: GrammarState | None  # that has seen `history`
+    pages: tuple[bytes, ...]  # names of the first ones
     steps: deque[_Waiting] = attrs.field(factory=deque)
 
     def begin(self, waiting: _Waiting) -> None:
@@ -195,6 +204,8 @@ class SteppedSessions:
         waiting = session.steps[0]
         if not session.part.blocks:
             session.cache.length += count
+        elif session.cache.length % PAGE < count:
+            session.cache.keep(session.pages)
         if waiting.is_decode:
             self.counters.decode_tokens += 1
         else:
@@ -243,15 +254,17 @@ class SteppedSessions:
     def _reserve(self, name: SessionId, reservation: StageReservation) -> int:
         part = part_for(self.stage.spec, reservation)
         grammar = self._grammar(reservation)
+        pages = names_in(f"{part} for {reservation.asker}".encode(), reservation.pages)
         there = self._sessions.get(name)
         if there is not None and there.part == part and there.cache.capacity >= reservation.tokens:
             self._refuse_waiting(there, "the session was reserved anew")
             there.reservation, there.history, there.grammar = reservation, list(reservation.history), grammar
+            there.pages = pages
             return there.cache.length
         self._drop(name)
         cache = self.stage.open_cache(reservation.tokens) if part.blocks else _NoCache(reservation.tokens)
-        self._sessions[name] = _Session(name, reservation, part, cache, list(reservation.history), grammar)
-        return 0
+        self._sessions[name] = _Session(name, reservation, part, cache, list(reservation.history), grammar, pages)
+        return cache.share(pages)
 
     def _grammar(self, reservation: StageReservation) -> GrammarState | None:
         """Return the grammar of a session whose head is here, after the answer so far. Raises GrammarRefused."""

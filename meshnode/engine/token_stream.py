@@ -24,6 +24,7 @@ class TokenStream:
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _accepted: bool = attrs.field(default=False, init=False)
     ended: bool = attrs.field(default=False, init=False)
+    cached_tokens: int = attrs.field(default=0, init=False)  # see `TokenEvents`
     _error: MeshnodeError | None = attrs.field(default=None, init=False)
     _taken: int = attrs.field(default=0, init=False)
 

@@ -159,6 +159,7 @@ def _take(port: _Port, stage: StageModel, batch: Batch, envelope: Envelope) -> N
             prefill_seconds=stage.pace.prefill_seconds,
             free_tokens=stage.free_tokens,
             drift_class=drift_class(stage.spec.device),
+            kept_bytes=stage.pool.kept_bytes,
         )
         port.send(Envelope(envelope.exchange, Stats(stats)))
     else:

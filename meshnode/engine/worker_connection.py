@@ -112,6 +112,9 @@ class WorkerConnection:
         """Hand a message to whoever waits for it; nobody may have been, and then it is dropped."""
         message, exchange = envelope.message, envelope.exchange
         if isinstance(message, Progress):
+            for number, tokens in message.cached:
+                if number in self.generations:
+                    self.generations[number].cached_tokens = tokens
             for sampled in message.sampled:
                 if sampled.exchange in self.generations:
                     self.generations[sampled.exchange].push(sampled.event())

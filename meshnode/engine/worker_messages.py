@@ -156,10 +156,14 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, 
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress", omit_defaults=True):
-    """What one step gave, for all generations in it; `ended` had their last token here."""
+    """What one step gave, for all generations in it; `ended` had their last token here.
+
+    `cached` says of generations whose first token this is, and how many tokens of their prompts needed no computing.
+    """
 
     sampled: tuple[Sampled, ...]
     ended: tuple[int, ...] = ()
+    cached: tuple[tuple[int, int], ...] = ()
 
 
 class Reserved(msgspec.Struct, frozen=True, tag="reserved"):

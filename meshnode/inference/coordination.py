@@ -4,13 +4,16 @@ A loss bars the peer for this session until something new is heard of it, and th
 with the tokens it has. The reader sees a pause.
 """
 
+import os
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 import structlog
 import trio
 
 from meshnode.engine.executor import Generation
+from meshnode.engine.prefixes import PAGE, PageNames
 from meshnode.errors import NoRoute, OutOfMemory, SessionLost, WorkerLost
 from meshnode.inference.losses import StageLost
 from meshnode.inference.models import LoadedModel
@@ -55,6 +58,7 @@ class Coordinator:
     patience: Patience = Patience()
     report: Callable[[Evidence], None] = _forget
     pipelines: dict[SessionId, Pipeline] = attrs.field(factory=dict, init=False)  # that run now
+    _secret: bytes = attrs.field(factory=partial(os.urandom, 32), init=False)
 
     @property
     def own(self) -> PeerId:
@@ -123,6 +127,9 @@ class Coordinator:
         if len(route.stages) == 1 and route.coordinator == self.own:
             await self._run_here(session, route, take)
             return
+        # The last row is always computed. Names are made with a secret, so that they tell other nodes nothing of the text.
+        tokens = session.tokens(0, session.length - 1)
+        session.pages = PageNames(self._secret + session.asker.encode()).of(tokens, len(tokens) // PAGE)
         pipeline = Pipeline(self.own, self.links, session, route, self.chunk, self.patience.pipeline, attempt, before)
         self.pipelines[session.id] = pipeline
         try:
@@ -142,11 +149,13 @@ class Coordinator:
             max_tokens=session.max_tokens - len(session.generated),
             sampling=session.sampling,
             end_tokens=session.end_tokens,
+            asker=session.asker,
         )
         try:
             async with model.executor.generate(generation) as events:
                 with model.session():
                     async for event in events:
+                        session.begun(events.cached_tokens)
                         session.token_came(event.token)
                         if not await take(event):
                             return

@@ -175,6 +175,8 @@ class HostedStage:
                 prompt_length=opened.prompt_length,
                 history=opened.history,
                 sampling=opened.sampling,
+                pages=opened.pages,
+                asker=str(self.coordinator.peer),
             ),
         )
 

@@ -157,6 +157,7 @@ class Pipeline:
         length = self.session.length
         lacking = [min(each.length for each in self._stages[index:]) for index in range(len(self._stages))]
         starts = [min(first, length - 1) for first in lacking]
+        self.session.begun(starts[0])
         forward_from = (*starts[1:], 0)
         chunks = [(begin, min(begin + self.chunk, length)) for begin in range(starts[0], length, self.chunk)]
         window = min(len(self._stages) + 1, STEP_BUFFER // 2)
@@ -269,6 +270,7 @@ class Pipeline:
             prompt_length=len(self.session.prompt) if head else 0,
             history=tuple(self.session.generated) if head else (),
             sampling=self.session.sampling if head else None,
+            pages=tuple(self.session.pages),
         )
         try:
             link = await self.links.to(stage.peer)

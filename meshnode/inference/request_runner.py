@@ -93,6 +93,7 @@ class RequestRunner:
             tokenizer.end_tokens,
             list(reply.tokens),
             model.manifest.config.vocabulary_size,
+            asker=call.request.client if call.delegated.hops else "",
         )
         answer = Answer(tokenizer, len(prompt.tokens), prompt.form)
         await self._coordinate(reply, target.name, session, wish, answer)
@@ -118,6 +119,8 @@ class RequestRunner:
         if not answer.is_done:
             await self.coordinator.run(session, wish, take, route)
         rest, finished = answer.ending()
+        usage = attrs.evolve(finished.usage, cached_tokens=session.cached_tokens or 0)
+        finished = attrs.evolve(finished, usage=usage)
         if rest is not None:
             await reply.take(delta=rest)
         if session.recoveries and session.route is not None:

@@ -4,7 +4,7 @@ Since rows are invariant and sampling is a function of (seed, position), whoever
 """
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
 import trio
@@ -30,6 +30,9 @@ class Session:
     generated: list[int] = attrs.field(factory=list)
     vocabulary: int = 1 << 32  # token ids are below it
     id: SessionId = attrs.field(factory=new_session_id)
+    asker: str = ""  # another node whose request it is
+    cached_tokens: int | None = attrs.field(default=None, init=False)  # of the prompt, that needed no computing
+    pages: Sequence[bytes] = attrs.field(default=(), init=False)  # names of the full pages of the tokens so far
     route: Route | None = attrs.field(default=None, init=False)  # the newest
     recoveries: int = attrs.field(default=0, init=False)
     losses_in_a_row: int = attrs.field(default=0, init=False)  # without a token between them
@@ -69,6 +72,11 @@ class Session:
 
     def _answer(self, begin: int, end: int) -> tuple[int, ...]:
         return tuple(self.generated[begin - len(self.prompt) : end - len(self.prompt)])
+
+    def begun(self, cached: int) -> None:
+        """Note how many positions were there already; only of the first attempt, as a replay is nothing the reader asked for."""
+        if self.cached_tokens is None:
+            self.cached_tokens = min(cached, len(self.prompt))
 
     def lost(self) -> None:
         """Note that a stage or worker was lost."""

@@ -6,8 +6,9 @@ next; the last stage answers the coordinator. So a decode step is one trip round
 on the link its `OpenStage` came on, and the session lives no longer than that link.
 
 After a loss the coordinator opens the session again under a higher `attempt`, at the stages that survived too: they keep
-their caches and say how far these reach. Rows are then replayed from the lowest position that any stage lacks, and a stage
-hands on only rows from `forward_from`, the lowest position that any later stage lacks.
+their caches and say how far these reach. So they do at first when they still hold the beginning of an earlier
+session's text. Rows are then replayed from the lowest position that any stage lacks, and a stage hands on only rows from
+`forward_from`, the lowest position that any later stage lacks.
 
 A node that cannot coordinate hands the whole request to one that can (`Delegate`); tokens come back as `DelegatedEvents`.
 """
@@ -54,6 +55,9 @@ class OpenStage(msgspec.Struct, frozen=True, tag="open_stage", omit_defaults=Tru
     prompt_length: int = 0  # for the head, with `history`: which tokens penalties count
     history: tuple[int, ...] = ()  # generated so far
     sampling: SamplingParameters | None = None  # for the head: how to sample
+    pages: tuple[
+        bytes, ...
+    ] = ()  # names of the first pages: the stage may hold them from an earlier session of this coordinator
 
 
 class StageOpened(msgspec.Struct, frozen=True, tag="stage_opened"):

@@ -8,6 +8,7 @@ from support.tiny_gguf import write_tiny_llama
 
 from meshnode.engine.batching import Batch
 from meshnode.engine.executor import Generation, StageReservation
+from meshnode.engine.prefixes import PAGE, PageNames
 from meshnode.engine.worker_messages import (
     Accepted,
     BatchLimits,
@@ -48,6 +49,20 @@ class FakeCache:
     def truncate(self, length):
         del self.tokens[length:]
 
+    def share(self, contents):
+        """Find the tokens of pages that were kept under these names."""
+        before = self.length
+        if before % PAGE == 0:
+            for content in contents[before // PAGE :]:
+                if content not in self.stage.kept:
+                    break
+                self.tokens += self.stage.kept[content]
+        return self.length - before
+
+    def keep(self, contents):
+        for index, content in enumerate(contents[: self.length // PAGE]):
+            self.stage.kept.setdefault(content, self.tokens[index * PAGE : (index + 1) * PAGE])
+
     def close(self):
         assert self.open, "closed twice"
         self.open = False
@@ -59,6 +74,7 @@ class FakeStage:
 
     def __init__(self, spec, room=10_000):
         self.spec, self.room, self.reserved, self.steps, self.fails = spec, room, 0, [], None
+        self.kept = {}  # tokens of full pages, by name
         self.favourites = []  # if any, the likeliest tokens whatever came before
 
     def open_cache(self, tokens):
@@ -289,6 +305,74 @@ def test_memory_that_runs_out_in_a_step_ends_the_sessions_in_it_and_no_others(sp
     assert len(desk.tokens(2)) == 10
 
 
+def cached(desk):
+    return {number: count for e in desk.said if isinstance(e.message, Progress) for number, count in e.message.cached}
+
+
+def test_a_prompt_that_begins_as_one_before_computes_what_is_new_and_says_so(spec):
+    desk = Desk(stage := FakeStage(spec))
+    common = prompt_of(600)
+    desk.generate(1, [*common, 5], 3)
+    desk.run()
+    stage.steps.clear()
+    desk.generate(2, [*common, 6, 7], 3)
+    desk.generate(3, common[:512], 3)  # the last token is always computed, and so its page
+    desk.run()
+    assert stage.steps[:2] == [[90], [1, 128]]
+    assert cached(desk) == {2: 512, 3: 256}
+    for number, prompt in ((1, [*common, 5]), (2, [*common, 6, 7]), (3, common[:512])):
+        assert desk.tokens(number) == continuation(prompt, 3)
+
+
+def test_a_conversation_that_goes_on_finds_its_own_answers(spec):
+    desk = Desk(FakeStage(spec))
+    history = prompt_of(200)
+    for turn in range(1, 5):
+        desk.generate(turn, history, 200)
+        desk.run()
+        history = [*history, *desk.tokens(turn), *prompt_of(50, seed=turn)]
+    assert cached(desk) == {2: 256, 3: 512, 4: 768}
+
+
+def test_prompts_that_come_together_are_computed_once(spec):
+    desk = Desk(stage := FakeStage(spec))
+    for number in range(4):
+        desk.generate(number, prompt_of(600), 5)
+    desk.run()
+    assert sum(map(sum, stage.steps)) == 600 + 3 * 88 + 4 * 4
+    assert cached(desk) == {1: 512, 2: 512, 3: 512}
+
+
+def test_askers_do_not_find_each_others_pages(spec):
+    desk = Desk(FakeStage(spec))
+    for number, asker in enumerate(["", "peer a", "peer b", "peer a"]):
+        desk.ask(number, Generate(attrs.evolve(generation(prompt_of(300), 2), asker=asker), 100))
+        desk.run()
+    assert cached(desk) == {3: 256}
+
+
+def test_a_session_that_others_drive_begins_where_an_earlier_one_of_theirs_got_to(spec):
+    desk = Desk(FakeStage(spec))
+    tokens = tuple(prompt_of(600))
+    pages = tuple(PageNames(b"secret").of(tokens, 2))
+    wishes = {
+        "first": {},
+        "second": {},
+        "of another": {"asker": "b"},
+        "of part": {"blocks": BlockRange(0, 1), "head": False, "sampling": None},
+        "of another text": {"pages": (b"x", *pages[1:])},
+    }
+    lengths = {}
+    for number, (name, wish) in enumerate(wishes.items()):
+        wanted = reservation(**{"tokens": 700, "prompt_length": 600, "pages": pages, "asker": "a"} | wish)
+        desk.ask(number, Reserve(SessionId(name), wanted))
+        lengths[name] = desk.answers(number, Reserved)[0].length
+        desk.ask(10 + number, Step(SessionId(name), lengths[name], tokens[lengths[name] :], sample=wanted.head))
+        desk.run()
+    assert lengths == {"first": 0, "second": 512, "of another": 0, "of part": 0, "of another text": 0}
+    assert desk.answers(11, StepDone)[0].token.token == next_token(tokens) == desk.answers(10, StepDone)[0].token.token
+
+
 def reservation(tokens=64, history=(), **options):
     return attrs.evolve(StageReservation(BlockRange(0, 2), True, True, tokens, 3, tuple(history), GREEDY), **options)
 
@@ -342,6 +426,8 @@ def test_a_session_that_is_reserved_again_keeps_its_cache_if_it_can(spec):
         ({"sampling": SamplingParameters(top_logprobs=-2)}, "top_logprobs"),
         ({"sampling": SamplingParameters(logit_bias=((-1, 1.0),))}, "token ids"),
         ({"sampling": SamplingParameters(frequency_penalty=float("inf"))}, "finite"),
+        ({"pages": (b"name",)}, "64 positions have no 1"),
+        ({"tokens": 300, "pages": (b"n" * 65,)}, "too long"),
         ({"blocks": BlockRange(0, 1)}, "not in one piece"),
         ({"blocks": BlockRange(1, 2)}, "not in one piece"),
         ({"blocks": None}, "not in one piece"),

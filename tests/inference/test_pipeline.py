@@ -128,3 +128,47 @@ async def test_a_loss_takes_no_token_from_a_reader_who_is_slow(mesh, autojump_cl
     await mesh.nodes["a"].coordinator.run(session, WISH, take)
     assert taken == session.generated == list(expected)
     assert session.recoveries == 1
+
+
+LONG = tuple(7 * i % 64 for i in range(700))
+
+
+def long_session(more=(), asker=""):
+    return Session((*LONG, *more), 20, SamplingParameters(), frozenset(), vocabulary=64, asker=asker)
+
+
+async def test_a_prompt_that_begins_as_one_before_is_not_computed_again_at_any_stage(mesh, autojump_clock):
+    for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12)):
+        await mesh.add(name, start, end)
+    first, second = long_session(), long_session((1, 2, 3))
+    await generate(mesh.nodes["a"], first)
+    rows = {name: node.executor.rows for name, node in mesh.nodes.items()}
+    expected = await toy_answer(BLOCKS, second.prompt, SamplingParameters(), 20)
+    assert await generate(mesh.nodes["a"], second) == expected
+    assert (first.cached_tokens, second.cached_tokens) == (0, 512)
+    for name, blocks in (("a", 4), ("b", 5), ("c", 3)):
+        assert mesh.nodes[name].executor.rows - rows[name] == blocks * (703 - 512 + 19)
+
+
+async def test_a_stage_that_has_not_seen_the_prompt_gets_it_from_those_that_have(mesh, autojump_clock):
+    """The stages before the new one compute again, the one behind it does not."""
+    for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12), ("spare", 4, 9)):
+        await mesh.add(name, start, end, pace=1e-3 if name == "spare" else 1e-4)
+    expected = await toy_answer(BLOCKS, LONG, SamplingParameters(), 20)
+    assert await generate(mesh.nodes["a"], long_session()) == expected
+    mesh.kill("b")
+    await trio.sleep(5)
+    before = mesh.nodes["c"].executor.rows
+    session = long_session()
+    assert await generate(mesh.nodes["a"], session) == expected
+    assert session.cached_tokens == 0
+    assert mesh.nodes["c"].executor.rows - before == 3 * (700 - 512 + 19)
+
+
+async def test_coordinators_and_askers_do_not_find_each_others_pages(mesh, autojump_clock):
+    for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12)):
+        await mesh.add(name, start, end)
+    sessions = [long_session(), long_session(asker="peer x"), long_session(), long_session(asker="peer x")]
+    for at, session in zip("aaba", sessions, strict=True):
+        await generate(mesh.nodes[at], session)
+    assert [session.cached_tokens for session in sessions] == [0, 0, 0, 512]

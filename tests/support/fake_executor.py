@@ -59,6 +59,8 @@ class FakeExecutor:
 
 
 class _Events:
+    cached_tokens = 0
+
     def __init__(self, executor, request):
         self.executor, self.request = executor, request
         self.at, self.sent = len(request.tokens) - request.prompt_length, 0

@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from meshnode.engine.executor import ExecutorStats, StageReservation, StageResult
+from meshnode.engine.prefixes import PAGE
 from meshnode.errors import BadRows, OutOfMemory, RequestError, SessionLost, WorkerLost
 from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import TokenEvent
@@ -51,13 +52,14 @@ class ToyExecutor:
         self.embedding, self.head, self.vocabulary, self.pace, self.room = embedding, head, vocabulary, pace, room
         self.width = width  # bytes of a row on its way; all but the first are padding
         self.sessions, self.incarnation, self.is_ready = {}, 0, False
+        self.kept = {}  # full pages, by name
         self.rows = 0  # computed so far, times blocks
         self._ready, self._lost = trio.Event(), trio.Event()
         self._busy = trio.Lock()
 
     async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
         self.incarnation += 1
-        self.is_ready, self.sessions, self._lost = True, {}, trio.Event()
+        self.is_ready, self.sessions, self.kept, self._lost = True, {}, {}, trio.Event()
         self._ready.set()
         task_status.started()
         try:
@@ -93,8 +95,14 @@ class ToyExecutor:
         if sum(each.reservation.tokens for each in self.sessions.values()) + reservation.tokens > self.room:
             raise OutOfMemory("the KV cache is full")
         blocks = reservation.blocks or ()
-        self.sessions[session] = _Cache(reservation, {block: [b""] for block in blocks}, 0, list(reservation.history))
-        return 0
+        cache = _Cache(reservation, {block: [b""] for block in blocks}, 0, list(reservation.history))
+        for name in reservation.pages:
+            if (page := self.kept.get((reservation.asker, reservation.blocks, name))) is None:
+                break
+            cache.running = {block: list(running) for block, running in page.items()}
+            cache.length += PAGE
+        self.sessions[session] = cache
+        return cache.length
 
     async def step(self, step):
         self._check()
@@ -125,6 +133,10 @@ class ToyExecutor:
             rows = out
             self.rows += len(rows)
         cache.length = step.position + len(rows)
+        for index, name in enumerate(wants.pages[: cache.length // PAGE]):
+            end = (index + 1) * PAGE
+            page = {block: running[: end + 1] for block, running in cache.running.items()}
+            self.kept.setdefault((wants.asker, wants.blocks, name), page)
         token = None
         if wants.head and step.sample:
             token = self._sample(cache, rows[-1])
@@ -183,6 +195,8 @@ class ToyExecutor:
 
 
 class _Events:
+    cached_tokens = 0
+
     def __init__(self, executor, request):
         self.executor, self.request = executor, request
         self.tokens, self.sent = list(request.tokens), 0
