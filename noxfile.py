@@ -56,7 +56,11 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The decoders of what peers send, with atheris, for a minute; arguments go to libFuzzer (`-- -max_total_time=600`)."""
-    session.install(*INSTALL, "atheris>=3")
+    """The decoders of what peers send, with atheris for a minute, and the API of a real node, with schemathesis.
+
+    Arguments go to libFuzzer (`-- -max_total_time=600`).
+    """
+    session.install(*INSTALL, "atheris>=3", "schemathesis>=4.32")
     arguments = session.posargs or ["-max_total_time=60"]
     session.run("python", "tests/fuzz/fuzz_decoders.py", str(Path(session.create_tmp()) / "corpus"), *arguments)
+    session.run("python", "tests/fuzz/fuzz_api.py")

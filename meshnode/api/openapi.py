@@ -62,7 +62,7 @@ def describe_api(app: QuartTrio, pages: frozenset[str]) -> dict[str, Any]:
 
 
 def _described(rule: Rule, operation: Operation, body: Mapping[str, Any] | None) -> dict[str, Any]:
-    good = {kind: {"schema": {"type": "object"} if kind == JSON else {"type": "string"}} for kind in operation.answers}
+    good = {kind: {"schema": {"type": "object"}} if kind == JSON else {} for kind in operation.answers}
     error = {JSON: {"schema": _like(_sample_error(rule.rule))}}
     described: dict[str, Any] = {
         "operationId": rule.endpoint,
