@@ -40,7 +40,8 @@ from meshnode.wire.failures import failure
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
-_REST = 2.0  # seconds
+_REST = 2.0  # seconds without a session, after which freed memory goes back to the system
+_MEMORY = 600.0  # seconds without a session, after which the pages of earlier ones go too
 
 
 @attrs.define(eq=False)
@@ -95,11 +96,16 @@ def main(descriptor: int) -> None:
     port.busy_since = time.monotonic()
     calibrate(stage)
     port.send(Envelope(loading.exchange, Ready(stage.spec.device, stage.weight_bytes, stage.spec.cache_bytes)))
+    used_at = time.monotonic()
     while True:
         port.busy_since = None
         if batch.is_idle:
             _take(port, stage, batch, _next(port, batch))
         port.busy_since = time.monotonic()
+        if batch.sessions:
+            used_at = port.busy_since
+        elif port.busy_since - used_at > _MEMORY:  # looked at when somebody asks for statistics, every few seconds
+            stage.pool.forget()
         while not port.questions.empty():
             _take(port, stage, batch, port.questions.get())
         batch.step()

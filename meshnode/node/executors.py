@@ -89,12 +89,12 @@ class Executors:
 
     async def _look(self, executor: ProcessExecutor) -> None:
         try:
-            used = (await executor.stats()).cache_bytes_used
+            stats = await executor.stats()
         except MeshnodeError:  # it is ending; `gone` takes it away
             return
         if executor in self._held:
-            self._used[executor] = used
-            self._plan.took(executor, used)
+            self._used[executor] = stats.cache_bytes_used
+            self._plan.took(executor, min(stats.cache_bytes_budget, stats.cache_bytes_used + stats.kept_bytes))
             self._tell()
 
     def _tell(self) -> None:
