@@ -37,7 +37,9 @@ _LIKELY = {
     "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
     "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
     "n": {"enum": [None, 1, 2]},
-    "max_tokens": {"enum": [None, 1, 5, 1 << 40]},
+    "max_tokens": {"enum": [1, 2, 1 << 40]},
+    "max_output_tokens": {"enum": [1, 2]},
+    "num_predict": {"enum": [1, 2]},
     "max_completion_tokens": {"enum": [None, 3]},
     "top_logprobs": {"enum": [None, 0, 2]},
     "logit_bias": {"enum": [None, {}, {"5": -100}, {"x": 1}]},
@@ -54,6 +56,8 @@ _LIKELY = {
     **{name: {"type": "null"} for name in _NOTHING},
 }
 """What many requests should say of a field; what is beyond, the schemas' own types make up."""
+
+_SHORT = {"max_tokens", "max_output_tokens", "num_predict", "options"}  # said always: answers take time
 _SETTINGS = {
     "MESHNODE_ENGINE_CONTEXT_LENGTH": "64",  # tokens
     "MESHNODE_API_REQUESTS_PER_MINUTE": "1000000",
@@ -63,8 +67,10 @@ _SETTINGS = {
 def aimed(document):
     """Return the document with less to choose from."""
     for schema in document["components"]["schemas"].values():
-        for name in schema.get("properties", {}).keys() & _LIKELY.keys():
-            schema["properties"][name] = _LIKELY[name]
+        fields = schema.get("properties", {})
+        for name in fields.keys() & _LIKELY.keys():
+            fields[name] = _LIKELY[name]
+        schema["required"] = sorted({*schema.get("required", ()), *(fields.keys() & _SHORT)})
     return document
 
 
