@@ -44,7 +44,15 @@ def bench(session: nox.Session) -> None:
 def simulate(session: nox.Session) -> None:
     """Meshes in trouble, on virtual time: 200 seeds; `-- --seeds N`, `-- --seed N --trace`, `-- --size NODES`."""
     session.install(*INSTALL)
-    session.run("python", "-m", "simulation", *session.posargs, env={"PYTHONPATH": "tests", "PYTHONHASHSEED": "0"})
+    environment = {"PYTHONPATH": "tests", "PYTHONHASHSEED": "0"}
+    session.run("python", "-m", "simulation", *session.posargs, env=environment)
+
+
+@nox.session
+def placement(session: nox.Session) -> None:
+    """A day of 500 members who come and go, and where their shards lie: 20 seeds; `-- --seeds N`, `-- --nodes N`."""
+    session.install(*INSTALL)
+    session.run("python", "-m", "simulation.placement", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session
