@@ -1,1 +1,3 @@
-"""Which shards are worth holding where: targets, ranks, what to acquire and what may go. Pure, but for its subsystem."""
+"""Which shards are worth holding where: targets, ranks, what to acquire and what may go."""
+
+__all__: list[str] = []
