@@ -15,6 +15,8 @@ from meshnode.types.generation import SamplingParameters, TokenEvent
 
 __all__ = ["sample", "uniform"]
 
+Probabilities = npt.NDArray[np.float64]
+
 _LEAST = torch.finfo(torch.float32).min
 
 _CANDIDATES = 256
@@ -41,7 +43,8 @@ def sample(
     top_p and min_p. `history` are the tokens generated so far.
     Log-probabilities are those of the unmodified logits. Raises nothing for any finite logits; NaN counts as impossible.
     """
-    logits = torch.nan_to_num(logits, nan=-torch.inf) if torch.isnan(logits).any() else logits
+    if torch.isnan(logits.max()):  # which a NaN anywhere makes it; looking at each takes ten times as long
+        logits = torch.nan_to_num(logits, nan=-torch.inf)
     adjusted = _adjusted(logits, parameters, history)
     if allowed is not None:
         possible = torch.from_numpy(allowed).to(adjusted.device)
@@ -77,33 +80,33 @@ def _adjusted(logits: torch.Tensor, parameters: SamplingParameters, history: Seq
 
 def _draw(logits: torch.Tensor, parameters: SamplingParameters, number: float) -> int:
     """Invert the cumulative distribution over the candidates, best first, at `number`."""
-    scaled = logits.double() / parameters.temperature
-    total = float(scaled.logsumexp(-1))
+    scaled = logits.double().div_(parameters.temperature)
+    total = 0.0 if parameters.top_k else float(scaled.logsumexp(-1))
     count = min(len(scaled), parameters.top_k or _CANDIDATES)
     while True:
-        values, tokens = scaled.topk(count)
-        probabilities = (values - total).exp()
+        best = scaled.topk(count)
+        values, tokens = best.values.cpu().numpy(), best.indices
+        probabilities: Probabilities = np.exp(values - (values[0] if parameters.top_k else total))
         if parameters.top_k or count == len(scaled) or _enough(probabilities, parameters, number):
             break
         count = min(len(scaled), count * 16)
     if parameters.top_k:
         probabilities = probabilities / probabilities.sum()
-    cumulative = probabilities.cumsum(0)
     kept = probabilities > 0
     if parameters.top_p < 1:
-        kept &= cumulative - probabilities < parameters.top_p  # the token that crosses the border is in
+        # The token that crosses the border is in.
+        kept &= probabilities.cumsum() - probabilities < parameters.top_p
     if parameters.min_p > 0:
         kept &= probabilities >= parameters.min_p * probabilities[0]
     kept[0] = True
-    chosen = probabilities * kept
-    cumulative = chosen.cumsum(0)
+    cumulative = (probabilities * kept).cumsum()
     whole = parameters.top_p == 1 and parameters.min_p == 0 and not parameters.top_k
     mass = 1.0 if whole else float(cumulative[-1])
-    index = int(torch.searchsorted(cumulative, mass * number, right=True))
-    return int(tokens[min(index, int(kept.nonzero()[-1]))])
+    index = int(np.searchsorted(cumulative, mass * number, side="right"))
+    return int(tokens[min(index, int(kept.nonzero()[0][-1]))])
 
 
-def _enough(probabilities: torch.Tensor, parameters: SamplingParameters, number: float) -> bool:
+def _enough(probabilities: Probabilities, parameters: SamplingParameters, number: float) -> bool:
     """Say whether tokens beyond these candidates could not be chosen."""
     covered, last, first = float(probabilities.sum()), float(probabilities[-1]), float(probabilities[0])
     if parameters.top_p < 1 or parameters.min_p > 0:
