@@ -1,7 +1,7 @@
 """Everything the project promises about speed, memory and quality, measured here and now, each with its goal.
 
 nox -s bench                        all of it, some twenty minutes
-nox -s bench -- --only startup      one of speed, startup, overhead, memory, quality, mesh; may be repeated
+nox -s bench -- --only startup      one of speed, startup, overhead, streams, api, memory, quality, mesh; may be repeated
 nox -s bench -- --only mesh-speed   a part of mesh: mesh-speed, mesh-losses, mesh-distance, mesh-idle, mesh-planner
 nox -s bench -- --json              for programs; also --threads 2, --rounds 20
 
@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import api
 import memory
 import mesh_distance
 import mesh_idle
@@ -30,6 +31,7 @@ import overhead
 import quality
 import speed
 import startup
+import streams
 from results import Report
 from setting import Setting
 
@@ -37,6 +39,8 @@ MEASUREMENTS: dict[str, Callable[[Setting], Report]] = {
     "speed": speed.measure,
     "startup": startup.measure,
     "overhead": overhead.measure,
+    "streams": streams.measure,
+    "api": api.measure,
     "memory": memory.measure,
     "quality": quality.measure,
     "mesh-speed": mesh_speed.measure,
