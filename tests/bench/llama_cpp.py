@@ -9,10 +9,15 @@ from pathlib import Path
 import xllamacpp
 
 
-def server(path: Path, threads: int, context: int) -> xllamacpp.Server:
-    """Load a GGUF file with llama.cpp's own defaults, for one sequence."""
+def server(path: Path, threads: int, context: int, parallel: int = 1) -> xllamacpp.Server:
+    """Load a GGUF file with llama.cpp's own defaults, for `parallel` sequences that share `context` positions."""
     parameters = xllamacpp.CommonParams()
-    parameters.model.path, parameters.n_ctx, parameters.n_parallel, parameters.verbosity = str(path), context, 1, -1
+    parameters.model.path, parameters.n_ctx, parameters.n_parallel, parameters.verbosity = (
+        str(path),
+        context,
+        parallel,
+        -1,
+    )
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     return xllamacpp.Server(parameters)
 
