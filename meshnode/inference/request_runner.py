@@ -7,6 +7,7 @@ import trio
 
 from meshnode.errors import NoRoute, RequestError, SessionLost, Unavailable, UnknownModel
 from meshnode.flow.lanes import Lanes
+from meshnode.flow.rates import FadingRates
 from meshnode.inference.answer import Answer
 from meshnode.inference.calls import Delegated, GenerationCall
 from meshnode.inference.coordination import Coordinator
@@ -50,6 +51,7 @@ class RequestRunner:
     coordinator: Coordinator
     delegations: Delegations
     lanes: Lanes
+    demand: FadingRates[ModelId]
     aliases: Mapping[str, str] = attrs.field(factory=dict)  # the settings': name -> name
 
     async def prepare(self, request: GenerationRequest) -> None:
@@ -62,6 +64,8 @@ class RequestRunner:
     async def run(self, call: GenerationCall, record: RequestRecord) -> None:
         """Generate. Cancellation frees everything, on every node. Raises InferenceError, RequestError and EngineError leafs."""
         target = self._resolve(call.request.model)
+        if call.delegated.hops == 0:  # others count their own
+            self.demand.note(target.id)
         model = await self._loaded(target)
         resume = list(call.delegated.resume)
         reply = _Reply(call, record, resume, owes_echo=call.request.echo and not resume)

@@ -17,6 +17,7 @@ from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.calls import GenerationCall, open_generations
 from meshnode.inference.coordination import Coordinator, Patience
+from meshnode.flow.rates import FadingRates
 from meshnode.inference.delegate_server import DelegateServer
 from meshnode.inference.delegation import Delegations
 from meshnode.inference.model_loading import ModelLoader, ModelTables
@@ -36,7 +37,7 @@ from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence
-from meshnode.types.ids import PeerId
+from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.peers import Offering
 
 __all__ = ["InferenceRouter", "MeshAccess", "RouterResources", "RouterSettings"]
@@ -82,6 +83,7 @@ class RouterResources:
     lanes: Lanes
     metrics: Metrics
     health: HealthBoard
+    demand: FadingRates[ModelId] = attrs.field(factory=FadingRates)  # requests of this node's own callers
 
 
 class InferenceRouter:
@@ -151,7 +153,7 @@ class InferenceRouter:
             self._report,
         )
         delegations = Delegations(mesh.links)
-        runner = RequestRunner(loader, coordinator, delegations, shared.lanes, settings.aliases)
+        runner = RequestRunner(loader, coordinator, delegations, shared.lanes, shared.demand, settings.aliases)
         hosted = StageServer(mesh.links, loader.ready, settings.max_stages, nursery, self._report)
         delegates = DelegateServer(partial(open_generations, shared.mailbox), nursery)
         return runner, StageInbox(hosted, coordinator, delegations, delegates, nursery, shared.metrics)

@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import attrs
 import structlog
@@ -35,7 +36,7 @@ from meshnode.network.stage_links import AnyReceived, ControlReceived
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId, short
-from meshnode.types.peers import Liveness, Offer, Offering
+from meshnode.types.peers import Liveness, Offer, Offering, Room
 from meshnode.wire.control_messages import IntroductionsWanted
 from meshnode.wire.versions import CONTROL_PROTOCOL, STAGE_PROTOCOL
 
@@ -87,6 +88,7 @@ class NetworkResources:
     evidence: Mailbox[Evidence, None]
     offering: Latest[Offering]
     listening: Latest[tuple[str, ...]]  # our multiaddrs with /p2p/, for status and invitations
+    room: Latest[Room | None] = attrs.field(factory=lambda: Latest(None))  # what we say about placement
     holdings: Holdings | None = None  # what peers and the hash table are told of, and what is sought; None: nothing
 
 
@@ -267,7 +269,8 @@ class NetworkManager:
         while True:
             offering, listening = shared.offering, shared.listening
             revision = None if shared.holdings is None else shared.holdings.revision
-            seen = offering.version, listening.version, 0 if revision is None else revision.version
+            watched: list[Latest[Any]] = [offering, listening, shared.room, *([] if revision is None else [revision])]
+            seen = [latest.version for latest in watched]
             offer = Offer(
                 peer=shared.own,
                 sequence=shared.book.next_sequence(),
@@ -277,6 +280,7 @@ class NetworkManager:
                 stages=offering.value.stages,
                 sessions=offering.value.sessions,
                 node=self._settings.node,
+                room=shared.room.value,
                 holdings=() if shared.holdings is None else described(shared.holdings),
             )
             try:
@@ -286,10 +290,8 @@ class NetworkManager:
             await trio.sleep(_PUBLISH_PACE)
             with trio.move_on_after(_RENEW_EVERY):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_cancel_at_change, offering, seen[0], nursery.cancel_scope)
-                    nursery.start_soon(_cancel_at_change, listening, seen[1], nursery.cancel_scope)
-                    if revision is not None:
-                        nursery.start_soon(_cancel_at_change, revision, seen[2], nursery.cancel_scope)
+                    for latest, version in zip(watched, seen, strict=True):
+                        nursery.start_soon(_cancel_at_change, latest, version, nursery.cancel_scope)
 
     async def _expire(self) -> None:
         while True:
@@ -298,8 +300,6 @@ class NetworkManager:
                 self._resources.table.forget_offer(peer)
 
 
-async def _cancel_at_change(
-    latest: Latest[Offering] | Latest[tuple[str, ...]] | Latest[int], seen: int, scope: trio.CancelScope
-) -> None:
+async def _cancel_at_change(latest: Latest[Any], seen: int, scope: trio.CancelScope) -> None:
     await latest.changed(seen)
     scope.cancel()

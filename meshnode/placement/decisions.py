@@ -36,30 +36,37 @@ def decide(state: MeshState, own: PeerId, *, kept: frozenset[Segment] = frozense
 
 def _gains(state: MeshState, own: PeerId, limit: int) -> tuple[Segment, ...]:
     chosen: list[Segment] = []
-    free = state.free[own]
+    free, member = state.free[own], state.members[own]
     for segment, missing in state.gaps:
         nbytes = state.models[segment.model].segment_bytes(segment.index)
-        if len(chosen) == limit or nbytes > free or own in state.holders[segment]:
+        is_free = state.members[own].can_add(segment) and member.can_add(
+            segment
+        )  # as others see us, and after the first
+        if len(chosen) == limit or nbytes > free or not is_free:
             continue
         others = (
             member
             for member in state.members.values()
-            if state.free[member.peer] >= nbytes and segment not in member.held and member.peer != own
+            if state.free[member.peer] >= nbytes and member.peer != own and member.can_add(segment)
         )
         if is_among_best(segment, state.members[own], state.free, others, missing):
             chosen.append(segment)
+            member = attrs.evolve(member, held=member.held | {segment})
             free -= nbytes
     return tuple(chosen)
 
 
 def _drops(state: MeshState, own: PeerId, kept: frozenset[Segment]) -> tuple[Segment, ...]:
-    member, dropped = state.members[own], []
+    member = state.members[own]
+    dropped: list[Segment] = []
     lacking = _CROWDED * member.budget - state.free[own]
     order = sorted(
         member.held, key=lambda each: (each.model in state.targets, each.model, each.index)
     )  # the unwanted first
     for segment in order:
         if segment in kept or segment in member.claimed or segment.model not in state.models:
+            continue
+        if not (member.can_drop(segment) and attrs.evolve(member, held=member.held - set(dropped)).can_drop(segment)):
             continue
         target, holders = state.targets.get(segment.model), state.holders[segment]
         is_crowded = lacking > 0
@@ -78,7 +85,7 @@ def _allowed(copies: int, target: Target | None, *, is_crowded: bool) -> int:
 
 
 def _last(state: MeshState, segment: Segment, count: int) -> list[PeerId]:
-    """Return the holders that suit a segment least."""
-    members = [state.members[peer] for peer in state.holders[segment]]
+    """Return the holders that suit a segment least, of those whose run has its end there."""
+    members = [state.members[peer] for peer in state.holders[segment] if state.members[peer].can_drop(segment)]
     scored = sorted((score(segment, member, member.budget), member.peer) for member in members)
     return [peer for _, peer in scored[:count]]

@@ -12,7 +12,7 @@ from meshnode.types.ids import ModelId, PeerId
 __all__ = ["MemberView", "MeshState"]
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class MemberView:
     """One member, as it describes itself."""
 
@@ -21,6 +21,21 @@ class MemberView:
     held: frozenset[Segment]  # and what it is fetching
     claimed: frozenset[Segment] = frozenset()  # of these, what it is still fetching
     uptime: float = 0.0  # seconds
+
+    @cached_property
+    def models(self) -> frozenset[ModelId]:
+        """What it holds anything of."""
+        return frozenset(segment.model for segment in self.held)
+
+    def can_add(self, segment: Segment) -> bool:
+        """Whether a segment would leave one run of blocks of its model: a node serves one stage of each."""
+        if segment in self.held:
+            return False
+        return segment.model not in self.models or any(each in self.held for each in segment.neighbours())
+
+    def can_drop(self, segment: Segment) -> bool:
+        """Whether one run is left without it."""
+        return not all(each in self.held for each in segment.neighbours())
 
 
 @attrs.frozen(eq=False, slots=False)

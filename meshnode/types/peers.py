@@ -8,7 +8,7 @@ import attrs
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 
-__all__ = ["Holding", "Liveness", "Offer", "Offering", "PeerInfo", "StageOffer"]
+__all__ = ["Holding", "Liveness", "Offer", "Offering", "PeerInfo", "Room", "StageOffer"]
 
 _MAX_BLOCKS = 4096  # of one model; others' word for it must not decide how much we compute
 
@@ -70,6 +70,22 @@ class Offering:
 
 
 @attrs.frozen
+class Room:
+    """What a node says so that shards find their way: how much it holds for others, and what it is asked for."""
+
+    budget: int = 0  # bytes of shards that it holds at most of its own accord; 0: it takes no part
+    uptime: float = 0.0  # seconds
+    fetching: tuple[tuple[ModelId, BlockRange], ...] = ()
+    demand: tuple[tuple[ModelId, float], ...] = ()  # requests per hour of its own callers
+    pinned: tuple[ModelId, ...] = ()  # models that a person asked for here
+
+    def __attrs_post_init__(self) -> None:
+        rates = [rate for _, rate in self.demand]
+        if self.budget < 0 or not all(0 <= number < math.inf for number in (self.uptime, *rates)):
+            raise ValueError(f"a budget of {self.budget} bytes, up for {self.uptime} s, rates {rates[:5]}")
+
+
+@attrs.frozen
 class Offer:
     """The newest word of one node about itself. A higher sequence replaces a lower one."""
 
@@ -82,6 +98,7 @@ class Offer:
     sessions: int = 0  # being served
     node: str = ""  # host name, for people
     holdings: tuple[Holding, ...] = ()
+    room: Room | None = None  # None: it takes no part in placement
 
     def __attrs_post_init__(self) -> None:
         if self.sessions < 0:

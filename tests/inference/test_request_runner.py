@@ -10,6 +10,7 @@ import trio
 from meshnode.errors import UnknownModel
 from meshnode.files.shard_file import shard_path
 from meshnode.flow.lanes import Lanes
+from meshnode.flow.rates import FadingRates
 from meshnode.inference.assets import ModelAssets
 from meshnode.inference.calls import GenerationCall
 from meshnode.inference.coordination import Patience
@@ -136,7 +137,9 @@ def runner(models):
 
     def make(*best, count=12):
         coordinator = Coordinator(Finder(list(best)), tokens)
-        return RequestRunner(loader, coordinator, Delegations(tokens, count), InlineLanes()), manifest.name
+        return RequestRunner(
+            loader, coordinator, Delegations(tokens, count), InlineLanes(), FadingRates()
+        ), manifest.name
 
     return make
 

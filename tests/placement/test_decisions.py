@@ -62,9 +62,12 @@ def test_a_model_that_was_added_on_one_node_spreads_until_there_are_enough_copie
 
 def test_a_gap_is_filled_by_as_many_as_it_needs_and_not_by_all_who_see_it():
     world = state({f"n{each}": (16, "") for each in range(100)}, model("m"))
-    fetching = [segment for name in world.members for segment in decide(world, name, limit=99).acquire]
     (target,) = world.targets.values()
-    assert {fetching.count(segment) for segment in world.models["m"].segments()} == {target.copies}
+    fetching = [segment for name in world.members for segment in decide(world, name).acquire]
+    assert max(fetching.count(segment) for segment in world.models["m"].segments()) <= target.copies
+    world, history = settle(world)
+    assert all(target.low <= len(who) <= target.copies for who in world.holders.values())
+    assert len(history) < 15
 
 
 def test_neighbours_are_held_together():
@@ -76,6 +79,14 @@ def test_neighbours_are_held_together():
         together += any(segment.index in (2, 4) for segment in decide(world, f"{each}-0", limit=99).acquire)
         alone += any(segment.index in (2, 4) for segment in decide(world, f"{each}-1", limit=99).acquire)
     assert together > 1.3 * alone
+
+
+def test_a_node_holds_one_run_of_blocks_of_each_model():
+    world, _ = settle(state({f"n{each}": (6, "") for each in range(30)}, model("m"), model("o", gib=12)))
+    for member in world.members.values():
+        for name in "mo":
+            indexes = sorted(segment.index for segment in member.held if segment.model == name)
+            assert indexes == list(range(indexes[0], indexes[-1] + 1)) if indexes else True
 
 
 def test_nobody_takes_more_than_it_has_room_for():
