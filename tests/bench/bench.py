@@ -1,7 +1,7 @@
 """Everything the project promises about speed, memory and quality, measured here and now, each with its goal.
 
 nox -s bench                        all of it, some twenty minutes
-nox -s bench -- --only startup      one of speed, startup, overhead, streams, api, memory, quality, mesh; may be repeated
+nox -s bench -- --only startup      one of speed, startup, overhead, streams, grammar, api, memory, quality, mesh; may be repeated
 nox -s bench -- --only mesh-speed   a part of mesh: mesh-speed, mesh-losses, mesh-distance, mesh-idle, mesh-planner
 nox -s bench -- --json              for programs; also --threads 2, --rounds 20
 
@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import api
+import grammar
 import memory
 import mesh_distance
 import mesh_idle
@@ -40,6 +41,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], Report]] = {
     "startup": startup.measure,
     "overhead": overhead.measure,
     "streams": streams.measure,
+    "grammar": grammar.measure,
     "api": api.measure,
     "memory": memory.measure,
     "quality": quality.measure,
