@@ -204,6 +204,20 @@ def test_no_step_decodes_more_than_the_limit_and_nobody_is_forgotten(spec):
     assert set(desk.ended()) == set(range(1, 11))
 
 
+def test_sixty_four_at_once_begin_in_turn_and_leave_nothing(spec):
+    desk = Desk(stage := FakeStage(attrs.evolve(spec, max_batch=8)))
+    for number in range(64):
+        desk.generate(number, prompt_of(5, seed=number), 30)
+    desk.run()
+    progress = [message for e in desk.said if isinstance(message := e.message, Progress)]
+    first = list(dict.fromkeys(sampled.exchange for message in progress for sampled in message.sampled))
+    assert first == list(range(64)), "whoever came first begins first"
+    begun = [index for index, message in enumerate(progress) if any(s.exchange == 63 for s in message.sampled)]
+    assert begun[0] == 63, "one more of them begins with every step, whatever the others still have to say"
+    assert all(desk.tokens(number) == continuation(prompt_of(5, seed=number), 30) for number in range(64))
+    assert (stage.reserved, desk.batch.sessions) == (0, 0)
+
+
 def test_one_step_says_all_its_tokens_in_one_message(spec):
     desk = Desk(FakeStage(spec))
     for number in range(1, 5):
