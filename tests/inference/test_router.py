@@ -9,6 +9,7 @@ from support.fake_executor import FakeExecutor
 from support.tiny_gguf import write_tiny_llama
 from trio.testing import wait_all_tasks_blocked
 
+from meshnode.config.schema import InferenceConfig
 from meshnode.errors import (
     ContextOverflow,
     DeadlineExceeded,
@@ -236,6 +237,30 @@ async def test_no_more_run_at_once_than_are_allowed(model, autojump_clock):
             for _ in range(5):
                 nursery.start_soon(node.text, node.request(max_tokens=10))
         assert node.executor.most == 2
+
+
+async def test_sixty_four_at_once_are_all_answered_in_their_turn(model, autojump_clock):
+    """With the queue as it is set unless somebody sets it: nobody is refused, nobody begins before who came earlier."""
+    begun, ended = [], []
+    queue = InferenceConfig()
+    settings = attrs.evolve(SETTINGS, queue_length=queue.queue_length, max_concurrent=queue.max_concurrent)
+
+    async def ask(node, number):
+        async with open_generations(node.mailbox, [node.request(max_tokens=20)]) as events:
+            async for _, event in events:
+                if isinstance(event, Started):
+                    begun.append(number)
+                if isinstance(event, Finished):
+                    ended.append(event.usage.completion_tokens)
+
+    async with world(model, settings=settings) as node:
+        async with trio.open_nursery() as nursery:
+            for number in range(64):
+                nursery.start_soon(ask, node, number)
+                await trio.sleep(0.001)
+        assert begun == list(range(64))
+        assert ended == [20] * 64
+        assert (node.executor.running, node.executor.most) == (0, queue.max_concurrent)
 
 
 async def test_a_prompt_that_is_too_long_names_both_numbers(model, autojump_clock):
