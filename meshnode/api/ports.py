@@ -91,6 +91,10 @@ class MeshAdmin(Protocol):
         """Connect to a node and return its peer id. Raises RequestError and PeerError leafs."""
         ...
 
+    def wishlist(self) -> list[dict[str, object]]:
+        """Return what each model of the mesh lacks, JSON values, as of the last look."""
+        ...
+
 
 @attrs.frozen(eq=False)
 class ApiDependencies:

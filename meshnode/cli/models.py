@@ -12,7 +12,7 @@ import click
 from meshnode.cli.address import find_api_key, is_named, locate
 from meshnode.cli.failures import CommandFailed, NodeDown
 from meshnode.cli.options import json_option, node_options, settings
-from meshnode.cli.printing import print_json, print_models
+from meshnode.cli.printing import print_json, print_models, print_wishes
 from meshnode.cli.progress import ProgressBar
 from meshnode.config.loading import LoadedConfig
 from meshnode.types.blocks import BlockRange
@@ -106,6 +106,28 @@ def add(
         print_json({"name": name})
     else:
         click.echo(f"added {name}")
+
+
+@models.command()
+@node_options
+@json_option
+def wishlist(*, data_dir: Path | None, port: int | None, api_key: str | None, as_json: bool | None) -> None:
+    """Show what the mesh lacks: copies of each model, how many are wanted, and why.
+
+    A node holds parts of models of its own accord when resources.disk_bytes
+    says how much room it gives.
+    """
+    loaded = settings(data_dir, port, as_json, api_key=api_key)
+    from meshnode.cli.client import Client
+
+    with Client(locate(loaded), find_api_key(loaded)) as client:
+        rows = client.get("/api/admin/wishlist").get("models") or []
+    if loaded.config.cli.json:
+        print_json({"models": rows})
+    elif not rows:
+        click.echo("no models are known in the mesh yet")
+    else:
+        print_wishes(rows)
 
 
 @models.command()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-__all__ = ["print_json", "print_models", "print_table", "printable", "size"]
+__all__ = ["print_json", "print_models", "print_table", "print_wishes", "printable", "size"]
 
 _HARMLESS = frozenset("\n\t")
 
@@ -48,3 +48,14 @@ def _model(entry: Mapping[str, Any]) -> tuple[str, ...]:
     plain = (str(entry.get(name, "")) for name in ("name", "id", "quantization", "context_length"))
     name, identifier, quantization, context = plain
     return name, identifier[:12], quantization, context, state
+
+
+def print_wishes(wishes: Iterable[Mapping[str, Any]]) -> None:
+    """Print the wishlist."""
+    print_table(["NAME", "STATUS", "COPIES", "WANTED", "HERE", "WHY"], [_wish(wish) for wish in wishes])
+
+
+def _wish(wish: Mapping[str, Any]) -> tuple[str, ...]:
+    here = f"{wish.get('held_percent', 0)} %"
+    why = "; ".join(map(str, wish.get("reasons") or ()))
+    return str(wish.get("name")), str(wish.get("status")), str(wish.get("copies")), str(wish.get("target")), here, why

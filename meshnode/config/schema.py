@@ -25,6 +25,7 @@ __all__ = [
     "NetworkConfig",
     "NodeConfig",
     "NodeSection",
+    "ResourcesConfig",
     "TransferConfig",
 ]
 
@@ -145,6 +146,18 @@ class NetworkConfig:
 
 
 @attrs.frozen
+class ResourcesConfig:
+    """What this machine gives to the mesh of its own accord."""
+
+    disk_bytes: int = (
+        attrs.field(  # for parts of models that nobody here asked for, fetched where the mesh lacks copies;
+            default=0,
+            validator=_between(0, 1 << 50),  # 0: none
+        )
+    )
+
+
+@attrs.frozen
 class TransferConfig:
     """Shards that peers fetch from here."""
 
@@ -191,6 +204,7 @@ class NodeConfig:
     models: ModelsConfig = attrs.field(factory=ModelsConfig)
     inference: InferenceConfig = attrs.field(factory=InferenceConfig)
     network: NetworkConfig = attrs.field(factory=NetworkConfig)
+    resources: ResourcesConfig = attrs.field(factory=ResourcesConfig)
     transfer: TransferConfig = attrs.field(factory=TransferConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
     chat: ChatConfig = attrs.field(factory=ChatConfig)

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from meshnode.errors import FileError, MeshnodeError, RequestError, Unavailable, UnknownModel
-from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, DropBlocks, Question, RemoveModel
 from meshnode.files.catalog import CatalogEntry, ModelCatalog
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.part_file import forget_parts
@@ -39,8 +39,6 @@ _INCOMPLETE = "model_incomplete"
 _PULSE_EVERY = 5.0  # seconds
 _PARTS_KEPT = 7 * 86400.0  # seconds after the last byte
 _log = structlog.get_logger()
-
-Question = AcquireModel | RemoveModel
 
 
 @attrs.frozen(eq=False)
@@ -149,7 +147,7 @@ class AcquisitionManager:
 
     async def _settle(self, letter: Letter[Question, ModelManifest]) -> None:
         question = letter.question
-        what = question.reference if isinstance(question, AcquireModel) else question.name
+        what = _named(question)
         try:
             letter.answer(await self._answer(question))
         except MeshnodeError as error:
@@ -166,6 +164,8 @@ class AcquisitionManager:
             raise Unavailable("the node is stopping")
         if isinstance(question, RemoveModel):
             return await self._remove(question.name)
+        if isinstance(question, DropBlocks):
+            return await self._drop(question)
         part = Part(question.blocks, question.both_ends)
         source, reference = self._way_to(question.reference)
         try:
@@ -195,6 +195,16 @@ class AcquisitionManager:
         self._set_trouble(manifest.id, None)
         _log.info("model.removed", model=manifest.name, id=manifest.id)
         return manifest
+
+    async def _drop(self, question: DropBlocks) -> ModelManifest:
+        entry = self._catalog.entry(question.model)
+        async with self._turn(*(origin.reference for origin in entry.origins) if entry is not None else ()):
+            entry = self._catalog.entry(question.model)
+            if entry is None:
+                raise UnknownModel(f"there is no model {question.model[:12]} any more", param="model")
+            await self._jobs.shrink(entry, question.blocks)
+        _log.info("blocks dropped", model=entry.manifest.name, blocks=str(question.blocks))
+        return entry.manifest
 
     def _way_to(self, reference: str) -> tuple[Source | ModelNames, str]:
         """Return what a reference leads to and how it is written for good.
@@ -253,6 +263,16 @@ class AcquisitionManager:
         lock = self._turns.get(reference)
         if lock is not None and not lock.locked():
             del self._turns[reference]
+
+
+def _named(question: Question) -> str:
+    match question:
+        case AcquireModel():
+            return question.reference
+        case RemoveModel():
+            return question.name
+        case DropBlocks():
+            return f"{question.blocks} of {question.model}"
 
 
 async def _cancel_when_abandoned(letter: Letter[Question, ModelManifest], scope: trio.CancelScope) -> None:

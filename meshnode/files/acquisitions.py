@@ -5,8 +5,9 @@ from typing import Literal
 import attrs
 
 from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import ModelId
 
-__all__ = ["AcquireModel", "AcquisitionProgress", "Phase", "RemoveModel"]
+__all__ = ["AcquireModel", "AcquisitionProgress", "DropBlocks", "Phase", "Question", "RemoveModel"]
 
 Phase = Literal["downloading", "importing", "verifying", "done", "failed"]
 
@@ -25,6 +26,17 @@ class RemoveModel:
     """Forget a model and delete its shards, except those that other models keep. The answer is its manifest."""
 
     name: str  # as CatalogView.resolve understands it
+
+
+@attrs.frozen
+class DropBlocks:
+    """Let go some blocks of a model, with the embedding or the head where they go with them. The answer is its manifest."""
+
+    model: ModelId
+    blocks: BlockRange
+
+
+Question = AcquireModel | RemoveModel | DropBlocks
 
 
 @attrs.frozen

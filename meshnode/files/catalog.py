@@ -195,6 +195,12 @@ class ModelCatalog:
         self._held |= {shard.id: shard.nbytes for shard in shards}
         self._bump()
 
+    def forget_held(self, shards: Iterable[ShardId]) -> None:
+        """State that these shards are not here any more."""
+        gone = frozenset(shards)
+        self._held = {shard: nbytes for shard, nbytes in self._held.items() if shard not in gone}
+        self._bump()
+
     def count_quarantined(self) -> None:
         """Count a shard that was set aside."""
         self._metrics.files_quarantined_total.inc()

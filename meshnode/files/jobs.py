@@ -151,6 +151,34 @@ class ModelJobs:
                     raise
                 await self.lanes.run("disk", delete_quarantined, paths.quarantine, doomed)
 
+    async def shrink(self, entry: CatalogEntry, blocks: BlockRange) -> None:
+        """Keep a model without these blocks, or not at all if no weights are left.
+
+        Raises FileError or StoreError; all is kept then.
+        """
+        manifest, paths = entry.manifest, self.catalog.paths
+        count = manifest.config.block_count
+        gone = {
+            shard.id
+            for shard in manifest.shards
+            if shard.kind is not ShardKind.TOKENIZER and is_kept(shard.kind, shard.block, blocks, count)
+        }
+        weights = {shard.id for shard in manifest.shards if shard.kind is not ShardKind.TOKENIZER}
+        wanted = tuple(shard for shard in entry.wanted if shard not in gone)
+        if weights.isdisjoint(wanted):
+            await self.remove(entry)
+            return
+        async with self._settling, self._staging() as staging:
+            doomed = tuple(shard for shard in self.catalog.only_wanted_by(manifest.id) if shard in gone)
+            with trio.CancelScope(shield=True):
+                try:
+                    await self.lanes.run("disk", park, staging, paths.shards, doomed)
+                    await self.catalog.put(attrs.evolve(entry, wanted=wanted))
+                except MeshnodeError:
+                    await self.lanes.run("disk", publish, staging, paths.shards, doomed)
+                    raise
+                self.catalog.forget_held(doomed)
+
     async def _import(self, source: Source, origin: Origin, entry: CatalogEntry | None, wish: _Wish) -> ModelManifest:
         reference = origin.reference
 

@@ -1,5 +1,7 @@
 """Keeps the wanted models loaded, as whole or as the stage of which this node has the shards, and loads others on demand."""
 
+import contextlib
+
 import attrs
 import structlog
 import trio
@@ -16,6 +18,7 @@ from meshnode.types.manifest import ModelManifest
 
 __all__ = ["ModelLoader", "ModelTables"]
 
+_LOOK_AGAIN = 1.0  # seconds, while a model that should be loaded anew has sessions
 _log = structlog.get_logger(__name__)
 
 
@@ -43,6 +46,7 @@ class ModelLoader:
     async def run(self) -> None:
         """Follow what is wanted until cancelled; then every worker stops."""
         tables = self.tables
+        self.nursery.start_soon(self._follow_shards)
         async for wanted in tables.wanted.values():
             for model, loaded in list(tables.loaded.value.items()):
                 if model not in wanted:
@@ -51,6 +55,26 @@ class ModelLoader:
                 if manifest.id in wanted and manifest.id not in self._served:
                     self._served.add(manifest.id)  # here: the task may begin after the next value has come
                     self.nursery.start_soon(self._serve, manifest)
+
+    async def _follow_shards(self) -> None:
+        """Load a model anew when other blocks of it are here than are loaded, as soon as no session uses it."""
+        revision = self.tables.catalog.revision
+        while True:
+            seen = revision.version
+            stale = [model for model in self.tables.loaded.value.values() if self._is_stale(model)]
+            for model in stale:
+                if not model.sessions:
+                    _log.info("model loaded anew: other parts of it are here now", model=model.manifest.name)
+                    model.scope.cancel()
+            with trio.move_on_after(_LOOK_AGAIN) if stale else contextlib.nullcontext():
+                await revision.changed(seen)
+
+    def _is_stale(self, model: LoadedModel) -> bool:
+        try:
+            spec = stage_spec(model.manifest, self.tables.catalog, self.settings)
+        except NoRoute:
+            return True
+        return (spec.blocks, spec.embedding, spec.head) != (model.spec.blocks, model.spec.embedding, model.spec.head)
 
     def ready(self, model: ModelId) -> LoadedModel | None:
         """Return a model whose worker can be used at once."""

@@ -15,9 +15,9 @@ from meshnode.errors import DeadlineExceeded, MeshnodeError, Overloaded, Unavail
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
+from meshnode.flow.rates import FadingRates
 from meshnode.inference.calls import GenerationCall, open_generations
 from meshnode.inference.coordination import Coordinator, Patience
-from meshnode.flow.rates import FadingRates
 from meshnode.inference.delegate_server import DelegateServer
 from meshnode.inference.delegation import Delegations
 from meshnode.inference.model_loading import ModelLoader, ModelTables

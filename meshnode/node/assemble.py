@@ -38,8 +38,11 @@ from meshnode.node.listeners import bind, bound_port
 from meshnode.node.mesh import NoMesh
 from meshnode.node.model_keeper import KeeperResources, ModelKeeper
 from meshnode.node.network import Mesh, network_hash
+from meshnode.node.placing import CatalogModels, MailboxShards
 from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.observe.metrics import Metrics
+from meshnode.placement.auto_shard import AutoShardManager, PlacementResources, PlacementSettings
+from meshnode.placement.ledger import PlacementLedger, open_ledger
 from meshnode.store.opening import open_store
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
@@ -77,7 +80,8 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
             if _has_network(config):  # libp2p takes a second to import: not on the loop
                 await lanes.run("disk", importlib.import_module, "meshnode.network.host")
             with announce(paths, config.api.host, bound_port(listeners)):
-                opened = Opened(config, key, listeners, catalog, identity, addresses, await open_archive(store))
+                tables = await open_archive(store), await open_ledger(store)
+                opened = Opened(config, key, listeners, catalog, identity, addresses, *tables)
                 yield _connect(opened, lanes, metrics, watchdog)
 
 
@@ -92,6 +96,7 @@ class Opened:
     identity: Identity
     addresses: AddressBook
     responses: ResponseArchive
+    ledger: PlacementLedger
 
 
 def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownWatchdog) -> Node:
@@ -106,7 +111,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     sources = builtin_sources(lanes, offline=config.node.offline, environment=os.environ)
     executors = Executors(metrics, config.engine.prefill_chunk)
     keeper = KeeperResources(
-        catalog, channels.acquisitions, channels.progress, channels.intent, channels.wanted, health
+        catalog, channels.acquisitions, channels.progress, channels.intent, channels.wanted, health, channels.hosted
     )
     tables = ModelTables(catalog, channels.wanted, channels.loaded)
     router = RouterResources(channels.generations, tables, mesh.access(), lanes, metrics, health)
@@ -140,6 +145,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         acquisition=build_acquisition,
         router=lambda pulse: InferenceRouter(router, _router_settings(config), executors.build, pulse),
         keeper=lambda: ModelKeeper(keeper, config.models.names, blocks, config.inference.boomerang),
+        placement=partial(_build_placement, opened, channels, mesh, router) if isinstance(mesh, Mesh) else None,
         api=build_api,
     )
     supervisor = Supervisor(
@@ -157,6 +163,25 @@ def _mesh(opened: Opened, channels: Channels, health: HealthBoard, metrics: Metr
         return NoMesh(opened.identity.peer, channels)
     shelf = CatalogShelf(opened.catalog) if config.transfer.share else None
     return Mesh(opened.identity, config, channels, opened.addresses, health, metrics, opened.catalog, shelf)
+
+
+def _build_placement(
+    opened: Opened, channels: Channels, mesh: Mesh, router: RouterResources, pulse: Pulse
+) -> AutoShardManager:
+    resources = PlacementResources(
+        own=mesh.peer,
+        members=mesh.view,
+        models=CatalogModels(opened.catalog),
+        shards=MailboxShards(channels.acquisitions),
+        ledger=opened.ledger,
+        demand=router.demand,
+        is_busy=lambda: channels.offering.value.sessions > 0,
+        room=channels.room,
+        hosted=channels.hosted,
+        wishes=channels.wishes,
+        nudge=channels.rebalance,
+    )
+    return AutoShardManager(resources, PlacementSettings(int(opened.config.resources.disk_bytes)), pulse)
 
 
 def _has_network(config: NodeConfig) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
+from meshnode.files.acquisitions import AcquisitionProgress, Question
 from meshnode.flow.broadcast import Broadcast
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
@@ -14,10 +14,11 @@ from meshnode.inference.models import LoadedModel
 from meshnode.network.manager import DialRequest
 from meshnode.network.stage_links import AnyReceived, ControlReceived, Received
 from meshnode.node.model_keeper import Intent
+from meshnode.placement.wishlist import Wish
 from meshnode.types.evidence import Evidence
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
-from meshnode.types.peers import Offering
+from meshnode.types.peers import Offering, Room
 
 __all__ = ["Channels"]
 
@@ -30,7 +31,7 @@ class Channels:
         # ApiServer -> InferenceRouter, 0: the handler waits; admission and refusal are the queue's, not a buffer's
         factory=lambda: Mailbox("InferenceRouter", 0)
     )
-    acquisitions: Mailbox[AcquireModel | RemoveModel, ModelManifest] = attrs.field(
+    acquisitions: Mailbox[Question, ModelManifest] = attrs.field(
         # ApiServer, ModelKeeper -> AcquisitionManager, 16: a restart of it costs callers no more than the wait
         factory=lambda: Mailbox("AcquisitionManager", 16)
     )
@@ -75,6 +76,18 @@ class Channels:
     )
     listening: Latest[tuple[str, ...]] = attrs.field(
         factory=lambda: Latest(())  # NetworkManager -> status and invitations: our multiaddrs
+    )
+    room: Latest[Room | None] = attrs.field(
+        factory=lambda: Latest(None)  # AutoShardManager -> NetworkManager: what we tell of our room and our demand
+    )
+    hosted: Latest[frozenset[ModelId]] = attrs.field(
+        factory=lambda: Latest(frozenset())  # AutoShardManager -> ModelKeeper: models held of the node's own accord
+    )
+    wishes: Latest[tuple[Wish, ...]] = attrs.field(
+        factory=lambda: Latest(())  # AutoShardManager -> wishlist
+    )
+    rebalance: Latest[int] = attrs.field(
+        factory=lambda: Latest(0)  # ShardRebalancer -> AutoShardManager: how often members have come or gone for good
     )
     wanted: Latest[frozenset[ModelId]] = attrs.field(
         factory=lambda: Latest(

@@ -18,6 +18,7 @@ class NetworkBuilders:
     manager: Callable[[Pulse], Subsystem]
     dispatcher: Callable[[Pulse], Subsystem]
     monitor: Callable[[Pulse], Subsystem]
+    rebalancer: Callable[[Pulse], Subsystem]
 
 
 @attrs.frozen(eq=False)
@@ -28,6 +29,7 @@ class Builders:
     acquisition: Callable[[Pulse], Subsystem]
     router: Callable[[Pulse], Subsystem]
     keeper: Callable[[], Subsystem]
+    placement: Callable[[Pulse], Subsystem] | None  # None: a node without peers
     api: Callable[[Pulse], Subsystem]
 
 
@@ -60,6 +62,7 @@ def child_specs(builders: Builders, *, api_drain: float) -> tuple[ChildSpec, ...
             RestartPolicy(max_restarts=3, period=60.0),
             stop_timeout=2.0,
         ),
+        *(() if builders.network is None or builders.placement is None else _placement_specs(builders)),
         ChildSpec(
             "ApiServer",
             lambda: builders.api(api),
@@ -99,5 +102,30 @@ def _network_specs(builders: NetworkBuilders) -> tuple[ChildSpec, ...]:
             RestartPolicy(max_restarts=5, period=60.0),
             stop_timeout=2.0,
             pulse=monitor,
+        ),
+    )
+
+
+def _placement_specs(builders: Builders) -> tuple[ChildSpec, ...]:
+    network, build = builders.network, builders.placement
+    assert network is not None
+    assert build is not None
+    rebalancer, placement = Pulse(), Pulse()
+    return (
+        ChildSpec(
+            "ShardRebalancer",
+            lambda: network.rebalancer(rebalancer),
+            NON_CRITICAL,  # shards are looked at every few minutes without it
+            RestartPolicy(max_restarts=3, period=60.0),
+            stop_timeout=2.0,
+            pulse=rebalancer,
+        ),
+        ChildSpec(
+            "AutoShardManager",
+            lambda: build(placement),
+            NON_CRITICAL,  # what is held is served without it
+            RestartPolicy(max_restarts=3, period=60.0),
+            stop_timeout=2.0,
+            pulse=placement,
         ),
     )

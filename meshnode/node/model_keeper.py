@@ -7,7 +7,7 @@ import structlog
 import trio
 
 from meshnode.errors import MeshnodeError, SourceUnavailable, Unavailable, UnknownModel
-from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, Question
 from meshnode.files.catalog import ModelCatalog
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
@@ -39,11 +39,14 @@ class KeeperResources:
     """What outlives an incarnation of the keeper."""
 
     catalog: ModelCatalog
-    mailbox: Mailbox[AcquireModel | RemoveModel, ModelManifest]
+    mailbox: Mailbox[Question, ModelManifest]
     progress: Latest[tuple[AcquisitionProgress, ...]]
     intent: Latest[Intent]  # written by the keeper alone
     wanted: Latest[frozenset[ModelId]]  # the router adds what it loads on demand
     health: HealthBoard
+    hosted: Latest[frozenset[ModelId]] = attrs.field(
+        factory=lambda: Latest(frozenset())
+    )  # held of the node's own accord
 
 
 @attrs.define(eq=False)
@@ -114,6 +117,7 @@ class ModelKeeper:
             kept = frozenset(model for model in self._named.values() if model is not None and model in manifests)
         else:
             pending, kept = (), self._unasked(manifests)
+        kept |= shared.hosted.value & manifests.keys()
         served = frozenset(model for model in kept if self._has_blocks(manifests[model]))
         intent = Intent(pending, served)
         if intent != shared.intent.value:

@@ -15,6 +15,7 @@ from meshnode.crypto.identity import Identity
 from meshnode.errors import ConfigError, MeshnodeError, PeerMisbehaved, RequestError
 from meshnode.flow.latest import Latest
 from meshnode.health.monitor import HealthMonitor, HealthResources
+from meshnode.health.rebalancer import ShardRebalancer
 from meshnode.inference.router import MeshAccess
 from meshnode.network.address_book import AddressBook
 from meshnode.network.addresses import direct_only, parse_address
@@ -112,7 +113,7 @@ class Mesh:
 
     def builders(self) -> NetworkBuilders:
         """Return how the network's subsystems are made."""
-        return NetworkBuilders(self._build_manager, self._build_dispatcher, self._build_monitor)
+        return NetworkBuilders(self._build_manager, self._build_dispatcher, self._build_monitor, self._build_rebalancer)
 
     def _build_manager(self, pulse: Pulse) -> NetworkManager:
         network, channels = self.config.network, self.channels
@@ -130,6 +131,7 @@ class Mesh:
             dials=channels.dials,
             evidence=channels.evidence,
             offering=channels.offering,
+            room=channels.room,
             holdings=self.holdings,
             listening=channels.listening,
         )
@@ -181,6 +183,9 @@ class Mesh:
             self.table, channels.evidence, channels.failures, channels.membership, self.health, self.metrics
         )
         return HealthMonitor(resources, pulse, expects_peers=bool(self.config.network.bootstrap))
+
+    def _build_rebalancer(self, pulse: Pulse) -> ShardRebalancer:
+        return ShardRebalancer(self.channels.membership, self.channels.rebalance, pulse)
 
     def _port(self) -> int:
         """Return the port for peers: the API's plus ten, any if that is any."""
@@ -238,6 +243,10 @@ class Mesh:
         if not addresses:
             raise RequestError("this node is not listening for peers yet; try again in a moment")
         return encode_invitation(Invitation(self.config.network.network_id, addresses))
+
+    def wishlist(self) -> list[dict[str, object]]:
+        """Return what each model of the mesh lacks, JSON values."""
+        return [attrs.asdict(wish) for wish in self.channels.wishes.value]
 
     async def join(self, addresses: tuple[str, ...]) -> str:
         """Connect to the node at these addresses and return its id. Raises RequestError and PeerError leafs."""

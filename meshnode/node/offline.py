@@ -13,7 +13,7 @@ from meshnode.config.loading import LoadedConfig
 from meshnode.config.paths import DataPaths
 from meshnode.errors import MeshnodeError
 from meshnode.files.acquisition import AcquisitionManager, Supply
-from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, Question, RemoveModel
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
 from meshnode.files.sources import Source
@@ -76,12 +76,12 @@ def _with_catalog(loaded: LoadedConfig, work: Callable[[ModelCatalog, Lanes], Aw
 
 async def _ask(
     loaded: LoadedConfig,
-    question: AcquireModel | RemoveModel,
+    question: Question,
     on_progress: ShowProgress | None,
     catalog: ModelCatalog,
     lanes: Lanes,
 ) -> ModelManifest:
-    mailbox: Mailbox[AcquireModel | RemoveModel, ModelManifest] = Mailbox("acquisition", 0)
+    mailbox: Mailbox[Question, ModelManifest] = Mailbox("acquisition", 0)
     progress: Latest[tuple[AcquisitionProgress, ...]] = Latest(())
     sources = builtin_sources(lanes, offline=loaded.config.node.offline, environment=os.environ)
     manager = AcquisitionManager(catalog, mailbox, progress, lanes, Supply(sources), HealthBoard(), Pulse())

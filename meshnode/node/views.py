@@ -12,7 +12,7 @@ import trio
 from meshnode import __version__
 from meshnode.api.ports import ServedModel
 from meshnode.errors import RequestError
-from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, Question, RemoveModel
 from meshnode.files.catalog import ModelCatalog
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
@@ -138,7 +138,7 @@ def _blocks(blocks: Sequence[int]) -> str:
 class ModelRequests:
     """Adds and removes models for the API, by asking their owner."""
 
-    mailbox: Mailbox[AcquireModel | RemoveModel, ModelManifest]
+    mailbox: Mailbox[Question, ModelManifest]
 
     async def add(self, reference: str, blocks: str | None) -> str:
         """Acquire a model and return its name. Raises FileError and RequestError leafs; cancellation stops it."""

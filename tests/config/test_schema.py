@@ -25,6 +25,7 @@ RANGES = [
     ("inference.max_stages", 0, 4096),
     ("network.port", 0, 65535),
     ("network.max_peers", 1, 4096),
+    ("resources.disk_bytes", 0, 1 << 50),
     ("transfer.upload_bytes_per_second", 0, 1e12),
     ("transfer.upload_bytes_per_second_per_peer", 0, 1e12),
     ("chat.temperature", 0, 2),

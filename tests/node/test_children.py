@@ -15,6 +15,7 @@ NETWORK = NetworkBuilders(
     manager=lambda pulse: ("manager", pulse),
     dispatcher=lambda pulse: ("dispatcher", pulse),
     monitor=lambda pulse: ("monitor", pulse),
+    rebalancer=lambda pulse: ("rebalancer", pulse),
 )
 
 
@@ -31,18 +32,21 @@ def specs(network):
             acquisition=lambda pulse: ("acquisition", pulse),
             router=lambda pulse: ("router", pulse),
             keeper=lambda: "keeper",
+            placement=lambda pulse: ("placement", pulse),
             api=lambda pulse: ("api", pulse),
         ),
         api_drain=7.0,
     )
 
 
-OWN = ["AcquisitionManager", "InferenceRouter", "ModelKeeper", "ApiServer"]
+OWN = ["AcquisitionManager", "InferenceRouter", "ModelKeeper"]
 MESH = ["NetworkManager", "MessageDispatcher", "HealthMonitor"]
+PLACEMENT = ["ShardRebalancer", "AutoShardManager"]
 
 
 def test_the_api_starts_last_and_so_stops_first(specs, network):
-    assert [spec.name for spec in specs] == (OWN if network is None else [*MESH, *OWN])
+    names = [spec.name for spec in specs]
+    assert names == [*OWN, "ApiServer"] if network is None else [*MESH, *OWN, *PLACEMENT, "ApiServer"]
 
 
 def test_what_answers_requests_is_critical_and_has_a_pulse(specs, network):
@@ -98,8 +102,8 @@ class Timed:
 
 
 async def test_a_stop_that_takes_all_its_time_is_over_before_the_watchdog_takes_it_for_stuck(autojump_clock):
-    network = NetworkBuilders(manager=Sluggish, dispatcher=Sluggish, monitor=Sluggish)
-    builders = Builders(network, acquisition=Sluggish, router=Sluggish, keeper=Sluggish, api=Sluggish)
+    network = NetworkBuilders(Sluggish, Sluggish, Sluggish, Sluggish)
+    builders = Builders(network, *[Sluggish] * 5)
     watchdog = Timed()
     supervisor = Supervisor(
         child_specs(builders, api_drain=25.0), health=HealthBoard(), rng=random.Random(0), watchdog=watchdog

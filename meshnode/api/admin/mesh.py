@@ -1,4 +1,4 @@
-"""/api/admin/peers, /api/admin/invitation, /api/admin/join: the mesh as this node sees it, and the way in."""
+"""/api/admin/peers, wishlist, invitation and join: the mesh as this node sees it, and the way in."""
 
 import msgspec
 from quart import Response
@@ -24,6 +24,11 @@ def add_mesh_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     @describes(Operation("List the peers."))
     async def admin_peers() -> Response:
         return json_reply({"peers": dependencies.mesh.peers()})
+
+    @app.get("/api/admin/wishlist")
+    @describes(Operation("List the models of the mesh: copies, targets, and why this node holds them or not."))
+    async def admin_wishlist() -> Response:
+        return json_reply({"models": dependencies.mesh.wishlist()})
 
     @app.post("/api/admin/invitation")
     @describes(Operation("Make a code that leads to this node.", status=201))

@@ -1,0 +1,55 @@
+"""Connects the AutoShardManager to the catalog, the network and the disk."""
+
+import shutil
+from pathlib import Path
+
+import attrs
+
+from meshnode.files.acquisitions import AcquireModel, DropBlocks, Question
+from meshnode.files.catalog import ModelCatalog
+from meshnode.files.peer_copies import PREFIX
+from meshnode.flow.mailbox import Mailbox
+from meshnode.network.holdings import described
+from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import ModelId
+from meshnode.types.manifest import ModelManifest
+from meshnode.types.peers import Holding
+
+__all__ = ["CatalogModels", "MailboxShards"]
+
+
+@attrs.frozen(eq=False)
+class CatalogModels:
+    """What is on the disk, and how much room there is."""
+
+    catalog: ModelCatalog
+
+    def holdings(self) -> tuple[Holding, ...]:
+        """Return what is here, verified."""
+        return described(self.catalog)
+
+    def free_bytes(self) -> int:
+        """Return the free bytes of the disk, measured now; 0 if it cannot be asked."""
+        try:
+            return shutil.disk_usage(_existing(self.catalog.paths.root)).free
+        except OSError:
+            return 0
+
+
+@attrs.frozen(eq=False)
+class MailboxShards:
+    """Asks the AcquisitionManager."""
+
+    mailbox: Mailbox[Question, ModelManifest]
+
+    async def acquire(self, model: ModelId, blocks: BlockRange) -> None:
+        """Fetch blocks from peers. Raises FileError leafs and Unavailable; cancellation keeps what has come."""
+        await self.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks))
+
+    async def drop(self, model: ModelId, blocks: BlockRange) -> None:
+        """Let blocks go. Raises FileError leafs, UnknownModel and Unavailable."""
+        await self.mailbox.ask(DropBlocks(model, blocks))
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)

@@ -1,0 +1,215 @@
+"""The AutoShardManager: every few minutes it looks at the mesh, fetches what this node should hold, and lets go what it need not.
+
+It never lets go what a person asked for, nor anything while sessions run here.
+"""
+
+import random
+from collections.abc import Callable
+
+import attrs
+import structlog
+import trio
+
+from meshnode.errors import MeshnodeError
+from meshnode.flow.latest import Latest
+from meshnode.flow.rates import FadingRates
+from meshnode.placement.decisions import Decision, decide
+from meshnode.placement.ledger import PlacementLedger
+from meshnode.placement.models import Segment
+from meshnode.placement.picture import names_of, picture
+from meshnode.placement.ports import MeshMembers, OwnModels, Shards
+from meshnode.placement.view import MeshState
+from meshnode.placement.wishlist import Wish, wishlist
+from meshnode.supervise.subsystem import Pulse
+from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import ModelId, PeerId, short
+from meshnode.types.peers import Room
+
+__all__ = ["AutoShardManager", "PlacementResources", "PlacementSettings"]
+
+_PULSE_EVERY = 5.0  # seconds
+_SPARE = 0.1  # of the free disk that is left free
+_LEAST_RATE = 0.01  # requests per hour that are worth telling
+_MAX_TOLD = 64  # models
+_log = structlog.get_logger(__name__)
+
+
+@attrs.frozen
+class PlacementSettings:
+    """What the owner of this machine allows."""
+
+    disk_bytes: (
+        int  # of shards that are held of the node's own accord; 0: none, the node only tells what it is asked for
+    )
+    interval: float = 300.0  # seconds between two looks
+    first: float = 30.0  # seconds to the first
+    limit: int = 2  # segments fetched per look
+    patience: float = 1800.0  # seconds before a segment that could not be fetched is tried again
+
+
+@attrs.frozen(eq=False)
+class PlacementResources:
+    """What outlives an incarnation."""
+
+    own: PeerId
+    members: MeshMembers
+    models: OwnModels
+    shards: Shards
+    ledger: PlacementLedger
+    demand: FadingRates[ModelId]
+    is_busy: Callable[[], bool]  # whether sessions run here
+    room: Latest[Room | None]  # what we tell others; written by the manager alone
+    hosted: Latest[frozenset[ModelId]]  # models that are held of the node's own accord, to be loaded
+    wishes: Latest[tuple[Wish, ...]]
+    nudge: Latest[int]  # from the ShardRebalancer: somebody has come or gone for good
+
+
+@attrs.define(eq=False)
+class AutoShardManager:
+    """One incarnation."""
+
+    _resources: PlacementResources
+    _settings: PlacementSettings
+    _pulse: Pulse
+    _started: float = attrs.field(factory=trio.current_time, init=False)
+    _fetching: dict[Segment, BlockRange] = attrs.field(factory=dict, init=False)
+    _seen: frozenset[ModelId] = attrs.field(default=frozenset(), init=False)  # models that were here at the last look
+    _tried: dict[Segment, float] = attrs.field(factory=dict, init=False)  # when it could not be fetched
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look and act until cancelled; what is being fetched then is kept for the next time."""
+        shared = self._resources
+        shared.hosted.set(frozenset(segment.model for segment in shared.ledger.own_accord()))
+        self._tell()
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_pulse)
+            await self._wait(self._settings.first)
+            while True:
+                await self._look()
+                await self._wait(self._settings.interval * random.uniform(0.9, 1.1))  # noqa: S311  # not in step with others
+
+    async def drain(self) -> None:
+        """Nothing to do: fetching may be cancelled."""
+
+    async def _keep_pulse(self) -> None:
+        while True:
+            self._pulse.touch()
+            await trio.sleep(_PULSE_EVERY)
+
+    async def _wait(self, seconds: float) -> None:
+        nudge = self._resources.nudge
+        with trio.move_on_after(seconds):
+            await nudge.changed(nudge.version)
+
+    async def _look(self) -> None:
+        shared = self._resources
+        await self._heed_removals()
+        state = self._state()
+        droppable = frozenset() if shared.is_busy() else self._own_accord()
+        kept = state.members[shared.own].held - droppable
+        decision = decide(state, shared.own, kept=kept, limit=self._settings.limit)
+        decision = attrs.evolve(decision, acquire=tuple(filter(self._may_fetch(state), decision.acquire)))
+        for segment in decision.drop:
+            await self._drop(state, segment)
+        self._fetching = {segment: _blocks(state, segment) for segment in decision.acquire}
+        self._tell(decision)
+        for segment in decision.acquire:
+            await self._acquire(segment, _blocks(state, segment))
+        self._tell()
+        self._seen = frozenset(holding.model for holding in shared.models.holdings())
+
+    async def _heed_removals(self) -> None:
+        """Do not fetch back what a person has removed since the last look, until somebody adds it again."""
+        ledger = self._resources.ledger
+        here = frozenset(holding.model for holding in self._resources.models.holdings())
+        for model in self._seen - here:
+            await ledger.refuse(model)
+            for segment in [each for each in ledger.own_accord() if each.model == model]:
+                await self._forget(segment)
+        for model in ledger.refused() & here:
+            await ledger.welcome(model)
+
+    def _may_fetch(self, state: MeshState) -> Callable[[Segment], bool]:
+        """Return what says whether a segment can be had from somebody, and has not failed a moment ago."""
+        now, refused = trio.current_time(), self._resources.ledger.refused()
+        self._tried = {key: at for key, at in self._tried.items() if now - at < self._settings.patience}
+
+        def may(segment: Segment) -> bool:
+            there = [peer for peer in state.holders[segment] if segment not in state.members[peer].claimed]
+            return bool(there) and segment not in self._tried and segment.model not in refused
+
+        return may
+
+    async def _acquire(self, segment: Segment, blocks: BlockRange) -> None:
+        shared = self._resources
+        _log.info("fetching a part that the mesh lacks", model=short(segment.model), blocks=str(blocks))
+        try:
+            await shared.ledger.add(segment)
+            shared.hosted.set(shared.hosted.value | {segment.model})
+            await shared.shards.acquire(segment.model, blocks)
+        except MeshnodeError as error:
+            self._tried[segment] = trio.current_time()
+            _log.warning("part not fetched", model=short(segment.model), blocks=str(blocks), error=str(error))
+            await self._forget(segment)
+        finally:
+            del self._fetching[segment]
+
+    async def _drop(self, state: MeshState, segment: Segment) -> None:
+        blocks = _blocks(state, segment)
+        try:
+            await self._resources.shards.drop(segment.model, blocks)
+        except MeshnodeError as error:
+            _log.warning("part not dropped", model=short(segment.model), blocks=str(blocks), error=str(error))
+        else:
+            _log.info("part dropped", model=short(segment.model), blocks=str(blocks))
+            await self._forget(segment)
+
+    async def _forget(self, segment: Segment) -> None:
+        try:
+            await self._resources.ledger.discard(segment)
+        except MeshnodeError as error:
+            _log.warning("placement not recorded", error=str(error))
+
+    # What is known, and told
+
+    def _own_accord(self) -> frozenset[Segment]:
+        """Return what may be let go: what was fetched without a person asking, of models of which a person asked for nothing."""
+        pinned = self._pinned()
+        return frozenset(each for each in self._resources.ledger.own_accord() if each.model not in pinned)
+
+    def _pinned(self) -> frozenset[ModelId]:
+        """Return the models that a person asked for here, or of which something was here before."""
+        automatic = self._resources.ledger.own_accord()
+        alone = picture(self._resources.own, self._resources.models.holdings(), Room(), ())
+        return frozenset(segment.model for segment in alone.members[self._resources.own].held - automatic)
+
+    def _state(self) -> MeshState:
+        shared = self._resources
+        return picture(shared.own, shared.models.holdings(), self._room(), shared.members.peers())
+
+    def _room(self) -> Room:
+        shared, pinned = self._resources, self._pinned()
+        holdings = shared.models.holdings()
+        asked = sum(each.nbytes for each in holdings if each.model in pinned)
+        mine = sum(each.nbytes for each in holdings) - asked
+        allowed = min(self._settings.disk_bytes, mine + int((1 - _SPARE) * shared.models.free_bytes()))
+        rates = shared.demand.per_hour()
+        return Room(
+            budget=asked + allowed if self._settings.disk_bytes else 0,
+            uptime=trio.current_time() - self._started,
+            fetching=tuple((segment.model, blocks) for segment, blocks in self._fetching.items()),
+            demand=tuple((model, round(rate, 2)) for model, rate in rates.items() if rate >= _LEAST_RATE)[:_MAX_TOLD],
+            pinned=tuple(sorted(pinned))[:_MAX_TOLD],
+        )
+
+    def _tell(self, decision: Decision = Decision()) -> None:  # noqa: B008  # frozen
+        shared = self._resources
+        shared.room.set(self._room())
+        names = names_of(shared.models.holdings(), shared.members.peers())
+        shared.wishes.set(wishlist(self._state(), shared.own, names, decision))
+
+
+def _blocks(state: MeshState, segment: Segment) -> BlockRange:
+    blocks = state.models[segment.model].blocks(segment.index)
+    return BlockRange(blocks.start, blocks.stop)

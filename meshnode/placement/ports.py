@@ -1,0 +1,42 @@
+"""What placement needs of others."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import ModelId
+from meshnode.types.peers import Holding, PeerInfo
+
+__all__ = ["MeshMembers", "OwnModels", "Shards"]
+
+
+class MeshMembers(Protocol):
+    """Who is out there."""
+
+    def peers(self) -> Iterable[PeerInfo]:
+        """Return all peers."""
+        ...
+
+
+class OwnModels(Protocol):
+    """What this node has."""
+
+    def holdings(self) -> tuple[Holding, ...]:
+        """Return what is here, verified."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Return the free bytes of the disk that shards lie on."""
+        ...
+
+
+class Shards(Protocol):
+    """Gets shards and lets them go."""
+
+    async def acquire(self, model: ModelId, blocks: BlockRange) -> None:
+        """Fetch blocks from peers. Raises MeshnodeError leafs; cancellation keeps what has come."""
+        ...
+
+    async def drop(self, model: ModelId, blocks: BlockRange) -> None:
+        """Let blocks go. Raises MeshnodeError leafs."""
+        ...

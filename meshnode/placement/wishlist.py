@@ -1,0 +1,74 @@
+"""What each model of the mesh lacks, and why this node holds it or not."""
+
+from collections.abc import Mapping
+
+import attrs
+
+from meshnode.placement.decisions import Decision
+from meshnode.placement.models import ModelFacts
+from meshnode.placement.view import MeshState
+from meshnode.types.ids import ModelId, PeerId
+
+__all__ = ["Wish", "wishlist"]
+
+
+@attrs.frozen
+class Wish:
+    """One row."""
+
+    model: ModelId
+    name: str
+    status: str  # hosting, serveable, wanted, unreachable or candidate
+    reasons: tuple[str, ...]
+    copies: int  # of the segment that has the fewest, those on their way counted
+    target: int  # copies that the mesh wants; 0: nobody wants it
+    demand: float  # requests per hour, all members together
+    held_percent: int  # of it, by this node
+
+
+def wishlist(state: MeshState, own: PeerId, names: Mapping[ModelId, str], decision: Decision) -> tuple[Wish, ...]:
+    """Return all known models, the most wanted first."""
+    order = sorted(state.models.values(), key=lambda facts: (-facts.demand, not facts.is_pinned, facts.model))
+    return tuple(_wish(state, own, facts, names.get(facts.model, facts.model[:12]), decision) for facts in order)
+
+
+def _wish(state: MeshState, own: PeerId, facts: ModelFacts, name: str, decision: Decision) -> Wish:
+    segments = list(facts.segments())
+    target = state.targets.get(facts.model)
+    counts = [len(state.holders[segment]) for segment in segments]
+    held = sum(segment in state.members[own].held for segment in segments)
+    missing = counts.count(0)
+    reasons: list[str] = []
+    if missing:
+        reasons.append(f"{missing} of {len(segments)} parts are held by nobody who is here")
+    if target is None:
+        reasons.append("nobody asks for it")
+    elif min(counts) < target.low:
+        reasons.append(f"{min(counts)} copies of its rarest part, and {target.copies} are wanted")
+    if any(segment.model == facts.model for segment in decision.acquire):
+        reasons.append("this node is going to fetch a part of it")
+    elif target is not None and not held and facts.segment_bytes(0) > state.free[own]:
+        reasons.append("this node has no room for a part of it")
+    if facts.is_pinned:
+        reasons.append("a person asked for it")
+    copies = 0 if target is None else target.copies
+    return Wish(
+        facts.model,
+        name,
+        _status(missing, held, is_wanted=target is not None, is_short=target is not None and min(counts) < target.low),
+        tuple(reasons),
+        min(counts),
+        copies,
+        round(facts.demand, 2),
+        100 * held // len(segments),
+    )
+
+
+def _status(missing: int, held: int, *, is_wanted: bool, is_short: bool) -> str:
+    if missing:
+        return "unreachable"
+    if held:
+        return "hosting"
+    if is_short:
+        return "wanted"
+    return "serveable" if is_wanted else "candidate"
