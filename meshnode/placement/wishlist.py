@@ -41,13 +41,14 @@ def _wish(state: MeshState, own: PeerId, facts: ModelFacts, name: str, decision:
     reasons: list[str] = []
     if missing:
         reasons.append(f"{missing} of {len(segments)} parts are held by nobody who is here")
+    is_wanted = facts.demand > 0 or facts.is_pinned
     if target is None:
-        reasons.append("nobody asks for it")
+        reasons.append("no member gives room for more of it" if is_wanted else "nobody asks for it")
     elif min(counts) < target.low:
         reasons.append(f"{min(counts)} copies of its rarest part, and {target.copies} are wanted")
     if any(segment.model == facts.model for segment in decision.acquire):
         reasons.append("this node is going to fetch a part of it")
-    elif target is not None and not held and facts.segment_bytes(0) > state.free[own]:
+    elif is_wanted and not held and facts.segment_bytes(0) > state.free[own]:
         reasons.append("this node has no room for a part of it")
     if facts.is_pinned:
         reasons.append("a person asked for it")
@@ -55,7 +56,9 @@ def _wish(state: MeshState, own: PeerId, facts: ModelFacts, name: str, decision:
     return Wish(
         facts.model,
         name,
-        _status(missing, held, is_wanted=target is not None, is_short=target is not None and min(counts) < target.low),
+        _status(
+            missing, held, is_wanted=is_wanted, is_short=is_wanted and (target is None or min(counts) < target.low)
+        ),
         tuple(reasons),
         min(counts),
         copies,

@@ -1,0 +1,313 @@
+"""Managers of one mesh, on virtual time: shards spread from where a person put them, come back after losses, and stay in peace."""
+
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+
+from meshnode.errors import SourceUnavailable
+from meshnode.flow.latest import Latest
+from meshnode.flow.rates import FadingRates
+from meshnode.placement.auto_shard import AutoShardManager, PlacementResources, PlacementSettings
+from meshnode.placement.ledger import open_ledger
+from meshnode.store.memory import MemoryStore
+from meshnode.supervise.subsystem import Pulse
+from meshnode.types.blocks import BlockRange
+from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo
+
+BLOCK = 100 << 20
+COUNT = 16
+HOUR = 3600.0
+
+
+@attrs.define(eq=False)
+class Node:
+    """What one node has on its disk, and everything that its manager needs."""
+
+    mesh: object
+    peer: str
+    disk: int
+    store: MemoryStore = attrs.field(factory=MemoryStore)
+    held: dict = attrs.field(factory=dict)  # model -> set of blocks
+    demand: FadingRates = attrs.field(factory=FadingRates)
+    room: Latest = attrs.field(factory=lambda: Latest(None))
+    hosted: Latest = attrs.field(factory=lambda: Latest(frozenset()))
+    wishes: Latest = attrs.field(factory=lambda: Latest(()))
+    nudge: Latest = attrs.field(factory=lambda: Latest(0))
+    busy: bool = False
+    free: int = 1 << 50
+    fails: bool = False
+    asked: list = attrs.field(factory=list)
+    scope: trio.CancelScope | None = None
+
+    # OwnModels, Shards, MeshMembers
+
+    def holdings(self):
+        return tuple(
+            Holding(model, model, COUNT, ranges(blocks), 0 in blocks, COUNT - 1 in blocks, len(blocks) * BLOCK)
+            for model, blocks in self.held.items()
+            if blocks
+        )
+
+    def free_bytes(self):
+        return self.free - sum(len(blocks) for blocks in self.held.values()) * BLOCK
+
+    async def acquire(self, model, blocks):
+        self.asked.append(("acquire", model, str(blocks)))
+        await trio.sleep(20)
+        if self.fails or not any(
+            set(blocks) <= other.held.get(model, set()) for other in self.mesh.alive() if other is not self
+        ):
+            raise SourceUnavailable("nobody gave it")
+        self.held.setdefault(model, set()).update(blocks)
+
+    async def drop(self, model, blocks):
+        await trio.lowlevel.checkpoint()
+        self.asked.append(("drop", model, str(blocks)))
+        self.held[model] -= set(blocks)
+        if not self.held[model]:
+            del self.held[model]
+
+    def peers(self):
+        return tuple(
+            PeerInfo(
+                other.peer,
+                Liveness.ALIVE,
+                connected=True,
+                offer=Offer(other.peer, 1, 0.0, "1", (), holdings=other.holdings(), room=other.room.value),
+            )
+            for other in self.mesh.alive()
+            if other is not self
+        )
+
+    # For tests
+
+    def put(self, model, blocks=range(COUNT)):
+        """A person adds it."""
+        self.held.setdefault(model, set()).update(blocks)
+
+    def remove(self, model):
+        """A person removes it."""
+        self.held.pop(model)
+
+
+def ranges(blocks):
+    found = []
+    for block in sorted(blocks):
+        if found and found[-1].end == block:
+            found[-1] = BlockRange(found[-1].start, block + 1)
+        else:
+            found.append(BlockRange(block, block + 1))
+    return tuple(found)
+
+
+@attrs.define(eq=False)
+class Mesh:
+    nursery: trio.Nursery
+    nodes: dict = attrs.field(factory=dict)
+    down: set = attrs.field(factory=set)
+
+    def alive(self):
+        return [node for name, node in self.nodes.items() if name not in self.down]
+
+    async def add(self, name, gib=8, **options):
+        self.nodes[name] = Node(self, name, int(gib * (1 << 30)), **options)
+        await self.start(name)
+        return self.nodes[name]
+
+    async def start(self, name):
+        node = self.nodes[name]
+        self.down.discard(name)
+        resources = PlacementResources(
+            own=name,
+            members=node,
+            models=node,
+            shards=node,
+            ledger=await open_ledger(node.store),
+            demand=node.demand,
+            is_busy=lambda: node.busy,
+            room=node.room,
+            hosted=node.hosted,
+            wishes=node.wishes,
+            nudge=node.nudge,
+        )
+        manager = AutoShardManager(resources, PlacementSettings(node.disk), Pulse())
+        node.scope = trio.CancelScope()
+
+        async def live(task_status):
+            with node.scope:
+                await manager.run(task_status=task_status)
+
+        await self.nursery.start(live)
+
+    def stop(self, name):
+        self.down.add(name)
+        self.nodes[name].scope.cancel()
+
+    def copies(self, model):
+        return [sum(block in node.held.get(model, ()) for node in self.alive()) for block in range(COUNT)]
+
+    def asked(self):
+        return [each for node in self.nodes.values() for each in node.asked]
+
+
+@asynccontextmanager
+async def open_mesh():
+    async with trio.open_nursery() as nursery:
+        yield Mesh(nursery)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_person_adds_on_one_node_spreads_and_then_there_is_peace(autojump_clock):
+    async with open_mesh() as mesh:
+        for name in "abcde":
+            await mesh.add(name, gib=1)
+        mesh.nodes["a"].put("m")
+        await trio.sleep(3 * HOUR)
+        assert set(mesh.copies("m")) == {2}
+        moved = len(mesh.asked())
+        await trio.sleep(12 * HOUR)
+        assert len(mesh.asked()) == moved
+        assert {model for node in mesh.alive() for model in node.hosted.value} == {"m"}
+        assert all(
+            sum(len(blocks) for blocks in node.held.values()) * BLOCK <= 1 << 30
+            for node in mesh.alive()
+            if node.peer != "a"
+        )
+
+
+async def test_a_node_that_gives_no_room_fetches_nothing_and_tells_what_it_is_asked_for(autojump_clock):
+    async with open_mesh() as mesh:
+        holder = await mesh.add("a")
+        helper = await mesh.add("b", gib=0)
+        holder.put("m")
+        for _ in range(20):
+            helper.demand.note("m")
+        await trio.sleep(HOUR)
+        assert helper.asked == []
+        assert helper.room.value.budget == 0
+        assert [model for model, _ in helper.room.value.demand] == ["m"]
+
+
+async def test_a_loss_is_made_good_by_others_and_who_comes_back_counts_again(autojump_clock):
+    async with open_mesh() as mesh:
+        for name in "abcdef":
+            await mesh.add(name, gib=4)
+        mesh.nodes["a"].put("m")
+        await trio.sleep(3 * HOUR)
+        lost = next(name for name in "bcdef" if mesh.nodes[name].held)
+        mesh.stop(lost)
+        assert min(mesh.copies("m")) == 1
+        for node in mesh.alive():
+            node.nudge.set(1)
+        await trio.sleep(HOUR)
+        assert min(mesh.copies("m")) == 2
+        moved = [each for each in mesh.asked() if each[0] == "acquire"]
+        await mesh.start(lost)
+        await trio.sleep(6 * HOUR)
+        assert [each for each in mesh.asked() if each[0] == "acquire"] == moved
+        assert min(mesh.copies("m")) >= 2
+
+
+async def test_what_a_person_removed_is_not_fetched_back_until_one_adds_it(autojump_clock):
+    async with open_mesh() as mesh:
+        await mesh.add("a")
+        mesh.nodes["a"].put("m")
+        other = await mesh.add("b")
+        await trio.sleep(2 * HOUR)
+        assert other.held
+        other.remove("m")
+        fetched = len(other.asked)
+        await trio.sleep(6 * HOUR)
+        assert len(other.asked) == fetched
+        mesh.stop("b")
+        await mesh.start("b")
+        await trio.sleep(6 * HOUR)
+        assert len(other.asked) == fetched
+        other.put("m", range(2))
+        await trio.sleep(6 * HOUR)
+        assert other.held["m"] == set(range(COUNT))
+
+
+async def test_only_what_was_fetched_unasked_is_let_go_and_not_while_sessions_run(autojump_clock):
+    async with open_mesh() as mesh:
+        for name in "abc":
+            await mesh.add(name, gib=1.7)
+        mesh.nodes["a"].put("m")
+        await trio.sleep(2 * HOUR)
+        hosts = [node for node in mesh.alive() if node.peer != "a" and node.held]
+        for node in mesh.alive():
+            node.busy = True
+        mesh.nodes["a"].remove("m")  # now nobody has asked for it
+        new = mesh.nodes["a"]
+        new.put("wanted")
+        for _ in range(200):
+            new.demand.note("wanted")
+        await trio.sleep(HOUR)
+        assert not any(each[0] == "drop" for each in mesh.asked())
+        for node in mesh.alive():
+            node.busy = False
+        for _ in range(200):
+            new.demand.note("wanted")
+        await trio.sleep(6 * HOUR)
+        assert any(each[:2] == ("drop", "m") for node in hosts for each in node.asked)
+        assert new.held == {"wanted": set(range(COUNT))}
+
+
+async def test_what_cannot_be_fetched_is_tried_again_later_and_not_at_once(autojump_clock):
+    async with open_mesh() as mesh:
+        await mesh.add("a")
+        mesh.nodes["a"].put("m")
+        other = await mesh.add("b", fails=True)
+        await trio.sleep(1700)
+        tries = len(other.asked)
+        assert len(set(other.asked)) == tries
+        assert other.held == {}
+        other.fails = False
+        await trio.sleep(3 * HOUR)
+        assert other.held == {"m": set(range(COUNT))}
+
+
+async def test_no_more_is_fetched_than_the_disk_has_room_for(autojump_clock):
+    async with open_mesh() as mesh:
+        await mesh.add("a")
+        mesh.nodes["a"].put("m")
+        other = await mesh.add("b", gib=100, free=5 * BLOCK)
+        await trio.sleep(3 * HOUR)
+        assert 0 < len(other.held["m"]) <= 4
+
+
+async def test_the_wishlist_says_what_is_lacking_and_why(autojump_clock):
+    async with open_mesh() as mesh:
+        holder = await mesh.add("a", gib=0)
+        holder.put("m", range(8))
+        holder.put("idle", range(COUNT))
+        await trio.sleep(HOUR)
+        rows = {wish.name: wish for wish in holder.wishes.value}
+        assert rows["m"].status == "unreachable"
+        assert "4 of 8 parts are held by nobody who is here" in rows["m"].reasons
+        assert rows["idle"].status == "hosting"
+        assert rows["idle"].held_percent == 100
+        for _ in range(5):
+            await mesh.add(f"x{_}", gib=0)
+        await trio.sleep(HOUR)
+        seen = {wish.name: wish for wish in mesh.nodes["x1"].wishes.value}
+        assert seen["idle"].status == "wanted"
+        assert "this node has no room for a part of it" in seen["idle"].reasons
+        assert "no member gives room for more of it" in seen["idle"].reasons
+        await mesh.add("roomy", gib=0.1)  # for a segment, not for a model
+        await trio.sleep(HOUR)
+        seen = {wish.name: wish for wish in mesh.nodes["x1"].wishes.value}
+        assert (seen["idle"].status, seen["idle"].copies, seen["idle"].target) == ("wanted", 1, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"budget": -1}, {"uptime": float("nan")}, {"demand": (("m", float("inf")),)}, {"demand": (("m", -1.0),)}],
+)
+def test_a_room_that_cannot_be_is_no_room(changes):
+    from meshnode.types.peers import Room
+
+    with pytest.raises(ValueError, match="a budget of"):
+        Room(**changes)
