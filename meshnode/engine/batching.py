@@ -1,4 +1,4 @@
-"""The continuous batch: every step decodes one token of each running session and advances one waiting prompt.
+"""The continuous batch: every step decodes one token of each running session and advances waiting prompts by a bounded piece.
 
 It is a plain object that a thread drives: questions go in, `step` computes, answers come out through `emit`. New arrivals and
 cancellations are looked at between steps, and a lone stream never waits for a batch to fill.
@@ -122,10 +122,13 @@ class Batch:
             return
         ready = [running for running in self._running.values() if running.window > 0]
         decoding = self._take_turns([running for running in ready if running.unread == 1])
-        prefilling = next((running for running in ready if running.unread > 1), None)
-        batch = [*decoding, prefilling] if prefilling is not None else decoding
-        if batch:
-            self._run_batch(batch, prefilling, alone=not decoding and not self._stepped)
+        alone = not decoding and not self._stepped
+        chunk = self.limits.prefill_alone if alone else self.limits.prefill_mixed
+        prompts = _prompts([running for running in ready if running.unread > 1][: self.stage.spec.max_batch], chunk)
+        self.counters.decode_tokens += len(decoding)
+        self.counters.prefill_tokens += sum(count for _, count in prompts)
+        if batch := [*((running, 1) for running in decoding), *prompts]:
+            self._run_batch(batch)
 
     def _take_turns(self, decoding: list[_Running]) -> list[_Running]:
         """Return at most max_batch sessions, others next time."""
@@ -157,30 +160,23 @@ class Batch:
         self._running[exchange] = _Running(exchange, generation, cache, message.window, tokens, grammar, names)
         self._answer(exchange, Accepted())
 
-    def _run_batch(self, batch: list[_Running], prefilling: _Running | None, *, alone: bool) -> None:
-        chunk = self.limits.prefill_alone if alone else self.limits.prefill_mixed
-        if prefilling is not None:
-            prefilling.share()
+    def _run_batch(self, batch: list[tuple[_Running, int]]) -> None:
+        """Advance each by so many tokens."""
         rows = []
-        for running in batch:
-            count = min(running.unread, chunk) if running is prefilling else 1
+        for running, count in batch:
             start = running.cache.length
             last = count == running.unread
             inputs = torch.tensor(running.tokens[start : start + count])
             rows.append(Rows(running.cache, inputs, "last" if last else "none"))  # type: ignore[arg-type]  # a Cache will do
-            if running is prefilling:
-                self.counters.prefill_tokens += count
-            else:
-                self.counters.decode_tokens += 1
         try:
             results = self.stage.forward(rows)
         except MeshnodeError as error:
-            for running in batch:
+            for running, _ in batch:
                 self._fail(running, error)
             return
         sampled, ended, cached = [], [], []
-        for running, entry, logits in zip(batch, rows, results, strict=True):
-            running.keep(len(entry.inputs))
+        for (running, count), logits in zip(batch, results, strict=True):
+            running.keep(count)
             if not len(logits):
                 continue
             try:
@@ -221,3 +217,19 @@ class Batch:
 
     def _answer(self, exchange: int, message: Answer) -> None:
         self.emit(Envelope(exchange, message))
+
+
+def _prompts(waiting: list[_Running], rows: int) -> list[tuple[_Running, int]]:
+    """Choose prompts to advance by `rows` tokens in all: the first as far as that goes, then others that fit whole.
+
+    Others in part would compute what they could share with the first, once that is done.
+    """
+    chosen: list[tuple[_Running, int]] = []
+    for running in waiting:
+        running.share()
+        count = min(running.unread, rows)
+        if chosen and count < running.unread:
+            break
+        chosen.append((running, count))
+        rows -= count
+    return chosen

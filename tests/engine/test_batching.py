@@ -196,7 +196,8 @@ def test_no_step_decodes_more_than_the_limit_and_nobody_is_forgotten(spec):
     for number in range(1, 11):
         desk.generate(number, prompt_of(2, seed=number), 40)
     desk.run(30)
-    assert max(map(len, stage.steps)) <= 5
+    assert max(step.count(1) for step in stage.steps) == 4
+    assert max(map(len, stage.steps)) <= 8, "as many prompts beside them"
     desk.run(60)
     counts = [len(desk.tokens(number)) for number in range(1, 11)]
     assert max(counts) - min(counts) <= 12
@@ -213,9 +214,20 @@ def test_sixty_four_at_once_begin_in_turn_and_leave_nothing(spec):
     first = list(dict.fromkeys(sampled.exchange for message in progress for sampled in message.sampled))
     assert first == list(range(64)), "whoever came first begins first"
     begun = [index for index, message in enumerate(progress) if any(s.exchange == 63 for s in message.sampled)]
-    assert begun[0] == 63, "one more of them begins with every step, whatever the others still have to say"
+    assert begun[0] == 7, "eight of them begin with every step, whatever the others still have to say"
     assert all(desk.tokens(number) == continuation(prompt_of(5, seed=number), 30) for number in range(64))
     assert (stage.reserved, desk.batch.sessions) == (0, 0)
+
+
+def test_short_prompts_go_together_and_long_ones_alone(spec):
+    desk = Desk(stage := FakeStage(spec, room=100_000))
+    for number, length in enumerate((20, 30, 400, 90, 600, 10)):
+        desk.generate(number, prompt_of(length, seed=number), 3)
+    desk.run()
+    assert stage.steps[:4] == [[20, 30, 400], [1, 1, 1, 90], [1, 1, 1, 1, 128], [1, 128]]
+    assert sum(map(sum, stage.steps)) == 1150 + 6 * 2
+    for number, length in enumerate((20, 30, 400, 90, 600, 10)):
+        assert desk.tokens(number) == continuation(prompt_of(length, seed=number), 3)
 
 
 def test_one_step_says_all_its_tokens_in_one_message(spec):
@@ -332,7 +344,7 @@ def test_a_prompt_that_begins_as_one_before_computes_what_is_new_and_says_so(spe
     desk.generate(2, [*common, 6, 7], 3)
     desk.generate(3, common[:512], 3)  # the last token is always computed, and so its page
     desk.run()
-    assert stage.steps[:2] == [[90], [1, 128]]
+    assert stage.steps[0] == [90, 256]
     assert cached(desk) == {2: 512, 3: 256}
     for number, prompt in ((1, [*common, 5]), (2, [*common, 6, 7]), (3, common[:512])):
         assert desk.tokens(number) == continuation(prompt, 3)
