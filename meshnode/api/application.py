@@ -9,6 +9,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from meshnode.api.admin.mesh import add_mesh_routes
 from meshnode.api.admin.models import add_model_routes
 from meshnode.api.admin.node import add_node_routes
+from meshnode.api.anthropic.routes import add_anthropic_routes
 from meshnode.api.exposition import OPEN_PATHS, add_public_routes
 from meshnode.api.failures import Failure, describe, failure_of
 from meshnode.api.guards import Guards
@@ -52,6 +53,7 @@ def create_app(dependencies: ApiDependencies, mcp: McpSurface, responses: Respon
     _add_failures(app)
     add_public_routes(app, dependencies)
     add_openai_routes(app, dependencies)
+    add_anthropic_routes(app, dependencies)
     add_response_routes(app, dependencies, responses)
     add_ollama_routes(app, dependencies)
     add_model_routes(app, dependencies)
@@ -76,7 +78,7 @@ def _add_guards(app: QuartTrio, dependencies: ApiDependencies, guards: Guards) -
 
     @app.after_request
     async def finish(response: Response) -> Response:
-        response.headers["x-request-id"] = g.request
+        response.headers["x-request-id"] = response.headers["request-id"] = g.request  # OpenAI's name, and Anthropic's
         for name, value in _SECURITY.items():
             response.headers.setdefault(name, value)
         route = request.url_rule.rule if request.url_rule is not None else "unknown"

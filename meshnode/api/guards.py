@@ -33,14 +33,16 @@ class Guards:
         foreign = self._foreign(headers.get("Host", ""), headers.get("Origin"))
         if foreign is not None:
             return describe(403, foreign)
-        known = self._has_key(headers.get("Authorization", ""))
+        known = self._has_key(headers.get("Authorization", ""), headers.get("x-api-key", ""))
         # Strangers at an address, such as a web page that loads /health as an image, do not use up what its user may do.
         wait = self.buckets.try_take(client if known else f"stranger at {client}")
         if wait is not None:
             return describe(429, f"too many requests from {client}; try again in {wait:.1f} s", retry_after=wait)
         if known or path in self.open_paths or (path == "/metrics" and _is_local(client, headers)):
             return None
-        return describe(401, "a key is needed: send 'Authorization: Bearer KEY'; `meshnode token` prints it")
+        return describe(
+            401, "a key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'; `meshnode token` prints it"
+        )
 
     def _foreign(self, host: str, origin: str | None) -> str | None:
         name = _host_name(host)
@@ -59,10 +61,11 @@ class Guards:
             return False
         return True
 
-    def _has_key(self, authorization: str) -> bool:
+    def _has_key(self, authorization: str, api_key: str) -> bool:
+        """Whether the key is given, as a bearer's or as Anthropic's clients do."""
         scheme, _, given = authorization.partition(" ")
-        matches = hmac.compare_digest(given.strip().encode(), self.key.encode())
-        return scheme.lower() == "bearer" and matches
+        is_bearer = hmac.compare_digest(given.strip().encode(), self.key.encode()) and scheme.lower() == "bearer"
+        return hmac.compare_digest(api_key.strip().encode(), self.key.encode()) or is_bearer
 
 
 def _host_name(host: str) -> str:

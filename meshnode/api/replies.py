@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Mapping
 
+import attrs
 import msgspec
 from quart import Response
 
+from meshnode.api.anthropic.failures import anthropic_error, anthropic_status
 from meshnode.api.failures import Failure, failure_body
 
 __all__ = ["error_body", "json_reply", "ollama_error", "refusal_reply"]
@@ -16,17 +18,28 @@ def ollama_error(failure: Failure) -> bytes:
     return msgspec.json.encode({"error": failure.message})
 
 
-_SHAPES: Mapping[str, Callable[[Failure], bytes]] = {
-    "/api/admin/": failure_body,
-    "/api/": ollama_error,
+@attrs.frozen
+class _Shape:
+    body: Callable[[Failure], bytes]
+    status: Callable[[Failure], int] = lambda failure: failure.status
+
+
+_OPENAI = _Shape(failure_body)
+_SHAPES: Mapping[str, _Shape] = {
+    "/v1/messages": _Shape(anthropic_error, anthropic_status),
+    "/api/admin/": _OPENAI,
+    "/api/": _Shape(ollama_error),
 }
 """Beginnings of paths, the first that fits counts: whose shape an error has. All others have OpenAI's."""
 
 
 def error_body(failure: Failure, path: str) -> bytes:
     """Return the error object that clients of a path know, as JSON."""
-    shape = next((shape for beginning, shape in _SHAPES.items() if path.startswith(beginning)), failure_body)
-    return shape(failure)
+    return _shape(path).body(failure)
+
+
+def _shape(path: str) -> _Shape:
+    return next((shape for beginning, shape in _SHAPES.items() if path.startswith(beginning)), _OPENAI)
 
 
 def json_reply(value: object, status: int = 200, *, headers: Mapping[str, str] | None = None) -> Response:
@@ -37,7 +50,8 @@ def json_reply(value: object, status: int = 200, *, headers: Mapping[str, str] |
 
 def refusal_reply(failure: Failure, path: str) -> Response:
     """Return the error object that clients of a path know, with the headers that belong to its status."""
-    response = Response(error_body(failure, path), status=failure.status, content_type="application/json")
+    shape = _shape(path)
+    response = Response(shape.body(failure), status=shape.status(failure), content_type="application/json")
     if failure.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(failure.retry_after)))
     if failure.status == 401:

@@ -87,6 +87,24 @@ def responses(http, asked, stream):
     return Told(text, said["status"] == "incomplete", said["usage"]["input_tokens"], said["usage"]["output_tokens"])
 
 
+def messages(http, asked, stream):
+    body = {
+        "model": "starter", "messages": [{"role": "user", "content": asked.question}], "temperature": 0,
+        "max_tokens": asked.limit, "stop_sequences": [asked.stop] if asked.stop else [], "stream": stream,
+    }  # fmt: skip
+    if asked.schema:
+        body["output_config"] = {"format": {"type": "json_schema", "schema": asked.schema}}
+    if not stream:
+        said = http.post("/v1/messages", json=body).json()
+        text, reason, usage = said["content"][0]["text"], said["stop_reason"], said["usage"]
+    else:
+        told = events(http.post("/v1/messages", json=body))
+        text = "".join(event["delta"]["text"] for event in told if event["type"] == "content_block_delta")
+        reason, usage = told[-2]["delta"]["stop_reason"], told[-2]["usage"]
+    read = usage["input_tokens"] + usage["cache_read_input_tokens"]
+    return Told(text, reason == "max_tokens", read, usage["output_tokens"])
+
+
 def ollama(http, asked, stream, path, words, text_of):
     options = {"temperature": 0, "num_predict": asked.limit, "stop": asked.stop}
     body = {"model": "starter", "options": options, "format": asked.schema, "stream": stream, **words}
@@ -113,6 +131,6 @@ def test_every_interface_says_the_same(node, asked):
         assert asked.stop not in wanted.text
     if asked.schema:
         assert json.loads(wanted.text)["city"] in ("Paris", "Rome")
-    for surface in (chat, ollama_chat, ollama_generate, *([] if asked.stop else [responses])):
+    for surface in (chat, messages, ollama_chat, ollama_generate, *([] if asked.stop else [responses])):
         for stream in (False, True):
             assert surface(node.http, asked, stream=stream) == wanted, (surface.__name__, stream)

@@ -3,6 +3,8 @@
 from quart import Response, g, request
 from quart_trio import QuartTrio
 
+from meshnode.api.anthropic import models as anthropic
+from meshnode.api.naming import find_model
 from meshnode.api.openai.chat import complete_chat
 from meshnode.api.openai.completions import CompletionRequest, complete_text
 from meshnode.api.openai.models import list_models, show_model
@@ -35,12 +37,21 @@ def add_openai_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     @app.get("/v1/models")
     @describes(Operation("List the models."))
     async def models() -> Response:
+        if _is_anthropic():
+            return json_reply(anthropic.list_models(dependencies.models()))
         return json_reply(list_models(dependencies.models()))
 
     @app.get("/v1/models/<path:name>")
     @describes(Operation("Show one model."))
     async def model(name: str) -> Response:
+        if _is_anthropic():
+            return json_reply(anthropic.show_model(find_model(dependencies.models(), name)))
         return json_reply(show_model(dependencies.models(), name))
+
+
+def _is_anthropic() -> bool:
+    """Whether the list is asked for by a client of Anthropic's, which has the same path."""
+    return "anthropic-version" in request.headers
 
 
 def _client() -> str:

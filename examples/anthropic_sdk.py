@@ -1,0 +1,42 @@
+"""Anthropic's SDK against a node, streamed, with a tool: python examples/anthropic_sdk.py KEY [PROMPT]."""
+
+import sys
+
+from anthropic import Anthropic
+
+TOOL = {
+    "name": "weather",
+    "description": "Say what the weather is like.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit("usage: python examples/anthropic_sdk.py KEY [PROMPT]   (the key: meshnode token)")
+    client = Anthropic(base_url="http://127.0.0.1:8800", api_key=sys.argv[1])
+    asked = " ".join(sys.argv[2:]) or "Why is the sky blue?"
+    with client.messages.stream(model="auto", max_tokens=200, messages=[{"role": "user", "content": asked}]) as stream:
+        for text in stream.text_stream:
+            print(text, end="", flush=True)
+    print()
+    # Whatever the model, a call that is asked for fits its schema.
+    called = client.messages.create(
+        model="auto",
+        max_tokens=100,
+        messages=[{"role": "user", "content": "What is the weather like in Rome?"}],
+        tools=[TOOL],
+        tool_choice={"type": "any"},
+    )
+    for block in called.content:
+        if block.type == "tool_use":
+            print(f"{block.name}({block.input})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Anthropic's paths. Its list of models shares OpenAI's path, and is told apart there by the version header."""
+
+from quart import Response, g, request
+from quart_trio import QuartTrio
+
+from meshnode.api.answering import reply_to
+from meshnode.api.anthropic.reply import STREAM, MessageReply
+from meshnode.api.anthropic.schemas import CountRequest, MessagesRequest
+from meshnode.api.operations import JSON, takes
+from meshnode.api.ports import ApiDependencies
+from meshnode.api.replies import json_reply
+from meshnode.api.serving import request_resources
+from meshnode.errors import Unavailable
+from meshnode.types.generation import Started
+
+__all__ = ["add_anthropic_routes"]
+
+
+def add_anthropic_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
+    """Add them."""
+    timeout = dependencies.body_timeout
+
+    @app.post("/v1/messages")
+    @takes(MessagesRequest, "Answer a conversation.", timeout=timeout, answers=(STREAM.content_type, JSON))
+    async def messages(body: MessagesRequest) -> Response:
+        generation = body.generation(_client(), g.request)
+        reply = MessageReply(g.request, body.hides_thinking, body.left_out)
+        resources = request_resources(request)
+        return await reply_to([generation], reply, dependencies, resources, stream=bool(body.stream))
+
+    @app.post("/v1/messages/count_tokens")
+    @takes(CountRequest, "Count the tokens of a conversation.", timeout=timeout)
+    async def count_tokens(body: CountRequest) -> Response:
+        return json_reply({"input_tokens": await _count(body, dependencies)})
+
+
+async def _count(body: CountRequest, dependencies: ApiDependencies) -> int:
+    """Return the length of the prompt that the conversation makes; whoever would answer counts, and is stopped then."""
+    async with dependencies.generate([body.generation(_client(), g.request)]) as events:
+        async for _, event in events:
+            if isinstance(event, Started):
+                return event.prompt_tokens
+    raise Unavailable("nobody could count; try again")
+
+
+def _client() -> str:
+    return request.remote_addr or "unknown"
