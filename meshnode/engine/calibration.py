@@ -42,5 +42,7 @@ def calibrate(stage: StageModel) -> None:
         seconds(_MANY, blocks)
         for _ in range(3):
             seconds(1, blocks)
+    except OutOfMemory:  # of a device that others use too; sessions will be told
+        stage.pace.forget()
     finally:
         cache.close()

@@ -46,14 +46,14 @@ class PageMemory:
     @classmethod
     def map(cls, shape: tuple[int, ...], device: torch.device) -> Self:
         """Make it. Raises OutOfMemory when the system does not give that much, which on the CPU is address space only."""
-        if device.type != "cpu" or sys.platform != "linux" or not all(shape):
-            return cls(torch.zeros(shape, dtype=torch.bfloat16, device=device), None)
         size = 2 * math.prod(shape)
         try:
+            if device.type != "cpu" or sys.platform != "linux" or not size:
+                return cls(torch.zeros(shape, dtype=torch.bfloat16, device=device), None)
             mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
-        except OSError as error:
+        except (OSError, torch.OutOfMemoryError) as error:
             raise OutOfMemory(
-                f"the system gives no {size >> 20} MiB of address space for KV caches ({error}); lower engine.cache_bytes"
+                f"there are no {size >> 20} MiB for KV caches; lower engine.cache_bytes ({error})"
             ) from error
         with contextlib.suppress(OSError):  # a system without huge pages
             mapping.madvise(mmap.MADV_NOHUGEPAGE)  # one would hold a block's part of many pages

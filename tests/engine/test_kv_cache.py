@@ -238,3 +238,8 @@ def test_wherever_pages_lie_and_whoever_reads_them_no_bit_changes(tmp_path, thre
                 assert torch.equal(logits[0], alone[index][end]), (index, end)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_budget_beyond_the_address_space_is_refused_by_name():
+    with pytest.raises(OutOfMemory, match="lower engine.cache_bytes"):
+        PageMemory.map((1, 2, 1 << 36, 1, PAGE, 8), torch.device("cpu"))
