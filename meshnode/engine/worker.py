@@ -1,12 +1,10 @@
 """The worker process: `python -m meshnode.engine.worker FD`, started by ProcessExecutor with one end of a socket pair.
 
-Two threads: a reader, which queues questions and answers pings even in the middle of a step, and the main thread, which loads
-the stage and then drives the batch. The process ends when the socket does, and with its parent.
+Two threads: the main one, which loads the stage and then drives the batch, and a deputy, which answers pings while the main one
+computes. The process ends when the socket does, and with its parent.
 """
 
 import ctypes
-import os
-import queue
 import signal
 import socket
 import sys
@@ -27,14 +25,12 @@ from meshnode.engine.worker_messages import (
     Envelope,
     Load,
     Loading,
-    Ping,
-    Pong,
     Ready,
     Stats,
     StatsRequest,
-    from_worker_codec,
 )
-from meshnode.errors import EngineError, MeshnodeError, WireError
+from meshnode.engine.worker_port import WorkerPort
+from meshnode.errors import EngineError, MeshnodeError
 from meshnode.wire.failures import failure
 
 __all__ = ["main"]
@@ -44,47 +40,15 @@ _REST = 2.0  # seconds without a session, after which freed memory goes back to 
 _MEMORY = 600.0  # seconds without a session, after which the pages of earlier ones go too
 
 
-@attrs.define(eq=False)
-class _Port:
-    """The worker's end of the socket. Sending is safe from both threads."""
-
-    socket: socket.socket
-    questions: "queue.SimpleQueue[Envelope]" = attrs.field(factory=queue.SimpleQueue)
-    busy_since: float | None = None  # time.monotonic(), while the main thread computes
-    _codec: object = attrs.field(factory=from_worker_codec)
-    _lock: threading.Lock = attrs.field(factory=threading.Lock)
-
-    def send(self, envelope: Envelope) -> None:
-        """Send one message; blocks while the daemon does not read."""
-        with self._lock:
-            self.socket.sendall(self._codec.encode(envelope))  # type: ignore[attr-defined]
-
-    def read_for_ever(self) -> None:
-        """Queue what comes; at the end of the stream the process ends, whatever the main thread is doing."""
-        codec = from_worker_codec()
-        try:
-            while data := self.socket.recv(1 << 20):
-                for envelope in codec.feed(data):
-                    if isinstance(envelope.message, Ping):
-                        since = self.busy_since
-                        silent = 0.0 if since is None else time.monotonic() - since
-                        self.send(Envelope(envelope.exchange, Pong(silent)))
-                    else:
-                        self.questions.put(envelope)
-        except (OSError, WireError) as error:
-            sys.stderr.write(f"worker: the connection to the daemon broke: {error}\n")
-        os._exit(0)
-
-
 def main(descriptor: int) -> None:
     """Serve the socket until it ends."""
     _die_with_parent()
     # A service manager's stop reaches all processes of the service; the daemon drains first, and then ends us.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    port = _Port(socket.socket(fileno=descriptor))
-    threading.Thread(target=port.read_for_ever, name="reader", daemon=True).start()
-    loading = port.questions.get()
-    if not isinstance(loading.message, Load):
+    port = WorkerPort(socket.socket(fileno=descriptor))
+    threading.Thread(target=port.look_in_for_ever, name="deputy", daemon=True).start()
+    loading = port.wait()
+    if loading is None or not isinstance(loading.message, Load):
         raise SystemExit("worker: the first message must be a load")
     port.busy_since = time.monotonic()
     try:
@@ -106,22 +70,23 @@ def main(descriptor: int) -> None:
             used_at = port.busy_since
         elif port.busy_since - used_at > _MEMORY:  # looked at when somebody asks for statistics, every few seconds
             stage.pool.forget()
-        while not port.questions.empty():
-            _take(port, stage, batch, port.questions.get())
+        while (question := port.next()) is not None:
+            _take(port, stage, batch, question)
         batch.step()
 
 
-def _next(port: _Port, batch: Batch) -> Envelope:
+def _next(port: WorkerPort, batch: Batch) -> Envelope:
     """Wait for a question. When none comes for a while and no session is left, freed memory goes back to the system."""
     if not batch.sessions:
-        try:
-            return port.questions.get(timeout=_REST)
-        except queue.Empty:
-            _give_back_freed_memory()
-    return port.questions.get()
+        if (question := port.wait(_REST)) is not None:
+            return question
+        _give_back_freed_memory()
+    question = port.wait()
+    assert question is not None  # without a limit it comes, or the process ends
+    return question
 
 
-def _load(port: _Port, loading: Envelope) -> StageModel:
+def _load(port: WorkerPort, loading: Envelope) -> StageModel:
     assert isinstance(loading.message, Load)
     spec = _settled(loading.message.spec)
 
@@ -151,7 +116,7 @@ def _settled(spec: StageSpec) -> StageSpec:
     return attrs.evolve(spec, cache_bytes=cache_budget(weight_bytes(spec), free, spec.cache_bytes))
 
 
-def _take(port: _Port, stage: StageModel, batch: Batch, envelope: Envelope) -> None:
+def _take(port: WorkerPort, stage: StageModel, batch: Batch, envelope: Envelope) -> None:
     if isinstance(envelope.message, StatsRequest):
         stats = ExecutorStats(
             weight_bytes=stage.weight_bytes,

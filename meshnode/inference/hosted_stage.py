@@ -186,9 +186,7 @@ class HostedStage:
         if message.attempt != opened.attempt:
             return  # it waited while the session was opened again
         try:
-            await self.coordinator.send(
-                Acknowledged(opened.session, opened.attempt, message.step, opened.index),
-            )
+            await self._acknowledge(opened, message)
             result = await self.model.executor.step(self._executor_step(opened, step))
             await self._hand_on(opened, step, result)
         except MeshnodeError as error:
@@ -196,6 +194,14 @@ class HostedStage:
                 self.report(Evidence(opened.previous, Misdeed.WRONG_ROWS, str(error)))
             _log.warning("stage failed", session=opened.session, error=str(error))
             await self._tell_failure(opened, error)
+
+    async def _acknowledge(self, opened: OpenStage, message: StageStepMessage) -> None:
+        """Say that a step has come. Without a switch of tasks where there is room: the worker has it before this is sent."""
+        acknowledged = Acknowledged(opened.session, opened.attempt, message.step, opened.index)
+        try:
+            self.coordinator.send_nowait(acknowledged)
+        except trio.WouldBlock:
+            await self.coordinator.send(acknowledged)
 
     async def _tell_failure(self, opened: OpenStage, error: MeshnodeError) -> None:
         blames = opened.next if isinstance(error, PeerUnreachable) else None

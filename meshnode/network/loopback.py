@@ -35,12 +35,22 @@ class LoopbackLink:
     async def send(self, message: StageMessage, body: bytes = b"", exchange: int = 0) -> None:
         """Deliver a message; waits while the mailbox is full. Cancellation delivers all of it or nothing."""
         received = Received(self, exchange, message, body)
-        asked = self._asked.get(exchange)
-        if asked is not None:
-            asked.reply = received
-            asked.answered.set()
-            return
-        await self._mailbox.tell(received)
+        if not self._is_answer(received):
+            await self._mailbox.tell(received)
+
+    def send_nowait(self, message: StageMessage, body: bytes = b"", exchange: int = 0) -> None:
+        """Deliver a message. Raises trio.WouldBlock while the mailbox is full."""
+        received = Received(self, exchange, message, body)
+        if not self._is_answer(received):
+            self._mailbox.tell_nowait(received)
+
+    def _is_answer(self, received: Received) -> bool:
+        asked = self._asked.get(received.exchange)
+        if asked is None:
+            return False
+        asked.reply = received
+        asked.answered.set()
+        return True
 
     async def ask(self, message: StageMessage, body: bytes = b"", *, timeout: float) -> Received:
         """Deliver a question and wait for its answer. Raises what it failed with, PeerUnreachable after `timeout` seconds."""

@@ -69,6 +69,10 @@ class MessageLink(Protocol[M]):
         """
         ...
 
+    def send_nowait(self, message: M, body: bytes = b"", exchange: int = 0) -> None:
+        """Queue a message. Raises trio.WouldBlock when there is no room, and what `send` raises."""
+        ...
+
     async def ask(self, message: M, body: bytes = b"", *, timeout: float) -> "Inbound[M]":
         """Send a question and wait up to `timeout` seconds for its answer.
 

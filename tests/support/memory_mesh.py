@@ -30,6 +30,9 @@ class MemoryLink:
 
     async def send(self, message, body=b"", exchange=0):
         await trio.lowlevel.checkpoint()
+        self.send_nowait(message, body, exchange)
+
+    def send_nowait(self, message, body=b"", exchange=0):
         if self.closed.is_set():
             raise PeerUnreachable(f"the link to {self.peer} has ended")
         self.network.sent += 1

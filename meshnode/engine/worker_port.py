@@ -1,0 +1,89 @@
+"""The worker's end of the socket to the daemon.
+
+Whoever waits for a question reads it from the socket itself: a token spares a switch of threads. While the main thread computes
+nobody waits, so a deputy looks in now and then, and answers pings even in the middle of a long step.
+"""
+
+import os
+import queue
+import select
+import socket
+import sys
+import threading
+import time
+
+import attrs
+
+from meshnode.engine.worker_messages import Envelope, FrameCodec, Ping, Pong, from_worker_codec
+from meshnode.errors import WireError
+
+__all__ = ["WorkerPort"]
+
+_READ = 1 << 20  # bytes
+_LOOK = 0.25  # seconds between two looks of the deputy
+
+
+@attrs.define(eq=False)
+class WorkerPort:
+    """Sending is safe from both threads; questions are for the main thread alone. The process ends when the socket does."""
+
+    socket: socket.socket
+    busy_since: float | None = None  # time.monotonic(), while the main thread computes
+    _questions: "queue.SimpleQueue[Envelope]" = attrs.field(factory=queue.SimpleQueue, init=False)
+    _codec: FrameCodec = attrs.field(factory=from_worker_codec, init=False)
+    _sending: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _reading: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+
+    def send(self, envelope: Envelope) -> None:
+        """Send one message; blocks while the daemon does not read."""
+        with self._sending:
+            self.socket.sendall(self._codec.encode(envelope))
+
+    def wait(self, timeout: float | None = None) -> Envelope | None:
+        """Return the next question; None when none comes within `timeout` seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (found := self.next()) is None:
+            left = None if until is None else until - time.monotonic()
+            if left is not None and (left <= 0 or not select.select([self.socket], [], [], left)[0]):
+                return None
+            with self._reading:
+                if self._questions.empty():  # else the deputy was faster
+                    self._read(0 if left is None else socket.MSG_DONTWAIT)
+        return found
+
+    def next(self) -> Envelope | None:
+        """Return the next question if there is one now."""
+        if self._questions.empty():
+            with self._reading:
+                self._read(socket.MSG_DONTWAIT)
+        return None if self._questions.empty() else self._questions.get()
+
+    def look_in_for_ever(self) -> None:
+        """Be the deputy: read what comes while the main thread is at something else."""
+        while True:
+            time.sleep(_LOOK)
+            if self.busy_since is not None and self._reading.acquire(blocking=False):
+                try:
+                    self._read(socket.MSG_DONTWAIT)
+                finally:
+                    self._reading.release()
+
+    def _read(self, flags: int) -> None:
+        """Take what is there; at the end of the stream the process ends, whatever the main thread is doing."""
+        try:
+            data = self.socket.recv(_READ, flags)
+            for envelope in self._codec.feed(data):
+                if isinstance(envelope.message, Ping):
+                    since = self.busy_since
+                    silent = 0.0 if since is None else time.monotonic() - since
+                    self.send(Envelope(envelope.exchange, Pong(silent)))
+                else:
+                    self._questions.put(envelope)
+        except BlockingIOError:
+            return
+        except (OSError, WireError) as error:
+            sys.stderr.write(f"worker: the connection to the daemon broke: {error}\n")
+            sys.stderr.flush()
+            os._exit(0)
+        if not data:
+            os._exit(0)
