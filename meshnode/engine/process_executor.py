@@ -54,8 +54,9 @@ class ProcessExecutor:
         spec: StageSpec,
         *,
         limits: BatchLimits | None = None,
-        ping_interval: float = 2.0,
+        ping_interval: float = 1.0,
         silence_limit: float = 8.0,  # seconds without a sign of life after which a worker counts as frozen
+        waiting_limit: float = 4.0,  # the same while somebody waits for it: an answer in the middle of a step is a sign too
         step_limit: float = 300.0,  # seconds one step may take
         on_ready: Callable[[int, int], None] | None = None,  # hears (weight bytes, cache bytes)
     ) -> None:
@@ -63,6 +64,7 @@ class ProcessExecutor:
         self._limits = limits or BatchLimits()
         self._ping_interval = ping_interval
         self._silence_limit = silence_limit
+        self._waiting_limit = waiting_limit
         self._step_limit = step_limit
         self._on_ready = on_ready
         self._connection: WorkerConnection | None = None
@@ -198,7 +200,9 @@ class ProcessExecutor:
             await trio.sleep(self._ping_interval)
             unanswered = 0.0 if connection.heard else unanswered + self._ping_interval
             # Importing torch takes a second or two, in which a new worker cannot answer.
-            limit = self._silence_limit if self._connection is connection else max(60.0, self._silence_limit)
+            limit = self._waiting_limit if connection.is_awaited else self._silence_limit
+            if self._connection is not connection:
+                limit = max(60.0, limit)
             if unanswered > limit:
                 raise WorkerLost(f"the worker process has not answered for {unanswered:.0f} s")
             if connection.silent_for > self._step_limit:

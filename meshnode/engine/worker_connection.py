@@ -51,6 +51,11 @@ class WorkerConnection:
     def __attrs_post_init__(self) -> None:
         self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.socket))
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for what the worker computes."""
+        return bool(self.generations or self.pending)
+
     def new_exchange(self) -> int:
         """Return a number no other exchange of this connection has."""
         return next(self._numbers)
