@@ -81,6 +81,9 @@ _CONTROL = {
 _STAGE = {
     "open_stage": OpenStage(_S, 1, _M, 0, BlockRange(0, 15), True, False, 2048, _A, _B),
     "open_stage_head": OpenStage(_S, 2, _M, 3, None, False, True, 2048, _B, None, 12, (1, 2, 70_000), _SAMPLING),
+    "open_stage_pages": OpenStage(
+        _S, 1, _M, 0, BlockRange(0, 15), True, False, 2048, _A, _B, pages=(bytes(32), bytes(range(32)))
+    ),
     "stage_opened": StageOpened(1024),
     "step": StageStepMessage(_S, 1, 2, 17, 40, 1),
     "step_prompt": StageStepMessage(_S, 2, 0, 1, 0, 512, True, (0, 512)),
