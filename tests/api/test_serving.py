@@ -127,6 +127,29 @@ async def test_draining_does_not_wait_for_idle_connections(serve):
             await node.server.drain()
 
 
+async def test_who_outlives_the_drain_is_told_before_the_connection_ends(serve):
+    limits = attrs.evolve(LIMITS, graceful_timeout=2.0)
+    async with serve(FakeRouter(words=["word "] * 10_000, pace=0.01), limits) as node, node.client() as http:
+        stream = await node.raw()
+        await stream.send_all(post(node))
+        await read_until(stream, b"word ")
+        whole = []
+
+        async def ask():
+            whole.append(await http.post("/v1/chat/completions", json=CHAT))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(0.1)
+            nursery.start_soon(node.server.drain)
+            with trio.fail_after(10):
+                told = await read_until(stream, b"nothing: until the end")
+        assert b'"code":"unavailable"' in told
+        assert b"[DONE]" not in told
+        assert (whole[0].status_code, whole[0].json()["error"]["code"]) == (503, "unavailable")
+        assert node.router.running == 0
+
+
 async def test_draining_ends_what_takes_too_long(serve):
     limits = attrs.evolve(LIMITS, graceful_timeout=0.3)
     async with serve(FakeRouter(words=["word "] * 10_000, pace=0.01), limits) as node:
