@@ -113,6 +113,6 @@ class ApiDependencies:
     pages: Pages = _no_pages
     requests_per_minute: int = 600
     body_limit_bytes: int = 8 << 20
-    body_timeout: float = 60.0  # seconds for a request's body to arrive
+    body_timeout: float = 20.0  # seconds for a request's body to arrive
     heartbeat: float = 15.0  # seconds a stream may be silent; proxies cut at 30 to 60
     host: str = "127.0.0.1"

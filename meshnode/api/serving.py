@@ -88,6 +88,12 @@ class _Connection(TCPServer):
     """One connection whose writes have a deadline."""
 
     write_timeout: float
+    scope: trio.CancelScope
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is in hand: none has come whole, or the last has been answered."""
+        return getattr(getattr(self, "protocol", None), "stream", None) is None
 
     async def run(self) -> None:
         """Serve until either side closes. Cancellation drops the connection at once."""
@@ -137,25 +143,31 @@ async def serve_api(
     config, context = _config(limits), WorkerContext(None)
     wrapped = wrap_app(_entry(app), config.wsgi_max_body_size, "asgi")
     room = trio.Semaphore(limits.max_connections)
+    opened: dict[_Connection, None] = {}  # the oldest first
 
     async def handle(stream: trio.SocketStream) -> None:
+        connection = _Connection(wrapped, config, context, {}, stream)  # type: ignore[arg-type]  # plain TCP is fine too
+        connection.write_timeout, connection.scope = limits.write_timeout, trio.CancelScope()
+        opened[connection] = None
         try:
-            connection = _Connection(wrapped, config, context, {}, stream)  # type: ignore[arg-type]  # plain TCP is fine too
-            connection.write_timeout = limits.write_timeout
-            await connection.run()
+            with connection.scope:
+                await connection.run()
         except* Exception as group:  # noqa: BLE001  # a connection's rim: it must not take the others with it
             _report(group)
         finally:
+            del opened[connection]
             stream.socket.close()  # hypercorn's own close does not get there when it is cancelled
             room.release()
 
     async def accept(listener: trio.SocketListener, connections: trio.Nursery) -> None:
         while True:
-            await room.acquire()
+            stream = await _accept(listener)
             try:
-                stream = await _accept(listener)
+                if not room.value and (idle := next((each for each in opened if each.is_idle), None)) is not None:
+                    idle.scope.cancel()  # whoever asks goes before those who say nothing, or half of something
+                await room.acquire()
             except BaseException:
-                room.release()
+                stream.socket.close()
                 raise
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # the kernel's own limit on unacknowledged data, a second belt
                 with suppress(OSError):  # the client has gone again

@@ -1,5 +1,7 @@
 """`meshnode config`: the settings and where they came from."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,9 @@ import attrs
 import click
 
 from meshnode.cli.config_file import write_setting
-from meshnode.cli.options import data_dir_option, json_option, settings
+from meshnode.cli.options import data_dir_option, json_option, settings, settings_file
 from meshnode.cli.printing import print_json, print_table
-from meshnode.config.loading import Origin, OriginKind, convert, known_keys, load_config
+from meshnode.config.loading import Origin, OriginKind, convert, load_config
 from meshnode.errors import ConfigError
 
 __all__ = ["config"]
@@ -26,7 +28,7 @@ def config() -> None:
     Examples:
       meshnode config show
       meshnode config set api.port 9000
-      meshnode config set models.names starter,qwen3-4b
+      meshnode config set models.names starter,llama-3.2-1b-instruct
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
 
 
@@ -63,22 +65,34 @@ def set_(*, key: str, value: str, data_dir: Path | None, as_json: bool | None) -
     KEY is section.name as `config show` prints it. Lists are written a,b and
     tables name=value,name=value. A running node sees it at its next start.
     """
-    loaded = settings(data_dir, as_json=as_json)
-    file = loaded.file
-    above = loaded.origins["node.data_dir"]
+    try:
+        loaded = settings(data_dir, as_json=as_json)
+    except ConfigError:  # what is to be changed may be what is wrong
+        file, as_json = settings_file(data_dir), bool(as_json)
+        above = Origin(OriginKind.DEFAULT)
+    else:
+        file, as_json, above = loaded.file, loaded.config.cli.json, loaded.origins["node.data_dir"]
     if key == "node.data_dir" and above.kind in (OriginKind.FLAG, OriginKind.ENVIRONMENT):
         raise ConfigError(f"node.data_dir: would not count in {file}, which is only read because of {above}")
-    origin = Origin(OriginKind.FLAG, "config set")
-    if key not in known_keys():
-        load_config(flags={key: value}, env={}, file=file)  # refuses it by name, with a hint
-    written = _plain(convert(key, value, origin))
-    write_setting(file, key, written)
+    written = _plain(_checked(key, value))
+    remaining = write_setting(file, key, written)
     if key == "api.key":
         written = _HIDDEN
-    if loaded.config.cli.json:
+    if remaining is not None:
+        click.echo(f"the file has another setting that is wrong: {remaining}", err=True)
+    if as_json:
         print_json({"key": key, "value": written, "file": str(file)})
     else:
         click.echo(f"{key} = {_text(written)} (in {file}; a running node takes it at its next start)")
+
+
+def _checked(key: str, value: str) -> object:
+    """Return the value as the setting has it. Raises ConfigError that says what is wrong with it, and nothing of a file."""
+    try:
+        load_config(flags={key: value}, env={}, file=Path(os.devnull))
+        return convert(key, value, Origin(OriginKind.FLAG, "config set"))
+    except ConfigError as error:
+        raise ConfigError(re.sub(r" \(from [^()]*\)$", "", str(error))) from error
 
 
 def _plain(value: object) -> object:

@@ -84,9 +84,9 @@ def root(ctx: click.Context) -> None:
     MESHNODE_PORT=8800 MESHNODE_API_KEY=... (or --port and --api-key).
 
     \b
-    Exit codes: 0 done, 1 the command failed, 2 wrong usage, 64 wrong
-    configuration, 69 the node stopped because a vital part failed,
-    130 interrupted.
+    Exit codes: 0 done, 1 the command failed, 2 wrong usage (a flag that is wrong in
+    itself), 64 wrong configuration (a variable, config.toml, or what this machine
+    does not have), 69 the node stopped because a vital part failed, 130 interrupted.
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

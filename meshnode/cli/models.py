@@ -32,10 +32,10 @@ def models() -> None:
     \b
     Examples:
       meshnode models add starter
-      meshnode models add ~/models/qwen3-4b-q4_k_m.gguf
-      meshnode models add ~/checkpoints/Qwen3-0.6B        a folder of safetensors
+      meshnode models add ~/models/Llama-3.2-1B-Instruct-Q4_K_M.gguf
+      meshnode models add ~/checkpoints/SmolLM2-360M     a folder of safetensors
       meshnode models list
-      meshnode models remove qwen3-4b
+      meshnode models remove llama-3.2-1b-instruct
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
 
 

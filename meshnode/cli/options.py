@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import click
 
 from meshnode.config.loading import LoadedConfig, load_config
+from meshnode.config.paths import DataPaths, default_data_dir
 
-__all__ = ["data_dir_option", "json_option", "node_options", "settings"]
+__all__ = ["data_dir_option", "json_option", "node_options", "settings", "settings_file"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,6 +45,12 @@ def node_options(function: F) -> F:
         "[env: MESHNODE_API_KEY]",
     )
     return data_dir_option(port(key(function)))
+
+
+def settings_file(data_dir: Path | None) -> Path:
+    """Return the settings file of a folder, whatever is in it."""
+    named = data_dir or os.environ.get("MESHNODE_DATA_DIR") or os.environ.get("MESHNODE_NODE_DATA_DIR")
+    return DataPaths(Path(named) if named else default_data_dir()).config_file
 
 
 def settings(

@@ -80,7 +80,7 @@ def run(
     Examples:
       meshnode run
       meshnode run --model starter
-      meshnode run --model ~/models/qwen3-4b-q4_k_m.gguf --threads 8
+      meshnode run --model ~/models/Llama-3.2-1B-Instruct-Q4_K_M.gguf --threads 8
       meshnode run --model big.gguf --blocks 0:16        hold half a model
       meshnode run --bootstrap /ip4/192.168.1.5/tcp/8810/p2p/12D3KooW...
       MESHNODE_PORT=9000 meshnode run --offline

@@ -84,6 +84,9 @@ class ApiConfig:
     port: int = attrs.field(default=8800, validator=_between(0, 65535))  # 0: any free port
     body_limit_bytes: int = attrs.field(default=8 << 20, validator=_between(1024, 1 << 30))  # bytes, 1 KiB to 1 GiB
     requests_per_minute: int = attrs.field(default=600, validator=_between(1, 1_000_000))  # per key and address
+    body_timeout: float = attrs.field(
+        default=20.0, validator=_between(0.1, 3600)
+    )  # seconds for a request's body to arrive
     write_timeout: float = attrs.field(default=30.0, validator=_between(0.1, 3600))  # seconds a client may not read
     keep_alive_timeout: float = attrs.field(default=30.0, validator=_between(0.1, 3600))  # seconds of idle connection
     drain_timeout: float = attrs.field(default=10.0, validator=_between(0, 25))  # seconds to finish streams at stop

@@ -125,6 +125,7 @@ class ExecutorStats:
     block_seconds: float = 0.0  # one decode row through one block, as measured lately
     prefill_seconds: float = 0.0  # one row of a long prompt through one block
     free_tokens: int = 0  # positions that can still be reserved for the whole stage
+    device: str = ""  # the one chosen, where the spec said "auto"
     drift_class: str = ""  # kernels, dtypes and device kind: equal classes give equal bits
     kept_bytes: int = (
         0  # beside those used: pages of the past that others may begin with, and that go when room is wanted

@@ -129,6 +129,7 @@ def _take(port: WorkerPort, stage: StageModel, batch: Batch, envelope: Envelope)
             block_seconds=stage.pace.block_seconds,
             prefill_seconds=stage.pace.prefill_seconds,
             free_tokens=stage.free_tokens,
+            device=stage.spec.device,
             drift_class=drift_class(stage.spec.device),
             kept_bytes=stage.pool.kept_bytes,
         )

@@ -20,13 +20,14 @@ __all__ = ["download_wheel"]
 _LOOK_EVERY = 0.2  # seconds between two looks at the growing file
 _LAST_LINES = 4
 _LAST_CHARACTERS = 800
+_FULL = ("[Errno 28]", "No space left on device", "[Errno 122]")  # of a disk, and of a quota
 
 
 async def download_wheel(requirement: str, scratch: Path, lanes: Lanes, report: Callable[[int], None]) -> Path:
     """Download the wheel of `requirement` (`name==version`), without dependencies, and return the folder it is in.
 
     Everything, pip's own temporary files too, lies below `scratch`; `report` hears the bytes there are so far. Cancellation
-    kills pip and waits for it to be gone. Raises SourceUnavailable with pip's last lines.
+    kills pip and waits for it to be gone. Raises SourceUnavailable with pip's last lines, and FileError when the disk is full.
     """
     target, temporary = scratch / "wheels", scratch / "pip"
     await lanes.run("disk", _make_folders, target, temporary)
@@ -44,6 +45,10 @@ async def download_wheel(requirement: str, scratch: Path, lanes: Lanes, report: 
         await _read_lines(process, lines)
         code = await process.wait()
         nursery.cancel_scope.cancel()
+    if code != 0 and any(text in line for line in lines for text in _FULL):
+        raise FileError(
+            f"the disk of {scratch} is full; free some space, or choose another data folder with --data-dir"
+        )
     if code != 0:
         said = " / ".join(lines)[-_LAST_CHARACTERS:] or f"it ended with status {code} and said nothing"
         raise SourceUnavailable(f"pip could not fetch {requirement}: {said}")

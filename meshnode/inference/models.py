@@ -117,6 +117,11 @@ class LoadedModel:
         return cls(manifest, spec, build(spec), health, catalog.aliases(manifest.id))
 
     @property
+    def device(self) -> str:
+        """Where it computes; what the settings say until the worker has chosen."""
+        return self.spec.device if self.stats is None else self.stats.device or self.spec.device
+
+    @property
     def is_whole(self) -> bool:
         """Whether this node alone can answer with it."""
         return self.spec.is_whole_model

@@ -73,6 +73,7 @@ class RequestRunner:
             if await self._delegate(reply, target, self._guess(call, target)):
                 raise Unavailable(f"{target.name} has just come to this node; try again")
             return
+        _check_biases(call.request, model.manifest.config.vocabulary_size)
         context = min(model.spec.context_length, target.context_length)
         prompt = await self.lanes.run("template", model.assets.prompt, call.request, context)
         room = context - len(prompt.tokens)
@@ -321,6 +322,14 @@ class _Reply:
             route=finished.route or self._route or "",
             recoveries=finished.recoveries + self.losses,
             pause=round(finished.pause + self._pause, 3),
+        )
+
+
+def _check_biases(request: GenerationRequest, vocabulary: int) -> None:
+    beyond = [token for token, _ in request.sampling.logit_bias if token >= vocabulary]
+    if beyond:
+        raise RequestError(
+            f"'logit_bias' names token {beyond[0]}; the model's tokens are 0 to {vocabulary - 1}", param="logit_bias"
         )
 
 

@@ -22,6 +22,7 @@ from meshnode.files.acquisition import AcquisitionManager, Supply
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
 from meshnode.files.shelf import CatalogShelf
+from meshnode.files.sources import Source
 from meshnode.flow.lanes import Lanes
 from meshnode.inference.calls import open_generations
 from meshnode.inference.model_loading import ModelTables
@@ -39,6 +40,7 @@ from meshnode.node.mesh import NoMesh
 from meshnode.node.model_keeper import KeeperResources, ModelKeeper
 from meshnode.node.network import Mesh, network_hash
 from meshnode.node.placing import CatalogModels, MailboxShards
+from meshnode.node.preflight import check_machine, check_models, examine_tokenizer
 from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.observe.metrics import Metrics
 from meshnode.placement.auto_shard import AutoShardManager, PlacementResources, PlacementSettings
@@ -71,10 +73,12 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
     Raises ConfigError or StoreError, in one line each, before anything has started. Cancellation closes what was opened.
     """
     config, lanes = loaded.config, Lanes()
+    check_machine(config)
     with hold_data_folder(config.node.data_dir) as paths:
         key = load_api_key(paths.api_key, os.environ, chosen=config.api.key)
         async with bind(config.api.host, config.api.port) as listeners, open_store(paths.store, lanes) as store:
             catalog = await open_catalog(store, paths, metrics, config.models.aliases)
+            check_models(config.models.names, catalog, _sources(config, lanes))
             identity = load_identity(paths.identity)
             addresses = await open_address_book(store, network_hash(config.network.network_id))
             if _has_network(config):  # libp2p takes a second to import: not on the loop
@@ -108,7 +112,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     models = ModelViews(catalog, channels.loaded, channels.intent, mesh.view, config.engine.context_length)
     view = NodeView(url, models, channels.progress, health, mesh)
     dashboard = Dashboard(key)
-    sources = builtin_sources(lanes, offline=config.node.offline, environment=os.environ)
+    sources = _sources(config, lanes)
     executors = Executors(metrics, config.engine.prefill_chunk)
     keeper = KeeperResources(
         catalog, channels.acquisitions, channels.progress, channels.intent, channels.wanted, health, channels.hosted
@@ -136,6 +140,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
             pages=dashboard.add_to,
             requests_per_minute=config.api.requests_per_minute,
             body_limit_bytes=config.api.body_limit_bytes,
+            body_timeout=config.api.body_timeout,
             host=config.api.host,
         )
         return ApiServer(dependencies, listeners, _serving_limits(config), pulse)
@@ -155,6 +160,10 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         watchdog=watchdog,
     )
     return Node(supervisor, health, view, dashboard, executors)
+
+
+def _sources(config: NodeConfig, lanes: Lanes) -> tuple[Source, ...]:
+    return builtin_sources(lanes, offline=config.node.offline, environment=os.environ, examine=examine_tokenizer)
 
 
 def _mesh(opened: Opened, channels: Channels, health: HealthBoard, metrics: Metrics) -> Mesh | NoMesh:

@@ -21,6 +21,7 @@ from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.node.data_folder import hold_data_folder
+from meshnode.node.preflight import examine_tokenizer
 from meshnode.observe.logging import configure_logging
 from meshnode.observe.metrics import Metrics
 from meshnode.store.opening import open_store
@@ -83,7 +84,9 @@ async def _ask(
 ) -> ModelManifest:
     mailbox: Mailbox[Question, ModelManifest] = Mailbox("acquisition", 0)
     progress: Latest[tuple[AcquisitionProgress, ...]] = Latest(())
-    sources = builtin_sources(lanes, offline=loaded.config.node.offline, environment=os.environ)
+    sources = builtin_sources(
+        lanes, offline=loaded.config.node.offline, environment=os.environ, examine=examine_tokenizer
+    )
     manager = AcquisitionManager(catalog, mailbox, progress, lanes, Supply(sources), HealthBoard(), Pulse())
     async with trio.open_nursery() as nursery:
         await nursery.start(manager.run)

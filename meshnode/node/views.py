@@ -207,7 +207,7 @@ class NodeView:
                 {
                     "model": model.manifest.name,
                     "blocks": str(model.spec.blocks),
-                    "device": model.spec.device,
+                    "device": model.device,
                     "ready": model.is_ready,
                     "restarts": max(0, model.executor.incarnation - 1),
                 }

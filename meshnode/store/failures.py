@@ -27,9 +27,15 @@ _SENTENCES = (
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 
 
+def _said(error: Exception) -> str:
+    """Return an error's own words; LevelDB's are bytes."""
+    words = error.args[0] if error.args else ""
+    return words.decode(errors="replace") if isinstance(words, bytes) else str(error)
+
+
 def explain(error: Exception, path: Path) -> StoreError:
     """Return a StoreError that names the folder, the cause and what to do about it."""
-    said = str(error)
+    said = _said(error)
     if isinstance(error, OSError) and error.errno in _FULL:
         said = "no space left: " + said
     lowered = said.replace(str(path), "").lower()  # a folder may be called anything, "closed" too

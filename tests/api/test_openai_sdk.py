@@ -35,7 +35,7 @@ async def test_whole_and_streamed(serve):
             usage = chunk.usage or usage
         assert text == "Hello, world"
         assert usage.total_tokens == 10
-        assert [model.id async for model in client.models.list()] == ["tiny"]
+        assert [model.id async for model in client.models.list()] == ["tiny", "small"]
         assert (await client.models.retrieve("tiny")).id == "tiny"
 
 

@@ -86,6 +86,17 @@ async def test_a_connection_serves_many_requests(serve):
             assert b"200" in await read_until(stream, b"ok")
 
 
+async def test_who_says_half_of_something_gives_way_to_who_asks(serve):
+    limits = attrs.evolve(LIMITS, max_connections=20)
+    async with serve(limits=limits) as node:
+        strangers = [await node.raw() for _ in range(60)]
+        for stranger in strangers:
+            await stranger.send_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: ")
+        with trio.fail_after(10):
+            async with node.client() as http:
+                assert (await http.get("/health")).status_code == 200
+
+
 async def test_draining_lets_a_stream_finish_and_takes_no_more(serve):
     async with serve(FakeRouter(words=["word "] * 40, pace=0.01)) as node:
         stream = await node.raw()
@@ -176,10 +187,16 @@ async def test_garbage_harms_nobody(serve):
         assert (await client.get("/health")).status_code == 200
 
 
-async def test_connections_beyond_the_limit_wait_their_turn(serve):
+async def test_connections_beyond_the_limit_wait_until_one_of_those_that_are_served_ends(serve):
     limits = attrs.evolve(LIMITS, max_connections=2)
-    async with serve(limits=limits) as node:
+    router = FakeRouter(queue=trio.Event())
+    async with serve(router, limits=limits) as node:
         first, second, third = [await node.raw() for _ in range(3)]
+        for busy in (first, second):
+            await busy.send_all(post(node))
+        with trio.fail_after(10):
+            while router.running < 2:  # noqa: ASYNC110  # nobody is told
+                await trio.sleep(0.01)
         await third.send_all(node.head("GET", "/health"))
         with trio.move_on_after(0.2) as waited:
             await third.receive_some(100)

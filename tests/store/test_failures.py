@@ -28,3 +28,9 @@ def test_each_cause_has_its_sentence_whatever_the_folder_is_called(error, senten
     said = str(explain(error, path))
     assert str(path) in said
     assert sentence in said.replace(str(path), "")
+
+
+def test_the_words_of_a_back_end_are_told_as_words(tmp_path):
+    said = str(explain(RuntimeError(b"IO error: /x/LOG: No space left on device"), tmp_path))
+    assert "b'" not in said
+    assert "cannot grow" in said

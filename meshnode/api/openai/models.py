@@ -8,9 +8,9 @@ from meshnode.api.ports import ServedModel
 __all__ = ["list_models", "show_model"]
 
 
-def _entry(model: ServedModel) -> dict[str, object]:
+def _entry(model: ServedModel, name: str | None = None) -> dict[str, object]:
     return {
-        "id": model.name,
+        "id": name or model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "meshnode",
@@ -21,8 +21,11 @@ def _entry(model: ServedModel) -> dict[str, object]:
 
 
 def list_models(models: Iterable[ServedModel]) -> dict[str, object]:
-    """Return OpenAI's list object."""
-    return {"object": "list", "data": [_entry(model) for model in models]}
+    """Return OpenAI's list object, with an entry for every name that may be asked for."""
+    return {
+        "object": "list",
+        "data": [_entry(model, name) for model in models for name in (model.name, *model.aliases)],
+    }
 
 
 def show_model(models: Iterable[ServedModel], name: str) -> dict[str, object]:
