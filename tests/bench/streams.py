@@ -19,7 +19,7 @@ from setting import Setting
 COUNTS = (1, 2, 4, 8)
 TOKENS = 64
 MANY, SHORT = 64, 24  # streams, tokens of each
-GOALS = {1: 1.0, 8: 1.3}
+GOALS = {8: 1.3}
 FAIR = 3.0
 SUBJECTS = (
     "lighthouse",
@@ -55,9 +55,8 @@ class Stream:
     def run(self) -> None:
         """Read it to its end."""
         place = urlsplit(self.url)
-        # The end of an answer is forbidden, so that all are as long.
         body = {"model": "starter", "prompt": self.prompt, "max_tokens": self.length, "temperature": 0, "stream": True}
-        body |= {"stream_options": {"include_usage": True}, "logit_bias": {"0": -100, "2": -100}}
+        body |= {"stream_options": {"include_usage": True}}
         connection = http.client.HTTPConnection(place.hostname, place.port, timeout=300)
         self.began = time.perf_counter()
         connection.request(
