@@ -191,12 +191,13 @@ async def test_connections_beyond_the_limit_wait_until_one_of_those_that_are_ser
     limits = attrs.evolve(LIMITS, max_connections=2)
     router = FakeRouter(queue=trio.Event())
     async with serve(router, limits=limits) as node:
-        first, second, third = [await node.raw() for _ in range(3)]
+        first, second = await node.raw(), await node.raw()
         for busy in (first, second):
             await busy.send_all(post(node))
         with trio.fail_after(10):
             while router.running < 2:  # noqa: ASYNC110  # nobody is told
                 await trio.sleep(0.01)
+        third = await node.raw()
         await third.send_all(node.head("GET", "/health"))
         with trio.move_on_after(0.2) as waited:
             await third.receive_some(100)
