@@ -13,7 +13,8 @@ from meshnode.types.generation import (
     TokenLogprob,
     Usage,
 )
-from meshnode.types.ids import ModelId, PeerId, RequestId, SessionId
+from meshnode.types.ids import ModelId, PeerId, RequestId, SessionId, ShardId
+from meshnode.wire.bulk_messages import Chunk, ChunksWanted, ManifestGiven, ManifestWanted
 from meshnode.wire.control_messages import (
     Hello,
     Introduction,
@@ -28,7 +29,7 @@ from meshnode.wire.control_messages import (
     TicketRequest,
 )
 from meshnode.wire.failures import Failed
-from meshnode.wire.protocols import CONTROL_MESSAGES, STAGE_MESSAGES
+from meshnode.wire.protocols import BULK_MESSAGES, CONTROL_MESSAGES, STAGE_MESSAGES
 from meshnode.wire.stage_messages import (
     Acknowledged,
     Answered,
@@ -57,7 +58,7 @@ _SAMPLING = SamplingParameters(0.8, 0.95, 40, 0.05, 7, 0.5, -0.5, ((5, -100.0), 
 _TOKEN = TokenEvent(4711, -0.25, ((4711, -0.25), (3, -2.5)))
 _LOGPROB = TokenLogprob("é", -0.5, "é".encode(), (TokenLogprob("e", -1.5, b"e"),))
 
-SETS = {"control": CONTROL_MESSAGES, "stage": STAGE_MESSAGES}
+SETS = {"control": CONTROL_MESSAGES, "stage": STAGE_MESSAGES, "bulk": BULK_MESSAGES}
 
 _EVERYWHERE = {
     "hello": Hello(1, 2, 7, bytes(range(32)), "0.1.0", 1_700_000_000.5),
@@ -116,11 +117,18 @@ _STAGE = {
     "cancel_delegation": CancelDelegation(_S),
     "delegation_failed": DelegationFailed(_S, "no_route", "nobody holds blocks 15:30"),
 }
-_BODIES = {"step": b"\x80\x3f" * 8, "step_prompt": bytes(range(64))}
+_BULK = {
+    "manifest_wanted": ManifestWanted(_M),
+    "manifest": ManifestGiven(),
+    "chunks_wanted": ChunksWanted(ShardId("cd" * 32), 8, 4),
+    "chunk": Chunk(8),
+    "failed": Failed("unavailable", "it is not here"),
+}
+_BODIES = {"manifest": b"\x80", "chunk": bytes(range(64)), "step": b"\x80\x3f" * 8, "step_prompt": bytes(range(64))}
 
 EXAMPLES = {
     f"{name}/{key}": (messages, message, _BODIES.get(key, b""))
     for name, messages, own in (("control", CONTROL_MESSAGES, _CONTROL), ("stage", STAGE_MESSAGES, _STAGE))
     for key, message in {**_EVERYWHERE, **own}.items()
-}
+} | {f"bulk/{key}": (BULK_MESSAGES, message, _BODIES.get(key, b"")) for key, message in _BULK.items()}
 """(its protocol, the message, its body) by name."""
