@@ -241,5 +241,5 @@ def test_wherever_pages_lie_and_whoever_reads_them_no_bit_changes(tmp_path, thre
 
 
 def test_a_budget_beyond_the_address_space_is_refused_by_name():
-    with pytest.raises(OutOfMemory, match="lower engine.cache_bytes"):
+    with pytest.raises(OutOfMemory, match=r"lower engine\.cache_bytes"):
         PageMemory.map((1, 2, 1 << 36, 1, PAGE, 8), torch.device("cpu"))
