@@ -169,7 +169,11 @@ class InferenceRouter:
             return  # as much is waiting already
 
     async def _take_stage_messages(self, inbox: StageInbox) -> None:
-        with self._resources.mesh.received.serve() as letters:
+        def take(received: Received) -> bool:
+            inbox.take(received)
+            return True
+
+        with self._resources.mesh.received.serve(at_once=take) as letters:
             async for letter in letters:
                 inbox.take(letter.question)
 

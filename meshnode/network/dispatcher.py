@@ -88,7 +88,7 @@ class MessageDispatcher:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        with mailbox.serve() as letters:
+        with mailbox.serve(at_once=self._dispatched) as letters:
             task_status.started()
             while True:
                 self._pulse.touch()
@@ -97,6 +97,18 @@ class MessageDispatcher:
                     letter = await anext(letters)
                 if letter is not None:
                     await self._dispatch(letter.question, nursery)
+
+    def _dispatched(self, received: AnyReceived) -> bool:
+        """Hand on, without a switch of tasks, what has no limit: steps and answers of sessions, which a token waits for."""
+        kind = type(received.message)
+        if kind in self._buckets or not isinstance(received.message, StageMessage):
+            return False
+        try:
+            self._resources.stages.tell_nowait(received)  # type: ignore[arg-type]  # the message says which
+        except trio.WouldBlock:
+            return False
+        self._resources.metrics.network_messages_total.labels(kind=kind.__struct_config__.tag).inc()
+        return True
 
     async def _dispatch(self, received: AnyReceived, nursery: trio.Nursery) -> None:
         resources, kind = self._resources, type(received.message)
@@ -110,12 +122,6 @@ class MessageDispatcher:
         recipient: Mailbox[Any, None] = (
             resources.stages if isinstance(received.message, StageMessage) else resources.control
         )
-        try:
-            recipient.tell_nowait(received)  # a token passes here on its way: there is room but under load
-        except trio.WouldBlock:
-            pass
-        else:
-            return
         with trio.move_on_after(_RECIPIENT_PATIENCE) as patience:
             await recipient.tell(received)
         if patience.cancelled_caught:

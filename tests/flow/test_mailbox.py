@@ -144,3 +144,60 @@ async def test_each_refused_asker_gets_an_error_of_its_own(autojump_clock):
             await anext(letters)
     first, second = errors
     assert first is not second
+
+
+async def _serve_at_once(box, at_once, letters_taken, *, task_status=trio.TASK_STATUS_IGNORED) -> None:
+    with box.serve(at_once=at_once) as letters:
+        task_status.started()
+        async for letter in letters:
+            letters_taken.append(letter.question)
+            await trio.sleep(1)
+
+
+async def test_what_is_told_is_taken_at_once_where_nothing_waits(nursery, autojump_clock):
+    box, at_once, letters = Mailbox("taker", size=4), [], []
+    await nursery.start(_serve_at_once, box, lambda each: at_once.append(each) or True, letters)
+    box.tell_nowait(1)
+    assert at_once == [1]
+    await box.tell(2)
+    assert (at_once, letters) == ([1, 2], [])
+
+
+async def test_nothing_overtakes_what_waits_or_is_in_hand(nursery, autojump_clock):
+    box, order = Mailbox("taker", size=8), []
+    box.tell_nowait(1)  # before anybody serves
+    await nursery.start(_serve_at_once, box, lambda each: order.append(each) or True, order)
+    box.tell_nowait(2)
+    await trio.sleep(0.5)
+    box.tell_nowait(3)  # while the first one is in hand
+    await trio.sleep(5)
+    box.tell_nowait(4)
+    assert order == [1, 2, 3, 4]
+
+
+async def test_what_is_declined_or_fails_is_a_letter(nursery, autojump_clock):
+    """A crash belongs to the one who serves, and not to whoever told."""
+
+    def at_once(message):
+        if message == 2:
+            raise RuntimeError("the server's fault")
+        return False
+
+    box, letters = Mailbox("taker", size=4), []
+    await nursery.start(_serve_at_once, box, at_once, letters)
+    box.tell_nowait(1)
+    await trio.sleep(2)
+    await box.tell(2)
+    await trio.sleep(2)
+    assert letters == [1, 2]
+
+
+async def test_a_teller_who_gives_up_does_not_hold_up_those_who_come_after(nursery, autojump_clock):
+    box, taken = Mailbox("taker", size=1), []
+    box.tell_nowait(1)
+    with trio.move_on_after(1):
+        await box.tell(2)
+    await nursery.start(_serve_at_once, box, lambda each: taken.append(each) or True, taken)
+    await trio.sleep(3)
+    box.tell_nowait(3)
+    assert taken == [1, 3]
