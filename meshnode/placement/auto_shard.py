@@ -196,7 +196,7 @@ class AutoShardManager:
         allowed = min(self._settings.disk_bytes, mine + int((1 - _SPARE) * shared.models.free_bytes()))
         rates = shared.demand.per_hour()
         return Room(
-            budget=asked + allowed if self._settings.disk_bytes else 0,
+            budget=asked + allowed,
             uptime=trio.current_time() - self._started,
             fetching=tuple((segment.model, blocks) for segment, blocks in self._fetching.items()),
             demand=tuple((model, round(rate, 2)) for model, rate in rates.items() if rate >= _LEAST_RATE)[:_MAX_TOLD],

@@ -73,7 +73,7 @@ class Offering:
 class Room:
     """What a node says so that shards find their way: how much it holds for others, and what it is asked for."""
 
-    budget: int = 0  # bytes of shards that it holds at most of its own accord; 0: it takes no part
+    budget: int = 0  # bytes of shards that it holds at most: what a person asked for here, and the room it gives
     uptime: float = 0.0  # seconds
     fetching: tuple[tuple[ModelId, BlockRange], ...] = ()
     demand: tuple[tuple[ModelId, float], ...] = ()  # requests per hour of its own callers
