@@ -1,4 +1,4 @@
-"""Everything the project promises about speed, memory and quality, measured here and now, each with its goal.
+"""Speed, memory and quality, measured here and now, each with its goal; docs/performance.md names what is not measured.
 
 nox -s bench                        all of it, some twenty minutes
 nox -s bench -- --only startup      one of speed, startup, overhead, streams, grammar, api, memory, quality, mesh; may be repeated

@@ -14,7 +14,6 @@ STORY = {
     "max_tokens": TOKENS,
 }
 LONG = "The keeper of the lighthouse wrote down what the sea had brought. " * 100  # some 1,400 tokens
-READING = chat(LONG, 4)
 BOUNDARY_GOALS = {50: 2.0, 99: 5.0}  # milliseconds
 HOW = (
     f"nodes on loopback, {TOKENS} tokens streamed, one after another in every round: one process with all blocks, two "
@@ -42,7 +41,7 @@ def measure(setting: Setting) -> Report:
         began = time.monotonic()
         rounds = [{name: _decode(node) for name, node in entries.items()} for _ in range(setting.rounds)]
         middle = time.monotonic()
-        readings = [{name: ask(node, READING) for name, node in entries.items()} for _ in range(min(setting.rounds, 5))]
+        readings = [_read(entries, number) for number in range(min(setting.rounds, 5))]
         ended = time.monotonic()
         decoding = {name: Traces.read(mesh.traces, began, middle) for name, mesh in meshes.items()}
         reading = {name: Traces.read(mesh.traces, middle, ended) for name, mesh in meshes.items()}
@@ -58,6 +57,12 @@ def _split(mesh: Mesh, stages: int) -> None:
         node = mesh.begin(f"stage{index}", blocks=f"{30 * index // stages}:{30 * (index + 1) // stages}")
         if not index:
             node.wait()
+
+
+def _read(entries: dict[str, MeshNode], number: int) -> dict[str, Answer]:
+    """Have everybody read a prompt that nobody has pages of."""
+    body = chat(f"Chapter {number}. {LONG}", 4)
+    return {name: ask(node, body) for name, node in entries.items()}
 
 
 def _decode(node: MeshNode) -> float:
