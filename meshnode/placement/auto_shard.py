@@ -108,8 +108,8 @@ class AutoShardManager:
         state = self._state()
         droppable = frozenset() if shared.is_busy() else self._own_accord()
         kept = state.members[shared.own].held - droppable
-        decision = decide(state, shared.own, kept=kept, limit=self._settings.limit)
-        decision = attrs.evolve(decision, acquire=tuple(filter(self._may_fetch(state), decision.acquire)))
+        limit, can_fetch = self._settings.limit, self._may_fetch(state)
+        decision = decide(state, shared.own, kept=kept, limit=limit, can_fetch=can_fetch)
         for segment in decision.drop:
             await self._drop(state, segment)
         self._fetching = {segment: _blocks(state, segment) for segment in decision.acquire}

@@ -4,6 +4,8 @@ Every node computes the same ranks from nearly the same view, and acts only if i
 by as many as it needs and not by all who see it. What somebody is fetching counts as held there, and is told by gossip.
 """
 
+from collections.abc import Callable
+
 import attrs
 
 from meshnode.placement.models import Segment
@@ -25,16 +27,27 @@ class Decision:
     drop: tuple[Segment, ...] = ()
 
 
-def decide(state: MeshState, own: PeerId, *, kept: frozenset[Segment] = frozenset(), limit: int = 2) -> Decision:
-    """Return what node `own` should do: at most `limit` segments to fetch, any number to let go.
+def _anything(_segment: Segment) -> bool:
+    return True
+
+
+def decide(
+    state: MeshState,
+    own: PeerId,
+    *,
+    kept: frozenset[Segment] = frozenset(),
+    limit: int = 2,
+    can_fetch: Callable[[Segment], bool] = _anything,
+) -> Decision:
+    """Return what node `own` should do: at most `limit` segments to fetch, of those it can, any number to let go.
 
     Nothing is dropped that is in `kept` (in use, pinned here), that is the last copy, or at or below its target; nothing is
     fetched that the same state would let go again, for both look at the same band.
     """
-    return Decision(_gains(state, own, limit), _drops(state, own, kept))
+    return Decision(_gains(state, own, limit, can_fetch), _drops(state, own, kept))
 
 
-def _gains(state: MeshState, own: PeerId, limit: int) -> tuple[Segment, ...]:
+def _gains(state: MeshState, own: PeerId, limit: int, can_fetch: Callable[[Segment], bool]) -> tuple[Segment, ...]:
     chosen: list[Segment] = []
     free, member = state.free[own], state.members[own]
     for segment, missing in state.gaps:
@@ -42,7 +55,7 @@ def _gains(state: MeshState, own: PeerId, limit: int) -> tuple[Segment, ...]:
         is_free = state.members[own].can_add(segment) and member.can_add(
             segment
         )  # as others see us, and after the first
-        if len(chosen) == limit or nbytes > free or not is_free:
+        if len(chosen) == limit or nbytes > free or not is_free or not can_fetch(segment):
             continue
         others = (
             member
