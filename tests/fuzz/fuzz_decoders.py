@@ -16,12 +16,12 @@ with atheris.instrument_imports(include=["meshnode"]):
     from meshnode.errors import WireError
     from meshnode.types.peers import Offer
     from meshnode.wire.envelopes import EnvelopeCodec
-    from meshnode.wire.protocols import CONTROL_MESSAGES, STAGE_MESSAGES
+    from meshnode.wire.protocols import BULK_MESSAGES, CONTROL_MESSAGES, STAGE_MESSAGES
     from meshnode.wire.tagged import UNDECODABLE
 
 
 def one_input(data: bytes) -> None:
-    for messages in (CONTROL_MESSAGES, STAGE_MESSAGES):
+    for messages in (BULK_MESSAGES, CONTROL_MESSAGES, STAGE_MESSAGES):
         codec = EnvelopeCodec(messages, messages)
         half = len(data) // 2
         try:
