@@ -13,6 +13,7 @@ __all__ = ["AddressBook", "KnownPeer", "open_address_book"]
 _PREFIX = b"peers/"
 _MAX_PEERS = 1000  # the one that has not been reached for longest goes first
 _MAX_ADDRESSES = 8
+_SEQUENCES = b"sequence/"
 _WRITE_EVERY = 3600.0  # seconds: reaching a peer again at a known address is written this often
 
 
@@ -32,6 +33,16 @@ class AddressBook:
     _table: Table[str, KnownPeer]
     _network: str
     _known: dict[PeerId, KnownPeer]
+    _sequences: Table[str, int]
+
+    @property
+    def sequence(self) -> int:
+        """Return the highest sequence under which this node has said something of itself, 0 if it never has."""
+        return self._sequences.get(self._network) or 0
+
+    async def said(self, sequence: int) -> None:
+        """Note a sequence: a node whose clock was set back must go on above what others have heard. Raises StoreError."""
+        await self._sequences.put(self._network, sequence)
 
     def peers(self) -> tuple[KnownPeer, ...]:
         """Return all peers, the one reached last first."""
@@ -55,6 +66,8 @@ class AddressBook:
 async def open_address_book(store: KeyValueStore, network: str) -> AddressBook:
     """Read the peers of the network with this hash. Raises StoreError."""
     table = Table(store, _PREFIX, text_codec(), struct_codec(KnownPeer))
+    sequences = Table(store, _SEQUENCES, text_codec(), struct_codec(int))
     await table.prepare()
+    await sequences.prepare()
     mine = {row.peer: row for key, row in table.items() if key.startswith(f"{network}/")}
-    return AddressBook(table, network, mine)
+    return AddressBook(table, network, mine, sequences)

@@ -25,7 +25,8 @@ __all__ = ["GossipBook", "Neighbour"]
 
 MAX_RECORD = 48 << 10  # bytes of one payload; a batch stays below 64 KiB
 _MAX_BATCH = 56 << 10
-_MAX_PEERS = 4096  # records kept; the one not renewed for longest goes first
+_MAX_PEERS = 4096  # records kept; the one not renewed for longest goes first, never our own
+_MAX_BYTES = 32 << 20  # of all of them: strangers make identities for nothing
 _TOO_OLD = 3 * 3600.0  # seconds: a record is renewed every ten minutes, and clocks may be off by an hour or two
 _TOO_NEW = 2 * 3600.0
 _PACE = 0.2  # seconds between batches to one neighbour
@@ -38,7 +39,9 @@ class GossipBook:
     identity: Identity
     network: str  # hash of the network's id: part of what is signed, so that records of another network are forged ones
     clock: Callable[[], float]  # Unix seconds
+    floor: int = 0  # the highest sequence of an earlier run of this node
     changed: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)
+    _nbytes: int = attrs.field(default=0, init=False)  # of all payloads
     _records: OrderedDict[PeerId, tuple[SignedRecord, Offer]] = attrs.field(factory=OrderedDict, init=False)
     _dead: dict[PeerId, int] = attrs.field(factory=dict, init=False)  # sequence at which a node was seen to be gone
 
@@ -95,11 +98,11 @@ class GossipBook:
     def next_sequence(self) -> int:
         """Return the sequence of our next offer: the clock in milliseconds, but always above the last one."""
         own = self.offer(self.identity.peer)
-        return max(int(self.clock() * 1e3), 0 if own is None else own.sequence + 1)
+        return max(int(self.clock() * 1e3), self.floor + 1, 0 if own is None else own.sequence + 1)
 
     def bury(self, peer: PeerId) -> None:
         """Forget a node that is gone; only something newer than what it said last brings it back."""
-        found = self._records.pop(peer, None)
+        found = self._drop(peer)
         if found is not None:
             self._dead[peer] = found[1].sequence
             if len(self._dead) > _MAX_PEERS:
@@ -121,7 +124,7 @@ class GossipBook:
         horizon = self.clock() - _TOO_OLD
         old = [peer for peer, (_, offer) in self._records.items() if offer.issued < horizon]
         for peer in old:
-            del self._records[peer]
+            self._drop(peer)
         if old:
             self.changed.set(self.changed.value + 1)
         return tuple(old)
@@ -130,11 +133,18 @@ class GossipBook:
     def _domain(self) -> str:
         return f"offer:{self.network}"
 
+    def _drop(self, peer: PeerId) -> tuple[SignedRecord, Offer] | None:
+        found = self._records.pop(peer, None)
+        if found is not None:
+            self._nbytes -= len(found[0].payload)
+        return found
+
     def _keep(self, record: SignedRecord, offer: Offer) -> None:
+        self._drop(offer.peer)
         self._records[offer.peer] = (record, offer)
-        self._records.move_to_end(offer.peer)
-        while len(self._records) > _MAX_PEERS:
-            self._records.popitem(last=False)
+        self._nbytes += len(record.payload)
+        while len(self._records) > _MAX_PEERS or self._nbytes > _MAX_BYTES:
+            self._drop(next(peer for peer in self._records if peer != self.identity.peer))
         self.changed.set(self.changed.value + 1)
 
 

@@ -285,8 +285,9 @@ class NetworkManager:
             )
             try:
                 shared.book.publish(offer)
-            except ValueError as error:
-                _log.error("offer not published", error=str(error))
+                await shared.addresses.said(offer.sequence)
+            except (ValueError, StoreError) as error:
+                _log.error("offer not published, or not noted", error=str(error))
             await trio.sleep(_PUBLISH_PACE)
             with trio.move_on_after(_RENEW_EVERY):
                 async with trio.open_nursery() as nursery:

@@ -45,7 +45,8 @@ class TicketBook:
         self._given = {key: given for key, given in self._given.items() if given.until > now}
         theirs = [key for key, given in self._given.items() if given.peer == peer]
         for key in (
-            theirs[: max(0, len(theirs) - self.per_peer + 1)] or list(self._given)[: len(self) - _MAX_TICKETS + 1]
+            theirs[: max(0, len(theirs) - self.per_peer + 1)]
+            or list(self._given)[: max(0, len(self) - _MAX_TICKETS + 1)]
         ):
             del self._given[key]
         token = secrets.token_bytes(32)

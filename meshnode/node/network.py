@@ -82,7 +82,8 @@ class Mesh:
 
     @book.default
     def _new_book(self) -> GossipBook:
-        return GossipBook(self.identity, network_hash(self.config.network.network_id), time.time)
+        network = network_hash(self.config.network.network_id)
+        return GossipBook(self.identity, network, time.time, self.addresses.sequence)
 
     @property
     def peer(self) -> PeerId:

@@ -130,8 +130,8 @@ async def test_a_record_goes_into_the_book_and_the_table(inbox):
     [
         (record(3, author=4), Misdeed.FORGED),
         (record(3, network="work"), Misdeed.FORGED),
-        (record(3, issued=NOW - 1e6), Misdeed.STALE),
-        (record(3, issued=NOW + 1e6), Misdeed.STALE),
+        (record(2, issued=NOW - 1e6), Misdeed.STALE),
+        (record(2, issued=NOW + 1e6), Misdeed.STALE),
     ],
 )
 async def test_what_no_honest_peer_hands_on_is_held_against_who_sent_it_not_who_signed(inbox, signed, misdeed):
@@ -140,6 +140,13 @@ async def test_what_no_honest_peer_hands_on_is_held_against_who_sent_it_not_who_
     with inbox.evidence.serve() as letters:
         held = (await anext(letters)).question
     assert (held.peer, held.misdeed) == (ASKER, misdeed)
+    assert [info.peer for info in inbox.table.peers()] == [identity_of(5).peer]
+
+
+@pytest.mark.parametrize("age", [1e6, -1e6])
+async def test_who_hands_on_what_is_too_old_by_our_clock_is_not_to_blame(inbox, age):
+    await take(inbox, Records((record(3, issued=NOW - age), record(5))))
+    assert inbox.evidence.waiting() == 0
     assert [info.peer for info in inbox.table.peers()] == [identity_of(5).peer]
 
 

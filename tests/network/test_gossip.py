@@ -260,3 +260,26 @@ def test_an_identity_that_nobody_knows_is_as_good_as_any():
     stranger = Identity.generate()
     said = Offer(stranger.peer, 1, NOW, "1", ())
     assert book().accept(record(said, signed_by=stranger)) == said
+
+
+def test_a_node_whose_clock_was_set_back_goes_on_above_what_others_have_heard():
+    clock = Clock()
+    before = book(clock=clock)
+    before.publish(attrs.evolve(offer(1), sequence=before.next_sequence()))
+    clock.time -= 3600
+    after = gossip.GossipBook(identity_of(1), "home", clock, floor=before.offer(identity_of(1).peer).sequence)
+    assert after.next_sequence() == before.offer(identity_of(1).peer).sequence + 1
+
+
+def test_a_flood_of_strangers_takes_no_more_memory_than_the_bound_and_never_our_own_record(monkeypatch):
+    ours = book()
+    ours.publish(offer(1))
+    size = len(ours.records()[0][0].payload)
+    monkeypatch.setattr(gossip, "_MAX_BYTES", 10 * size + size // 2)
+    for number in range(2, 60):
+        ours.accept(record(offer(number)))
+    kept = [signed.signer for signed, _ in ours.records()]
+    assert kept[0] == identity_of(1).peer
+    assert 9 <= len(kept) <= 10
+    ours.bury(kept[1])
+    assert len(ours.records()) == len(kept) - 1
