@@ -67,6 +67,10 @@ class ModelAdmin(Protocol):
         """Remove a model and the shards no other model uses. Raises UnknownModel."""
         ...
 
+    async def export(self, name: str, folder: str) -> str:
+        """Write what is here of a model into a folder and return its name. Raises FileError leafs and RequestError."""
+        ...
+
 
 Pages = Callable[[QuartTrio], frozenset[str]]
 """Adds routes that are not the API's own, and returns the paths of those that need no key."""

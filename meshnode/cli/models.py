@@ -34,6 +34,7 @@ def models() -> None:
       meshnode models add starter
       meshnode models add ~/models/Llama-3.2-1B-Instruct-Q4_K_M.gguf
       meshnode models add ~/checkpoints/SmolLM2-360M     a folder of safetensors
+      meshnode models export starter /media/stick/starter    and `models add` it elsewhere
       meshnode models list
       meshnode models remove llama-3.2-1b-instruct
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
@@ -128,6 +129,34 @@ def wishlist(*, data_dir: Path | None, port: int | None, api_key: str | None, as
         click.echo("no models are known in the mesh yet")
     else:
         print_wishes(rows)
+
+
+@models.command()
+@click.argument("name")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@node_options
+@json_option
+def export(
+    *, name: str, folder: Path, data_dir: Path | None, port: int | None, api_key: str | None, as_json: bool | None
+) -> None:
+    """Write what this node holds of a model into FOLDER.
+
+    `meshnode models add FOLDER` takes it from there on another machine, each
+    part verified; --blocks says which, where the folder does not hold all.
+    """
+    loaded, target = settings(data_dir, port, as_json, api_key=api_key), str(folder.expanduser().absolute())
+    client = _running(loaded)
+    if client is None:
+        from meshnode.node.offline import export_model
+
+        name = export_model(loaded, name, target)
+    else:
+        with client:
+            name = client.post("/api/admin/models/export", {"name": name, "folder": target}, patient=True)["name"]
+    if loaded.config.cli.json:
+        print_json({"name": name, "folder": target})
+    else:
+        click.echo(f"exported {name} to {target}")
 
 
 @models.command()

@@ -7,19 +7,29 @@ process started; one that fails the check is quarantined and made again from its
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import attrs
 import structlog
 import trio
 
 from meshnode.errors import FileError, MeshnodeError, RequestError, Unavailable, UnknownModel
-from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, DropBlocks, Question, RemoveModel
-from meshnode.files.catalog import CatalogEntry, ModelCatalog
+from meshnode.files.acquisitions import (
+    AcquireModel,
+    AcquisitionProgress,
+    DropBlocks,
+    ExportModel,
+    Question,
+    RemoveModel,
+)
+from meshnode.files.catalog import CatalogEntry, ModelCatalog, Origin
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.part_file import forget_parts
 from meshnode.files.peer_copies import PREFIX, PeerCopies
 from meshnode.files.peer_ports import PeerShards
 from meshnode.files.progress import ProgressBoard
+from meshnode.files.shard_folder import copy_shards, export_model, read_manifest, shard_folder_at
 from meshnode.files.sources import Source
 from meshnode.files.staging import tidy
 from meshnode.files.verification import verify_model
@@ -29,7 +39,7 @@ from meshnode.flow.mailbox import Letter, Mailbox
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.ids import ModelId
-from meshnode.types.manifest import ModelManifest
+from meshnode.types.manifest import ModelManifest, ShardDescriptor
 from meshnode.types.model_names import ModelNames
 
 __all__ = ["AcquisitionManager", "Supply"]
@@ -166,7 +176,12 @@ class AcquisitionManager:
             return await self._remove(question.name)
         if isinstance(question, DropBlocks):
             return await self._drop(question)
+        if isinstance(question, ExportModel):
+            return await self._export(question)
         part = Part(question.blocks, question.both_ends)
+        folder = await self._lanes.run("disk", shard_folder_at, question.reference)
+        if folder is not None:
+            return await self._import(folder, part)
         source, reference = self._way_to(question.reference)
         try:
             async with self._turn(reference):
@@ -182,6 +197,24 @@ class AcquisitionManager:
         _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
         return manifest
 
+    async def _import(self, folder: Path, part: Part) -> ModelManifest:
+        """Take shards from a folder that another node has exported them to."""
+        reference = str(folder)
+        async with self._turn(reference):
+            manifest = await self._lanes.run("hashing", read_manifest, folder)
+            fetch = partial(self._copy, folder, reference)
+            manifest = await self._jobs.adopt(manifest, Origin(reference, manifest.id), part, fetch)
+        self._set_trouble(manifest.id, None)
+        _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
+        return manifest
+
+    async def _copy(self, folder: Path, label: str, shards: tuple[ShardDescriptor, ...], staging: Path) -> None:
+        def report(done: int, total: int) -> None:
+            trio.from_thread.check_cancelled()
+            trio.from_thread.run_sync(self._board.report, label, "importing", done, total)
+
+        await self._lanes.run("hashing", copy_shards, folder, shards, staging, report)
+
     async def _remove(self, name: str) -> ModelManifest:
         manifest = self._catalog.resolve(name)
         entry = self._catalog.entry(manifest.id)
@@ -194,6 +227,17 @@ class AcquisitionManager:
             self._board.forget(origin.reference)
         self._set_trouble(manifest.id, None)
         _log.info("model.removed", model=manifest.name, id=manifest.id)
+        return manifest
+
+    async def _export(self, question: ExportModel) -> ModelManifest:
+        manifest = self._catalog.resolve(question.name)
+        entry = self._catalog.entry(manifest.id)
+        async with self._turn(*(origin.reference for origin in entry.origins) if entry is not None else ()):
+            held = [(shard, self._catalog.path(shard)) for shard in sorted(self._catalog.held(manifest.id))]
+            if not held:
+                raise UnknownModel(f"nothing of {manifest.name} is here and verified", param="name")
+            nbytes = await self._lanes.run("disk", export_model, manifest, held, Path(question.folder))
+        _log.info("model exported", model=manifest.name, folder=question.folder, bytes=nbytes)
         return manifest
 
     async def _drop(self, question: DropBlocks) -> ModelManifest:
@@ -269,7 +313,7 @@ def _named(question: Question) -> str:
     match question:
         case AcquireModel():
             return question.reference
-        case RemoveModel():
+        case RemoveModel() | ExportModel():
             return question.name
         case DropBlocks():
             return f"{question.blocks} of {question.model}"

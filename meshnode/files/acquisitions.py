@@ -7,7 +7,7 @@ import attrs
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId
 
-__all__ = ["AcquireModel", "AcquisitionProgress", "DropBlocks", "Phase", "Question", "RemoveModel"]
+__all__ = ["AcquireModel", "AcquisitionProgress", "DropBlocks", "ExportModel", "Phase", "Question", "RemoveModel"]
 
 Phase = Literal["downloading", "importing", "verifying", "done", "failed"]
 
@@ -36,7 +36,15 @@ class DropBlocks:
     blocks: BlockRange
 
 
-Question = AcquireModel | RemoveModel | DropBlocks
+@attrs.frozen
+class ExportModel:
+    """Write what is held of a model into a folder. The answer is its manifest."""
+
+    name: str  # as CatalogView.resolve understands it
+    folder: str  # absolute
+
+
+Question = AcquireModel | RemoveModel | DropBlocks | ExportModel
 
 
 @attrs.frozen

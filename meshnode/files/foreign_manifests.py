@@ -10,7 +10,7 @@ from meshnode.files.shard_file import SafetensorsLayout, is_shard_id
 from meshnode.types.ids import ModelId
 from meshnode.types.manifest import CHUNK_BYTES, ModelManifest, ShardDescriptor, ShardKind
 
-__all__ = ["decode_manifest", "encode_manifest"]
+__all__ = ["decode_manifest", "encode_manifest", "manifest_id_of"]
 
 _MAX_SHARD = 1 << 40  # bytes
 _MAX_TOKENIZER = 1 << 30
@@ -27,14 +27,23 @@ def decode_manifest(data: bytes, model: ModelId) -> ModelManifest:
     Its name is made safe, since no hash covers it. Raises InvalidModelFile for another model's or a contradictory one, and
     UnsupportedModel for one that cannot be run here.
     """
-    try:
-        manifest = msgspec.msgpack.decode(data, type=ModelManifest)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidModelFile(f"the manifest is malformed: {error}") from error
+    manifest = _decoded(data)
     if manifest.id != model or manifest_id(manifest.config, manifest.shards) != model:
         raise InvalidModelFile("the manifest is of another model than the one that was asked for")
     _check_shards(manifest)
     return attrs.evolve(manifest, name=name_from_title(manifest.name))
+
+
+def manifest_id_of(data: bytes) -> ModelId:
+    """Return the id that a manifest says it has. Raises InvalidModelFile."""
+    return _decoded(data).id
+
+
+def _decoded(data: bytes) -> ModelManifest:
+    try:
+        return msgspec.msgpack.decode(data, type=ModelManifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidModelFile(f"the manifest is malformed: {error}") from error
 
 
 def _check_shards(manifest: ModelManifest) -> None:

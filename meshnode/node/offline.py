@@ -13,7 +13,7 @@ from meshnode.config.loading import LoadedConfig
 from meshnode.config.paths import DataPaths
 from meshnode.errors import MeshnodeError
 from meshnode.files.acquisition import AcquisitionManager, Supply
-from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, Question, RemoveModel
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, ExportModel, Question, RemoveModel
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
 from meshnode.files.sources import Source
@@ -30,7 +30,7 @@ from meshnode.supervise.subsystem import Pulse
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ModelManifest
 
-__all__ = ["add_model", "list_models", "remove_model"]
+__all__ = ["add_model", "export_model", "list_models", "remove_model"]
 
 ShowProgress = Callable[[Mapping[str, Any]], None]
 T = TypeVar("T")
@@ -52,6 +52,11 @@ def add_model(loaded: LoadedConfig, reference: str, blocks: str | None, on_progr
     """Acquire a model and return its name. Raises MeshnodeError leafs; Ctrl-C leaves the catalog as it was."""
     question = AcquireModel(reference, None if blocks is None else BlockRange.parse(blocks))
     return _with_catalog(loaded, partial(_ask, loaded, question, on_progress)).name
+
+
+def export_model(loaded: LoadedConfig, name: str, folder: str) -> str:
+    """Write what is here of a model into a folder and return its name; as `add_model`."""
+    return _with_catalog(loaded, partial(_ask, loaded, ExportModel(name, folder), None)).name
 
 
 def remove_model(loaded: LoadedConfig, name: str) -> str:

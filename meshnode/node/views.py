@@ -12,7 +12,7 @@ import trio
 from meshnode import __version__
 from meshnode.api.ports import ServedModel
 from meshnode.errors import RequestError
-from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, Question, RemoveModel
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, ExportModel, Question, RemoveModel
 from meshnode.files.catalog import ModelCatalog
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
@@ -147,6 +147,12 @@ class ModelRequests:
         except ValueError as error:
             raise RequestError(f"blocks: {error}", param="blocks") from error
         return (await self.mailbox.ask(AcquireModel(reference, wanted))).name
+
+    async def export(self, name: str, folder: str) -> str:
+        """Write what is here of a model into a folder and return its name. Raises FileError leafs and RequestError."""
+        if not os.path.isabs(folder):  # noqa: PTH117  # the node has a working folder of its own
+            raise RequestError("folder: must be an absolute path", param="folder")
+        return (await self.mailbox.ask(ExportModel(name, folder))).name
 
     async def remove(self, name: str) -> None:
         """Remove a model and the shards no other model uses. Raises UnknownModel."""

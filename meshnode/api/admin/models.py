@@ -19,6 +19,13 @@ class AddModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blocks: str | None = None
 
 
+class ExportModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST: which model, and the absolute path of a folder."""
+
+    name: str
+    folder: str
+
+
 def add_model_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     """Add the routes."""
 
@@ -31,6 +38,13 @@ def add_model_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     @takes(AddModel, "Acquire a model.", timeout=dependencies.body_timeout, status=201)
     async def admin_add_model(body: AddModel) -> Response:
         return json_reply({"name": await dependencies.admin.add(body.reference, body.blocks)}, 201)
+
+    @app.post("/api/admin/models/export")
+    @takes(
+        ExportModel, "Write what is here of a model into a folder of this machine.", timeout=dependencies.body_timeout
+    )
+    async def admin_export_model(body: ExportModel) -> Response:
+        return json_reply({"name": await dependencies.admin.export(body.name, body.folder), "folder": body.folder})
 
     @app.delete("/api/admin/models/<path:name>")
     @describes(Operation("Remove a model."))
