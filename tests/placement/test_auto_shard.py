@@ -293,7 +293,11 @@ async def test_the_wishlist_says_what_is_lacking_and_why(autojump_clock):
             await mesh.add(f"x{_}", gib=0)
         await trio.sleep(HOUR)
         seen = {wish.name: wish for wish in mesh.nodes["x1"].wishes.value}
-        assert (seen["idle"].status, seen["idle"].copies, seen["idle"].target) == ("serveable", 1, 1)  # no room for a second
+        assert (seen["idle"].status, seen["idle"].copies, seen["idle"].target) == (
+            "serveable",
+            1,
+            1,
+        )  # no room for a second
         assert "this node has no room for a part of it" in seen["idle"].reasons
         await mesh.add("roomy", gib=4)
         await trio.sleep(3 * HOUR)
