@@ -83,7 +83,7 @@ def test_the_openai_sdk_streams_from_a_node_that_holds_nothing(mesh):
     node = mesh.nodes["asker"]
     key = node.http.headers["Authorization"].removeprefix("Bearer ")
     with openai.OpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0) as client:
-        assert [model.id for model in client.models.list()] == [NAME]
+        assert [model.id for model in client.models.list()] == [NAME, "starter"]
         stream = client.chat.completions.create(**STORY, stream=True)
         assert "".join(event.choices[0].delta.content or "" for event in stream) == mesh.undisturbed["greedy"].text
         whole = client.chat.completions.create(**STORY)
