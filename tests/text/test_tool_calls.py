@@ -49,7 +49,9 @@ def test_calls_are_found_wherever_the_text_is_cut(made, count):
     assert alike(scan(made, list(text))[1]) == alike(CALLS[:count])
 
 
-@pytest.mark.parametrize("made", [FORMATS[name] for name in FORMATS if name != "llama"], ids=str)
+@pytest.mark.parametrize(
+    "made", [FORMATS[name] for name in FORMATS if name != "llama"], ids=[name for name in FORMATS if name != "llama"]
+)
 def test_text_before_calls_is_shown_without_the_space_between(made):
     text = written(made, CALLS, before="Let me look. \n")
     for at in range(len(text) + 1):

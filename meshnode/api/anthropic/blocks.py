@@ -8,7 +8,7 @@ import msgspec
 from meshnode.errors import RequestError
 from meshnode.types.conversation import ChatMessage, ToolCall
 
-__all__ = ["Block", "Turn", "flatten", "has_cache_control"]
+__all__ = ["Block", "Turn", "flatten"]
 
 _SEPARATOR = "\n\n"  # between blocks of a system prompt, which are paragraphs of their own
 
@@ -69,11 +69,6 @@ def flatten(system: str | Sequence[Block] | None, turns: Sequence[Turn]) -> tupl
             param="messages",
         )
     return tuple(flat)
-
-
-def has_cache_control(blocks: str | Sequence[Block] | None) -> bool:
-    """Say whether a block marks the end of a prefix to cache."""
-    return not isinstance(blocks, str) and any(block.cache_control for block in blocks or ())
 
 
 def _system(content: str | Sequence[Block], at: str) -> str:

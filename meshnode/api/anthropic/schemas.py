@@ -1,6 +1,6 @@
 """The request bodies. Unknown fields are refused by name; what is accepted without effect changes no answer."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,6 +15,16 @@ from meshnode.types.ids import RequestId
 
 __all__ = ["CountRequest", "MessagesRequest"]
 
+_THINKS = {"enabled": True, "disabled": False, "adaptive": None}
+
+
+class Thinking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether to think. A budget is not kept to: `max_tokens` bounds thoughts and answer together."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
 
 class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What both paths take."""
@@ -24,7 +34,7 @@ class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     system: str | list[Block] | None = None
     tools: list[ToolEntry] | None = None
     tool_choice: dict[str, Any] | None = None
-    thinking: dict[str, Any] | None = None
+    thinking: Thinking | None = None
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None  # where the form stood before output_config
     # What changes no answer here: hints to caches that are there anyway, labels, and places to run.
@@ -40,7 +50,7 @@ class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     @property
     def hides_thinking(self) -> bool:
         """Whether thoughts are not shown."""
-        return (self.thinking or {}).get("display") == "omitted"
+        return self.thinking is not None and self.thinking.display == "omitted"
 
     def _request(self, request: RequestId, client: str, **fields: Any) -> GenerationRequest:  # noqa: ANN401
         if self.mcp_servers:
@@ -51,28 +61,29 @@ class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             messages=flatten(self.system, self.messages),
             client=client,
             tools=tool_use(client_tools(self.tools or ()), self.tool_choice),
-            thinking=self._thinks(),
+            thinking=None if self.thinking is None else _THINKS[self.thinking.type],
             output=self._form(),
             **fields,
         )
 
-    def _thinks(self) -> bool | None:
-        kind = (self.thinking or {"type": None}).get("type")
-        kinds = {None: None, "enabled": True, "disabled": False, "adaptive": None}
-        if kind not in kinds or (self.thinking is not None and kind is None):
-            raise RequestError("thinking.type: is enabled, disabled or adaptive", param="thinking")
-        return kinds[kind]
-
     def _form(self) -> OutputFormat:
         config = dict(self.output_config or {})
         config.pop("effort", None)  # a model thinks or does not
-        form = config.pop("format", None) or self.output_format
+        form = config.pop("format", None)
+        if form is not None and self.output_format is not None:
+            raise RequestError("output_format: stands in output_config already", param="output_format")
+        form = form or self.output_format
         config.pop("task_budget", None)
         if config:
             raise RequestError(f"output_config.{min(config)[:40]}: is not known", param="output_config")
         if form is None:
             return OutputFormat()
-        if not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+        if (
+            not isinstance(form, dict)
+            or form.get("type") != "json_schema"
+            or not isinstance(form.get("schema"), dict)
+            or len(form) > 2
+        ):
             raise RequestError("output_config.format: is of type json_schema and has a 'schema'", param="output_config")
         return OutputFormat("json_schema", msgspec.json.encode(form["schema"]).decode())
 
@@ -95,10 +106,10 @@ class MessagesRequest(_Conversation, frozen=True, forbid_unknown_fields=True, kw
     top_p: float | None = None
     top_k: int | None = None
     metadata: dict[str, Any] | None = None
-    service_tier: str | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
     container: None = None
-    inference_geo: str | None = None
-    speed: str | None = None
+    inference_geo: Literal["global"] | None = None
+    speed: Literal["standard"] | None = None
 
     def generation(self, client: str, request: RequestId) -> GenerationRequest:
         """Return the generation. More `max_tokens` than the context has room for is as many as it has. Raises RequestError."""

@@ -15,38 +15,48 @@ __all__ = ["ToolEntry", "client_tools", "server_tools", "tool_use"]
 _MODES = {"auto": ToolMode.AUTO, "any": ToolMode.REQUIRED, "none": ToolMode.NONE}
 
 
-class ToolEntry(msgspec.Struct, frozen=True):
-    """One entry of 'tools'. Those of other types than `custom` run at Anthropic, with fields of their own."""
+ToolEntry = dict[str, Any]
+"""One entry of 'tools'. Those of other types than `custom` run at Anthropic, with fields of their own."""
 
-    name: str = ""
-    type: str | None = None
+
+class ClientTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tool that whoever asks runs. The last five say when Anthropic's servers show or stream it, and change no answer here."""
+
+    name: str
+    input_schema: dict[str, Any] | bool
     description: str | None = None
-    input_schema: dict[str, Any] | bool | None = None
+    type: str | None = None
     strict: bool | None = None
     cache_control: Any = None
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether whoever asks runs it."""
-        return self.type in (None, "custom")
+    eager_input_streaming: bool | None = None
+    defer_loading: bool | None = None
+    allowed_callers: list[str] | None = None
+    input_examples: list[Any] | None = None
 
 
 def client_tools(entries: Sequence[ToolEntry]) -> tuple[Tool, ...]:
     """Return the tools that the client runs. Raises RequestError."""
     found = []
     for index, entry in enumerate(entries):
-        if entry.is_ours:
-            if entry.input_schema is None:
-                raise RequestError(f"tools.{index}.input_schema: is needed and not there", param=f"tools.{index}")
-            schema = msgspec.json.encode(entry.input_schema).decode()
-            found.append(Tool(entry.name, entry.description or "", schema, bool(entry.strict)))
+        if _is_ours(entry):
+            try:
+                tool = msgspec.convert(entry, ClientTool)
+            except msgspec.ValidationError as error:
+                raise RequestError(f"tools.{index}: {error}", param=f"tools.{index}") from error
+            schema = msgspec.json.encode(tool.input_schema).decode()
+            found.append(Tool(tool.name, tool.description or "", schema, bool(tool.strict)))
     check_tools(found)
     return tuple(found)
 
 
 def server_tools(entries: Sequence[ToolEntry]) -> tuple[str, ...]:
     """Return the names of those that only Anthropic's servers run; they are left out, and the reply says so."""
-    return tuple(entry.name or str(entry.type) for entry in entries if not entry.is_ours)
+    names = (str(entry.get("name") or entry.get("type")) for entry in entries if not _is_ours(entry))
+    return tuple(dict.fromkeys(names))
+
+
+def _is_ours(entry: ToolEntry) -> bool:
+    return entry.get("type") in (None, "custom")
 
 
 def tool_use(tools: tuple[Tool, ...], choice: Mapping[str, Any] | None) -> ToolUse:
@@ -55,7 +65,8 @@ def tool_use(tools: tuple[Tool, ...], choice: Mapping[str, Any] | None) -> ToolU
         return ToolUse(tools)
     kind, name = choice.get("type"), choice.get("name")
     use = ToolUse(tools, parallel=not choice.get("disable_parallel_tool_use"))
-    unknown = sorted(set(choice) - {"type", "name", "disable_parallel_tool_use"})
+    known = {"type", "disable_parallel_tool_use", *(("name",) if kind == "tool" else ())}
+    unknown = sorted(set(choice) - known)
     if unknown:
         raise RequestError(f"tool_choice.{unknown[0][:40]}: is not known", param="tool_choice")
     if kind == "tool":
