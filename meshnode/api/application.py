@@ -94,7 +94,7 @@ def _refuse(failure: Failure, cause: Exception | None = None) -> Response:
     trace = {"exc_info": cause} if failure.status == 500 and cause is not None else {}
     facts = {"request": g.request, "method": request.method, "path": request.path[:200], "client": _client()}
     log("refused", status=failure.status, code=failure.code, reason=failure.message[:500], **facts, **trace)
-    return refusal_reply(failure, request.path)
+    return refusal_reply(failure, request.path, g.request)
 
 
 def _client() -> str:

@@ -20,22 +20,22 @@ def ollama_error(failure: Failure) -> bytes:
 
 @attrs.frozen
 class _Shape:
-    body: Callable[[Failure], bytes]
+    body: Callable[[Failure, str], bytes]  # of a failure and the id of the request
     status: Callable[[Failure], int] = lambda failure: failure.status
 
 
-_OPENAI = _Shape(failure_body)
+_OPENAI = _Shape(lambda failure, _request: failure_body(failure))
 _SHAPES: Mapping[str, _Shape] = {
     "/v1/messages": _Shape(anthropic_error, anthropic_status),
     "/api/admin/": _OPENAI,
-    "/api/": _Shape(ollama_error),
+    "/api/": _Shape(lambda failure, _request: ollama_error(failure)),
 }
 """Beginnings of paths, the first that fits counts: whose shape an error has. All others have OpenAI's."""
 
 
 def error_body(failure: Failure, path: str) -> bytes:
     """Return the error object that clients of a path know, as JSON."""
-    return _shape(path).body(failure)
+    return _shape(path).body(failure, "")
 
 
 def _shape(path: str) -> _Shape:
@@ -48,10 +48,10 @@ def json_reply(value: object, status: int = 200, *, headers: Mapping[str, str] |
     return Response(msgspec.json.encode(value), status=status, content_type="application/json", headers=given)
 
 
-def refusal_reply(failure: Failure, path: str) -> Response:
+def refusal_reply(failure: Failure, path: str, request: str) -> Response:
     """Return the error object that clients of a path know, with the headers that belong to its status."""
     shape = _shape(path)
-    response = Response(shape.body(failure), status=shape.status(failure), content_type="application/json")
+    response = Response(shape.body(failure, request), status=shape.status(failure), content_type="application/json")
     if failure.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(failure.retry_after)))
     if failure.status == 401:

@@ -203,7 +203,9 @@ async def test_errors_are_the_exceptions_of_the_sdk(serve, status):
         with pytest.raises(kind) as caught:
             await client.messages.create(**ASK)
         assert caught.value.status_code == status
-        assert caught.value.body == {"type": "error", "error": {"type": name, "message": "no"}}
+        body = caught.value.body
+        assert body.pop("request_id") == caught.value.request_id
+        assert body == {"type": "error", "error": {"type": name, "message": "no"}}
 
 
 async def test_refusals_before_the_model_are_the_exceptions_of_the_sdk_too(serve):

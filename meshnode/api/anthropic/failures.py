@@ -25,8 +25,9 @@ def anthropic_status(failure: Failure) -> int:
     return 529 if failure.code == "overloaded" else failure.status
 
 
-def anthropic_error(failure: Failure) -> bytes:
-    """Return the error object as JSON."""
+def anthropic_error(failure: Failure, request: str = "") -> bytes:
+    """Return the error object as JSON, with the id of the request if there is one."""
     status = anthropic_status(failure)
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": failure.message}})
+    error = {"type": "error", "error": {"type": kind, "message": failure.message}}
+    return msgspec.json.encode(error | ({"request_id": request} if request else {}))

@@ -16,7 +16,7 @@ from meshnode.api.streams import StreamForm
 from meshnode.types.generation import CallPiece, Delta, Finished, FinishReason, GenerationEvent, Started
 from meshnode.types.ids import RequestId
 
-__all__ = ["STREAM", "MessageReply"]
+__all__ = ["STREAM_TYPE", "MessageReply"]
 
 _REASONS = {FinishReason.LENGTH: "max_tokens", FinishReason.TOOL_CALLS: "tool_use", FinishReason.STOP: "end_turn"}
 
@@ -25,11 +25,8 @@ def _event(kind: str, **fields: object) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))
 
 
-def _error_event(failure: Failure) -> bytes:
-    return b"event: error\ndata: " + anthropic_error(failure) + b"\n\n"
-
-
-STREAM = StreamForm("text/event-stream; charset=utf-8", _event("ping"), _error_event)
+STREAM_TYPE = "text/event-stream; charset=utf-8"
+_PING = _event("ping")
 
 
 @attrs.define
@@ -90,7 +87,10 @@ class MessageReply:
     @property
     def form(self) -> StreamForm:
         """How it is streamed."""
-        return STREAM
+        return StreamForm(STREAM_TYPE, _PING, self._error_event)
+
+    def _error_event(self, failure: Failure) -> bytes:
+        return b"event: error\ndata: " + anthropic_error(failure, self.request) + b"\n\n"
 
     def take(self, index: int, event: GenerationEvent) -> None:
         """Add an event to the whole message."""

@@ -4,7 +4,7 @@ from quart import Response, g, request
 from quart_trio import QuartTrio
 
 from meshnode.api.answering import reply_to
-from meshnode.api.anthropic.reply import STREAM, MessageReply
+from meshnode.api.anthropic.reply import STREAM_TYPE, MessageReply
 from meshnode.api.anthropic.schemas import CountRequest, MessagesRequest
 from meshnode.api.operations import JSON, takes
 from meshnode.api.ports import ApiDependencies
@@ -21,7 +21,7 @@ def add_anthropic_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     timeout = dependencies.body_timeout
 
     @app.post("/v1/messages")
-    @takes(MessagesRequest, "Answer a conversation.", timeout=timeout, answers=(STREAM.content_type, JSON))
+    @takes(MessagesRequest, "Answer a conversation.", timeout=timeout, answers=(STREAM_TYPE, JSON))
     async def messages(body: MessagesRequest) -> Response:
         generation = body.generation(_client(), g.request)
         reply = MessageReply(g.request, body.hides_thinking, body.left_out)
