@@ -9,6 +9,7 @@ from meshnode.errors import NoRoute, RequestError, SessionLost, Unavailable, Unk
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.rates import FadingRates
 from meshnode.inference.answer import Answer
+from meshnode.inference.assets import ModelAssets
 from meshnode.inference.calls import Delegated, GenerationCall
 from meshnode.inference.coordination import Coordinator
 from meshnode.inference.delegation import Delegations
@@ -18,7 +19,16 @@ from meshnode.inference.models import LoadedModel
 from meshnode.inference.planner import RouteRequest
 from meshnode.inference.request_record import RequestRecord
 from meshnode.inference.session import Session
-from meshnode.types.generation import Delta, Finished, GenerationEvent, GenerationRequest, Started, TokenEvent
+from meshnode.types.generation import (
+    Delta,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    GenerationRequest,
+    Started,
+    TokenEvent,
+    Usage,
+)
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
 from meshnode.types.model_names import AUTO, ModelNames, matching, meant_by
@@ -30,6 +40,7 @@ __all__ = ["RequestRunner"]
 _EXPECTED_ANSWER = 256  # tokens, when the request does not say
 _BYTES_PER_TOKEN = 3  # guess, to ask for enough memory where there is no tokenizer
 _MAX_HOPS = 2
+_NO_CONTEXT = 1 << 40  # tokens, more than any prompt has
 
 
 @attrs.frozen
@@ -73,6 +84,9 @@ class RequestRunner:
             if await self._delegate(reply, target, self._guess(call, target)):
                 raise Unavailable(f"{target.name} has just come to this node; try again")
             return
+        if call.request.only_counts:
+            await self._count(reply, target, model.assets)
+            return
         _check_biases(call.request, model.manifest.config.vocabulary_size)
         context = min(model.spec.context_length, target.context_length)
         prompt = await self.lanes.run("template", model.assets.prompt, call.request, context)
@@ -104,6 +118,13 @@ class RequestRunner:
         await self._coordinate(reply, target.name, session, wish, answer)
 
     # Here
+
+    async def _count(self, reply: "_Reply", target: _Target, assets: ModelAssets) -> None:
+        """Say how long the prompt is, even one that no context has room for; no route is needed."""
+        prompt = await self.lanes.run("template", assets.prompt, reply.call.request, _NO_CONTEXT)
+        count = len(prompt.tokens)
+        await reply.take(started=Started(target.name, count, ""))
+        await reply.take(finished=Finished(FinishReason.LENGTH, Usage(count, 0)))
 
     async def _coordinate(
         self, reply: "_Reply", name: str, session: Session, wish: RouteRequest, answer: Answer

@@ -211,6 +211,9 @@ class InferenceRouter:
             raise Overloaded(f"{self._in_hand - 1} requests are in hand already; try again later", retry_after=5.0)
         with trio.move_on_after(settings.request_timeout) as deadline:
             await runner.prepare(call.request)
+            if call.request.only_counts:  # no turn: nothing is computed
+                await runner.run(call, record)
+                return
             async with self._queue.turn(call.request.client):
                 record.admitted = trio.current_time()
                 await runner.run(call, record)

@@ -94,7 +94,9 @@ class GenerationRequest:
     messages: tuple[ChatMessage, ...] = ()
     prompt: str | None = None
     sampling: SamplingParameters = SamplingParameters()
-    max_tokens: int | None = None  # None: until the model stops or the context is full
+    max_tokens: int | None = (
+        None  # None: until the model stops or the context is full; 0: the prompt is counted, or echoed
+    )
     stop: tuple[str, ...] = ()
     client: str = ""  # who asks, for fairness among callers
     as_advised: bool = False  # the caller said nothing of temperature and filters: the model's advice is taken
@@ -104,6 +106,11 @@ class GenerationRequest:
     prompt_tokens: tuple[int, ...] = ()  # instead of `prompt`: it has been encoded already
     parse_special: bool = False  # texts of control tokens in `prompt` are those tokens
     echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities if asked for
+
+    @property
+    def only_counts(self) -> bool:
+        """Whether nothing is wanted but the number of the prompt's tokens."""
+        return self.max_tokens == 0 and not self.echo
 
 
 @attrs.frozen

@@ -51,5 +51,6 @@ def test_a_model_that_is_not_there_and_a_prompt_that_is_too_long(client):
     with pytest.raises(anthropic.NotFoundError, match="smollm2-135m-instruct"):
         client.messages.create(model="claude", max_tokens=8, messages=HI)
     long = [{"role": "user", "content": "word " * 9000}]
+    assert client.messages.count_tokens(model="starter", messages=long).input_tokens > 9000
     with pytest.raises(anthropic.BadRequestError, match="8192"):
         client.messages.create(model="starter", max_tokens=8, messages=long)

@@ -93,7 +93,7 @@ class CountRequest(_Conversation, frozen=True, forbid_unknown_fields=True, kw_on
 
     def generation(self, client: str, request: RequestId) -> GenerationRequest:
         """Return a generation whose prompt is to be counted. Raises RequestError."""
-        return self._request(request, client, max_tokens=1)
+        return self._request(request, client, max_tokens=0)
 
 
 class MessagesRequest(_Conversation, frozen=True, forbid_unknown_fields=True, kw_only=True):
