@@ -17,6 +17,8 @@ ADD = {
     },
 }
 
+ONE = {"type": "any", "disable_parallel_tool_use": True}
+
 
 @pytest.fixture
 def client(node, key):
@@ -35,7 +37,7 @@ def test_streams_tools_counts_and_the_cache(client):
         assert stream.get_final_message().stop_reason == whole.stop_reason
     asked = [{"role": "user", "content": "Add 2 and 3."}]
     called = client.messages.create(
-        model="starter", max_tokens=160, messages=asked, tools=[ADD], tool_choice={"type": "any"}, extra_body=cold
+        model="starter", max_tokens=160, messages=asked, tools=[ADD], tool_choice=ONE, extra_body=cold
     )
     call = called.content[-1]
     assert (called.stop_reason, call.name) == ("tool_use", "add")

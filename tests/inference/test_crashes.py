@@ -87,8 +87,13 @@ class Node:
         return (await self.executors[0].stats()).cache_bytes_used
 
 
+def workers():
+    """Return ours; other tests have children too."""
+    return [p for p in psutil.Process().children() if "meshnode.engine.worker" in " ".join(p.cmdline())]
+
+
 def worker():
-    (process,) = (p for p in psutil.Process().children() if "meshnode.engine.worker" in " ".join(p.cmdline()))
+    (process,) = workers()
     return process
 
 
@@ -129,7 +134,7 @@ async def test_a_killed_or_frozen_worker_costs_a_pause_and_no_text(opened):
                 incarnation = node.executors[0].incarnation
                 assert await node.answer(lambda how=how: worker().send_signal(how)) == whole
                 assert node.executors[0].incarnation == incarnation + 1
-    assert not [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    assert not [p for p in workers() if p.status() != psutil.STATUS_ZOMBIE]
 
 
 async def test_a_caller_that_leaves_frees_the_memory_within_a_second(opened):

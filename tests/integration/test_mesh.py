@@ -274,9 +274,13 @@ def test_a_crash_in_libp2p_restarts_the_network_and_not_the_node(mesh, whose):
     answer = ask(mesh.nodes["asker"], STORY, meanwhile=meanwhile)
     node = mesh.nodes[struck[0]]
     assert node.process.poll() is None
-    subsystems = {row["name"]: row for row in mesh.status(struck[0])["subsystems"]}
-    assert subsystems["NetworkManager"]["restarts"] >= 1
-    assert "injected into libp2p" in subsystems["NetworkManager"]["last_error"]
+
+    def restarted():
+        network = next(row for row in mesh.status(struck[0])["subsystems"] if row["name"] == "NetworkManager")
+        return network["restarts"] >= 1 and network
+
+    network = eventually(restarted, f"the network of {struck[0]} restarts")
+    assert "injected into libp2p" in network["last_error"]
     assert answer.outcome == mesh.undisturbed["greedy"].outcome
     addresses = eventually(lambda: mesh.status(struck[0])["listen_addresses"], f"{struck[0]} listens again")
     assert addresses == where[struck[0]]  # where others, and invitations, look for it
