@@ -37,7 +37,7 @@ class AddressBook:
 
     @property
     def sequence(self) -> int:
-        """Return the highest sequence under which this node has said something of itself, 0 if it never has."""
+        """Return a sequence that nothing this node has said of itself is above, 0 if it has said nothing."""
         return self._sequences.get(self._network) or 0
 
     async def said(self, sequence: int) -> None:

@@ -47,6 +47,7 @@ _DIALS_AT_ONCE = 8
 _ADDRESSES_TOLD = 8
 _GIVEN_UP_AFTER = 3  # dials in a row that found nobody: some five seconds
 _RENEW_EVERY = 600.0  # seconds: a record that is not renewed for three hours is dropped by others
+_NOTED_AHEAD = 600_000  # sequences, which are milliseconds
 _PUBLISH_PACE = 1.0  # seconds between two offers of ours
 _EXPIRE_EVERY = 60.0
 
@@ -285,7 +286,8 @@ class NetworkManager:
             )
             try:
                 shared.book.publish(offer)
-                await shared.addresses.said(offer.sequence)
+                if offer.sequence > shared.addresses.sequence:  # seldom: it is noted ahead
+                    await shared.addresses.said(offer.sequence + _NOTED_AHEAD)
             except (ValueError, StoreError) as error:
                 _log.error("offer not published, or not noted", error=str(error))
             await trio.sleep(_PUBLISH_PACE)
