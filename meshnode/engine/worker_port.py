@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from typing import NoReturn
 
 import attrs
 
@@ -35,9 +36,12 @@ class WorkerPort:
     _reading: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     def send(self, envelope: Envelope) -> None:
-        """Send one message; blocks while the daemon does not read."""
+        """Send one message; blocks while the daemon does not read. The process ends when the daemon has gone."""
         with self._sending:
-            self.socket.sendall(self._codec.encode(envelope))
+            try:
+                self.socket.sendall(self._codec.encode(envelope))
+            except ConnectionError as error:
+                _end(error)
 
     def wait(self, timeout: float | None = None) -> Envelope | None:
         """Return the next question; None when none comes within `timeout` seconds."""
@@ -82,8 +86,12 @@ class WorkerPort:
         except BlockingIOError:
             return
         except (OSError, WireError) as error:
-            sys.stderr.write(f"worker: the connection to the daemon broke: {error}\n")
-            sys.stderr.flush()
-            os._exit(0)
+            _end(error)
         if not data:
             os._exit(0)
+
+
+def _end(error: Exception) -> NoReturn:
+    sys.stderr.write(f"worker: the connection to the daemon broke: {error}\n")
+    sys.stderr.flush()
+    os._exit(0)
