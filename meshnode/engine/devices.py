@@ -46,6 +46,8 @@ def weight_bytes(spec: StageSpec) -> int:
 
     Quantised weights are repacked to 4 or 8 bits with a scale and a minimum per 32 columns, so a file of 2-bit weights grows.
     """
+    if not spec.config.causal:  # an encoder's are plain float32, and its embedding is in memory too
+        return 4 * sum(math.prod(tensor.shape) for shard in spec.shards for tensor in shard.tensors)
     tensors = [tensor for shard in spec.shards if shard.kind is not ShardKind.EMBEDDING for tensor in shard.tensors]
     packed = spec.device == "cpu"
     held = sum(_in_memory(tensor, packed=packed) for tensor in tensors)

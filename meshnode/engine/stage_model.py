@@ -25,7 +25,9 @@ from meshnode.engine.layers.row_attention import RowPlans
 from meshnode.engine.pace import Pace
 from meshnode.engine.weights import StageWeights
 
-__all__ = ["Head", "Part", "Rows", "StageModel"]
+__all__ = ["Head", "Part", "Rows", "StageModel", "Wanted"]
+
+Wanted = Literal["none", "last", "all", "states"]
 
 _NO_BOUND = 1 << 30  # tokens
 
@@ -45,7 +47,7 @@ class Rows:
 
     cache: SessionCache
     inputs: torch.Tensor  # int64 [n] token ids if the stage has the embedding, else bfloat16 [n, hidden]
-    logits: Literal["none", "last", "all"] = "last"  # of which rows; ignored by a stage without the head
+    logits: Wanted = "last"  # of which rows, or their final states instead; ignored by a stage without the head
 
 
 @attrs.frozen(eq=False)
@@ -124,7 +126,8 @@ class StageModel:
     def forward(self, rows: Sequence[Rows], part: Part | None = None) -> list[torch.Tensor]:
         """Run one step for all `rows` together, through `part` of the stage (None: all of it).
 
-        Returns, per entry, bfloat16 activations [n, hidden] without the head, else float32 logits [0, 1 or n, vocabulary].
+        Returns, per entry, bfloat16 activations [n, hidden] without the head, else float32 logits [0, 1 or n, vocabulary],
+        or the final states [n, hidden] that they would be made of.
         Each cache grows by its n rows. Raises OutOfMemory, before anything is computed, when one cannot.
         """
         with torch.inference_mode():
@@ -168,12 +171,17 @@ class StageModel:
     def _logits(self, head: Head, rows: Sequence[Rows], pieces: list[torch.Tensor]) -> list[torch.Tensor]:
         wanted = [_wanted(piece, entry.logits) for entry, piece in zip(rows, pieces, strict=True)]
         sizes = [len(piece) for piece in wanted]
-        if not any(sizes):
-            return [piece.new_empty(0, self.spec.config.vocabulary_size, dtype=torch.float32) for piece in wanted]
-        return list(head(torch.cat(wanted)).split(sizes))
+        if any(sizes):
+            found = list(head(torch.cat(wanted)).split(sizes))
+        else:
+            found = [piece.new_empty(0, self.spec.config.vocabulary_size, dtype=torch.float32) for piece in wanted]
+        return [
+            head.norm(piece).float() if entry.logits == "states" else logits
+            for entry, piece, logits in zip(rows, pieces, found, strict=True)
+        ]
 
 
-def _wanted(piece: torch.Tensor, logits: Literal["none", "last", "all"]) -> torch.Tensor:
+def _wanted(piece: torch.Tensor, logits: Wanted) -> torch.Tensor:
     if logits == "all":
         return piece
     return piece[-1:] if logits == "last" else piece[:0]

@@ -6,7 +6,7 @@ what came after.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import attrs
 import torch
@@ -15,10 +15,12 @@ from meshnode.engine.admission import part_for, rows_of
 from meshnode.engine.batch_ports import Cache, Stage
 from meshnode.engine.executor import StageReservation
 from meshnode.engine.grammar import Grammars, GrammarState
+from meshnode.engine.no_cache import NoCache
 from meshnode.engine.pace import Counters
 from meshnode.engine.prefixes import PAGE, names_in
+from meshnode.engine.readings import Pooled, begin_reading
 from meshnode.engine.sampling import sample
-from meshnode.engine.stage_model import Part, Rows
+from meshnode.engine.stage_model import Part, Rows, Wanted
 from meshnode.engine.worker_messages import (
     Answer,
     BatchLimits,
@@ -36,27 +38,6 @@ from meshnode.types.ids import SessionId
 from meshnode.wire.failures import failure
 
 __all__ = ["SteppedSessions"]
-
-
-@attrs.define(eq=False)
-class _NoCache:
-    """The cache of a part without blocks: it only counts."""
-
-    capacity: int
-    length: int = 0
-
-    def share(self, contents: Sequence[bytes]) -> int:
-        self.length = PAGE * len(contents)  # nothing of them is needed here
-        return self.length
-
-    def keep(self, contents: Sequence[bytes]) -> None:
-        pass
-
-    def truncate(self, length: int) -> None:
-        self.length = length
-
-    def close(self) -> None:
-        pass
 
 
 @attrs.define(eq=False)
@@ -88,6 +69,7 @@ class _Session:
     history: list[int]  # the answer so far, where the head is
     grammar: GrammarState | None  # that has seen `history`
     pages: tuple[bytes, ...]  # names of the first ones
+    reading: Pooled | None  # of the prompt, where the head is
     steps: deque[_Waiting] = attrs.field(factory=deque)
 
     def begin(self, waiting: _Waiting) -> None:
@@ -100,7 +82,9 @@ class _Session:
         self.cache.truncate(step.position)
 
     def sample(self, logits: torch.Tensor) -> TokenEvent:
-        """Choose the token after the last row. Raises GrammarRefused."""
+        """Choose the token after the last row, or say what was read. Raises GrammarRefused."""
+        if self.reading is not None:
+            return self.reading.event()
         wants, position = self.reservation, self.cache.length
         assert wants.sampling is not None
         kept = max(0, position - wants.prompt_length)
@@ -194,9 +178,13 @@ class SteppedSessions:
 
     def _piece(self, session: _Session, chunk: int) -> Rows:
         waiting = session.steps[0]
+        if not self.stage.spec.config.causal:
+            chunk = len(waiting.inputs)
         inputs = waiting.inputs[waiting.done : waiting.done + chunk]
         is_last = waiting.done + len(inputs) == len(waiting.inputs)
-        wanted = "last" if waiting.step.sample and is_last else "none"
+        wanted: Wanted = "last" if waiting.step.sample and is_last else "none"
+        if session.reading is not None:
+            wanted = session.reading.wants
         return Rows(session.cache, inputs, wanted)  # type: ignore[arg-type]  # a Cache will do
 
     def _advance(self, session: _Session, count: int, result: torch.Tensor) -> None:
@@ -211,6 +199,12 @@ class SteppedSessions:
         else:
             self.counters.prefill_tokens += count
         step = waiting.step
+        if session.reading is not None:
+            try:
+                session.reading.add(session.cache.length - count, result)
+            except RequestError as error:
+                self._answer(session.steps.popleft().exchange, failure(error))
+                return
         if not session.part.head:
             wanted = result[max(0, step.return_from - step.position - waiting.done) :]
             waiting.found.append(wanted)
@@ -256,15 +250,18 @@ class SteppedSessions:
         grammar = self._grammar(reservation)
         pages = names_in(f"{part} for {reservation.asker}".encode(), reservation.pages)
         there = self._sessions.get(name)
-        if there is not None and there.part == part and there.cache.capacity >= reservation.tokens:
+        reading = begin_reading(reservation.sampling) if part.head and reservation.sampling is not None else None
+        is_enough = there is not None and there.part == part and there.cache.capacity >= reservation.tokens
+        if there is not None and is_enough and reading is None:  # a reading has to see every row
             self._refuse_waiting(there, "the session was reserved anew")
             there.reservation, there.history, there.grammar = reservation, list(reservation.history), grammar
             there.pages = pages
             return there.cache.length
         self._drop(name)
-        cache = self.stage.open_cache(reservation.tokens) if part.blocks else _NoCache(reservation.tokens)
-        self._sessions[name] = _Session(name, reservation, part, cache, list(reservation.history), grammar, pages)
-        return cache.share(pages)
+        cache = self.stage.open_cache(reservation.tokens) if part.blocks else NoCache(reservation.tokens)
+        history = list(reservation.history)
+        self._sessions[name] = _Session(name, reservation, part, cache, history, grammar, pages, reading)
+        return cache.share(pages) if reading is None else 0
 
     def _grammar(self, reservation: StageReservation) -> GrammarState | None:
         """Return the grammar of a session whose head is here, after the answer so far. Raises GrammarRefused."""

@@ -20,7 +20,7 @@ from meshnode.engine.calibration import calibrate
 from meshnode.engine.devices import available_bytes, cache_budget, physical_cores, weight_bytes
 from meshnode.engine.drift import drift_class
 from meshnode.engine.executor import ExecutorStats, StageSpec
-from meshnode.engine.stage_model import StageModel
+from meshnode.engine.stage_loading import LoadedStage, load_stage
 from meshnode.engine.worker_messages import (
     Envelope,
     Load,
@@ -86,7 +86,7 @@ def _next(port: WorkerPort, batch: Batch) -> Envelope:
     return question
 
 
-def _load(port: WorkerPort, loading: Envelope) -> StageModel:
+def _load(port: WorkerPort, loading: Envelope) -> LoadedStage:
     assert isinstance(loading.message, Load)
     spec = _settled(loading.message.spec)
 
@@ -95,7 +95,7 @@ def _load(port: WorkerPort, loading: Envelope) -> StageModel:
         port.send(Envelope(loading.exchange, Loading(done, total)))
 
     try:
-        stage = StageModel.load(spec, report)
+        stage = load_stage(spec, report)
     except torch.OutOfMemoryError as error:
         raise EngineError(f"the device has too little memory for this stage: {error}") from error
     _give_back_freed_memory()  # 160 MB of the scratch of packing, for the starter
@@ -116,7 +116,7 @@ def _settled(spec: StageSpec) -> StageSpec:
     return attrs.evolve(spec, cache_bytes=cache_budget(weight_bytes(spec), free, spec.cache_bytes))
 
 
-def _take(port: WorkerPort, stage: StageModel, batch: Batch, envelope: Envelope) -> None:
+def _take(port: WorkerPort, stage: LoadedStage, batch: Batch, envelope: Envelope) -> None:
     if isinstance(envelope.message, StatsRequest):
         stats = ExecutorStats(
             weight_bytes=stage.weight_bytes,

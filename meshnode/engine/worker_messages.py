@@ -149,10 +149,11 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    vector: bytes = b""
 
     def event(self) -> TokenEvent:
         """Return it as the executor's value."""
-        return TokenEvent(self.token, self.logprob, self.top)
+        return TokenEvent(self.token, self.logprob, self.top, self.vector)
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress", omit_defaults=True):

@@ -6,23 +6,26 @@ import struct
 import attrs
 
 from meshnode.errors import InvalidModelFile, UnsupportedModel
+from meshnode.files.bert_checkpoint import bert_config
 from meshnode.files.model_limits import check_config, context_within_window
 from meshnode.files.typed_fields import TypedFields
 from meshnode.types.manifest import ModelConfig, RopeStyle
 
 __all__ = ["checkpoint_config"]
 
-_LLAMA, _MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
+_LLAMA, _MISTRAL, _BERT = "LlamaForCausalLM", "MistralForCausalLM", "BertModel"
 _MUST_BE_OFF = ("attention_bias", "mlp_bias", "quantization_config")
 _MISTRAL_WINDOW = 4096  # the class's default when the key is absent; null means none
 
 
-def checkpoint_config(fields: TypedFields) -> ModelConfig:
-    """Read the hyper-parameters.
+def checkpoint_config(fields: TypedFields, pooling: str = "") -> ModelConfig:
+    """Read the hyper-parameters; `pooling` is how vectors are made, where more than `config.json` says it.
 
     Raises UnsupportedModel naming the feature that cannot be run, InvalidModelFile for missing or contradictory values.
     """
     model_class = _model_class(fields)
+    if model_class == _BERT:
+        return bert_config(fields, pooling)
     for key in _MUST_BE_OFF:
         if fields.values.get(key):
             raise UnsupportedModel(f"the checkpoint sets {key}, which cannot be computed here")
@@ -66,9 +69,9 @@ def checkpoint_config(fields: TypedFields) -> ModelConfig:
 
 def _model_class(fields: TypedFields) -> str:
     names = fields.get("architectures", list, [])
-    if len(names) != 1 or names[0] not in (_LLAMA, _MISTRAL):
+    if len(names) != 1 or names[0] not in (_LLAMA, _MISTRAL, _BERT):
         raise UnsupportedModel(
-            f"architecture {str(names)[:120]} cannot be run from a checkpoint; known: {_LLAMA}, {_MISTRAL}"
+            f"architecture {str(names)[:120]} cannot be run from a checkpoint; known: {_LLAMA}, {_MISTRAL}, {_BERT}"
         )
     return str(names[0])
 

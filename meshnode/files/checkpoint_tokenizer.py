@@ -26,8 +26,8 @@ class CheckpointTexts:
 def checkpoint_tokenizer(texts: CheckpointTexts, size: int) -> TokenizerData:
     """Read the tokenizer of a model with `size` embedding rows. Raises UnsupportedModel and InvalidModelFile."""
     vocabulary = read_vocabulary(texts.tokenizer, size)
-    bos = _special(texts, vocabulary, "bos")
-    eos = _special(texts, vocabulary, "eos")
+    first, last = ("cls", "sep") if vocabulary.model == "bert" else ("bos", "eos")
+    bos, eos = _special(texts, vocabulary, first), _special(texts, vocabulary, last)
     ends = [*_token_ids(texts.generation_config), *_token_ids(texts.config)]
     return TokenizerData(
         model=vocabulary.model,

@@ -1,7 +1,8 @@
 """Reads a `tokenizer.json` (the `tokenizers` library's format) in the terms of GGUF's vocabularies.
 
-Two kinds are read: byte-level BPE with a pre-tokenizer that GGUF has a name for, and SentencePiece's BPE as Llama 2 and the
-first Mistral have it. Anything the library would do that a vocabulary in GGUF's terms cannot express is refused by name.
+Three kinds are read: byte-level BPE with a pre-tokenizer that GGUF has a name for, SentencePiece's BPE as Llama 2 and the
+first Mistral have it, and BERT's WordPiece. Anything the library would do that a vocabulary in GGUF's terms cannot express
+is refused by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import attrs
 
 from meshnode.errors import InvalidModelFile, UnsupportedModel
 from meshnode.files.typed_fields import TypedFields
+from meshnode.files.wordpiece_vocabulary import normalizer_name, refuse_other_wordpiece
 
 __all__ = ["Vocabulary", "read_vocabulary"]
 
@@ -51,8 +53,10 @@ def read_vocabulary(fields: TypedFields, size: int) -> Vocabulary:
     """
     model = TypedFields(fields.need("model", dict), f"model of {fields.where}")
     kind = model.get("type", str, "BPE")
+    if kind == "WordPiece":
+        return _wordpiece(fields, model, size)
     if kind != "BPE":
-        raise UnsupportedModel(f"a tokenizer of type {kind[:40]!r} cannot be read; known: BPE")
+        raise UnsupportedModel(f"a tokenizer of type {kind[:40]!r} cannot be read; known: BPE, WordPiece")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.values.get(key):
             raise UnsupportedModel(f"a tokenizer with {key} cannot be read")
@@ -74,6 +78,17 @@ def read_vocabulary(fields: TypedFields, size: int) -> Vocabulary:
     pre = _pre_name(fields, whole_words=model.get("ignore_merges", bool, default=False))
     return Vocabulary(
         "gpt2", pre, tokens, types, tuple(map(" ".join, merges)), (), unknown_token, add_space_prefix=False
+    )
+
+
+def _wordpiece(fields: TypedFields, model: TypedFields, size: int) -> Vocabulary:
+    refuse_other_wordpiece(model)
+    tokens, types = _tokens(fields, model, size)
+    unknown = model.get("unk_token", str, "[UNK]")
+    if unknown not in tokens:
+        raise InvalidModelFile(f"the unknown token {unknown[:80]!r} is not in the vocabulary")
+    return Vocabulary(
+        "bert", normalizer_name(fields), tokens, types, (), (), tokens.index(unknown), add_space_prefix=False
     )
 
 

@@ -3,9 +3,10 @@
 import math
 
 from meshnode.errors import InvalidModelFile, UnsupportedModel
-from meshnode.files.layout import ARCHITECTURES
+from meshnode.files.bert_gguf import bert_metadata, bert_tokenizer
 from meshnode.files.model_limits import check_config, context_within_window
 from meshnode.files.sampling_advice import sampling_advice
+from meshnode.files.tensor_shapes import ARCHITECTURES
 from meshnode.files.typed_fields import TypedFields
 from meshnode.types.manifest import ModelConfig, RopeStyle
 from meshnode.types.tokenizer import TokenizerData
@@ -41,6 +42,8 @@ def model_config(metadata: TypedFields, *, vocabulary_size: int, tied: bool) -> 
     for key in _CHANGES_RESULTS:
         if metadata.values.get(f"{arch}.{key}"):
             raise UnsupportedModel(f"the model sets {arch}.{key}, which cannot be computed here")
+    if arch == "bert":
+        return bert_metadata(metadata, vocabulary_size)
     if not metadata.get(f"{arch}.attention.causal", bool, default=True):
         raise UnsupportedModel("a model whose attention is not causal, an embedding model perhaps, generates no text")
     hidden = metadata.need(f"{arch}.embedding_length", int)
@@ -97,6 +100,8 @@ def tokenizer_data(metadata: TypedFields) -> TokenizerData:
     tokens = _strings(metadata.need("tokenizer.ggml.tokens", list), "tokens")
     types = metadata.get("tokenizer.ggml.token_type", list, [])
     is_spm = model == "llama"
+    if model == "bert":
+        return bert_tokenizer(metadata, tokens, _integers(types, "token_type"))
 
     def token(name: str, in_spm: int | None = None) -> int | None:
         found = metadata.optional(f"tokenizer.ggml.{name}_token_id", int)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 import attrs
 
 from meshnode.errors import InvalidModelFile, UnsupportedModel
+from meshnode.files.tensor_shapes import ARCHITECTURES, Architecture, Shapes
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ModelConfig, ShardKind, TensorDescriptor
 
-__all__ = ["ARCHITECTURES", "READABLE_TYPES", "Architecture", "ShardPlan", "check_tensors", "is_kept", "plan_shards"]
+__all__ = ["READABLE_TYPES", "ShardPlan", "check_tensors", "is_kept", "plan_shards"]
 
 READABLE_TYPES = frozenset(
     {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
@@ -20,17 +21,6 @@ READABLE_TYPES = frozenset(
 """GGML types that the engine computes with; a test keeps this in step with it."""
 
 _VECTOR_TYPES = frozenset({"F32", "F16", "BF16"})
-
-
-@attrs.frozen
-class Architecture:
-    """What varies between families in which tensors a block has."""
-
-    attention_biases: bool = False  # attn_q.bias, attn_k.bias, attn_v.bias; all three, in every block
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {"llama": Architecture()}
-"""Architectures that can be imported, by GGUF name."""
 
 
 @attrs.frozen
@@ -42,34 +32,12 @@ class ShardPlan:
     tensors: tuple[tuple[str, str], ...]
 
 
-def _block_shapes(config: ModelConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    queries, keys = config.head_count * config.head_size, config.kv_head_count * config.head_size
-    hidden, inner = config.hidden_size, config.feed_forward_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "attn_norm.weight": (hidden,),
-        "attn_q.weight": (queries, hidden),
-        "attn_k.weight": (keys, hidden),
-        "attn_v.weight": (keys, hidden),
-        "attn_output.weight": (hidden, queries),
-        "ffn_norm.weight": (hidden,),
-        "ffn_gate.weight": (inner, hidden),
-        "ffn_up.weight": (inner, hidden),
-        "ffn_down.weight": (hidden, inner),
-    }
-    if architecture.attention_biases:
-        shapes |= {"attn_q.bias": (queries,), "attn_k.bias": (keys,), "attn_v.bias": (keys,)}
-    return shapes
-
-
-def _expected(config: ModelConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    expected: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (config.vocabulary_size, config.hidden_size),
-        "output_norm.weight": (config.hidden_size,),
-    }
-    if not config.tied_embedding:
-        expected["output.weight"] = (config.vocabulary_size, config.hidden_size)
+def _expected(config: ModelConfig, architecture: Architecture) -> Shapes:
+    expected = architecture.embedding(config) | architecture.head(config)
+    if config.tied_embedding:
+        expected.pop("output.weight", None)
     for block in config.blocks:
-        for name, shape in _block_shapes(config, architecture).items():
+        for name, shape in architecture.block(config).items():
             expected[f"blk.{block}.{name}"] = shape
     return expected
 
@@ -89,6 +57,8 @@ def check_tensors(
         raise UnsupportedModel(
             f"architecture {config.architecture!r} cannot be run; known: {', '.join(sorted(architectures))}"
         )
+    if config.causal != architecture.is_causal:
+        raise InvalidModelFile(f"a {config.architecture} model cannot have causal = {config.causal}")
     if config.block_count > len(tensors):  # before a table of that many blocks is made
         raise InvalidModelFile(
             f"the model says it has {config.block_count} blocks, but has only {len(tensors)} tensors"
@@ -115,16 +85,19 @@ def plan_shards(
     config: ModelConfig, architectures: Mapping[str, Architecture] = ARCHITECTURES
 ) -> tuple[ShardPlan, ...]:
     """Return the weight shards in order: embedding, blocks, head. A tied head gets its own copy of the embedding."""
-    names = sorted(_block_shapes(config, architectures[config.architecture]))
+    architecture = architectures[config.architecture]
+    names = sorted(architecture.block(config))
     blocks = tuple(
         ShardPlan(ShardKind.BLOCK, block, tuple((f"blk.{block}.{name}", f"blk.{block}.{name}") for name in names))
         for block in config.blocks
     )
-    output = "token_embd.weight" if config.tied_embedding else "output.weight"
+    tied = {"output.weight": "token_embd.weight"} if config.tied_embedding else {}
     return (
-        ShardPlan(ShardKind.EMBEDDING, None, (("token_embd.weight", "token_embd.weight"),)),
+        ShardPlan(ShardKind.EMBEDDING, None, tuple((name, name) for name in sorted(architecture.embedding(config)))),
         *blocks,
-        ShardPlan(ShardKind.HEAD, None, (("output.weight", output), ("output_norm.weight", "output_norm.weight"))),
+        ShardPlan(
+            ShardKind.HEAD, None, tuple((name, tied.get(name, name)) for name in sorted(architecture.head(config)))
+        ),
     )
 
 

@@ -7,7 +7,6 @@ by `RopeStyle.HALVES`.
 import functools
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,8 +14,10 @@ from pathlib import Path
 import attrs
 from blake3 import blake3
 
-from meshnode.errors import InvalidModelFile, SourceUnavailable, UnsupportedModel
+from meshnode.errors import InvalidModelFile, SourceUnavailable
+from meshnode.files.bert_checkpoint import bert_tensor_name, checkpoint_pooling
 from meshnode.files.checkpoint_config import checkpoint_config
+from meshnode.files.checkpoint_names import llama_tensor_name
 from meshnode.files.checkpoint_tokenizer import CheckpointTexts, checkpoint_tokenizer
 from meshnode.files.layout import check_tensors
 from meshnode.files.manifests import name_from_title
@@ -29,6 +30,7 @@ from meshnode.types.manifest import ModelConfig, TensorDescriptor
 
 __all__ = ["SafetensorsFolder", "open_folder"]
 
+_MODULES, _POOLING = "modules.json", "1_Pooling/config.json"  # of sentence-transformers
 _TEXT_FILES = (
     "config.json",
     "tokenizer.json",
@@ -36,24 +38,12 @@ _TEXT_FILES = (
     "generation_config.json",
     "chat_template.jinja",
     "model.safetensors.index.json",
+    _MODULES,
+    _POOLING,
 )
 _MAX_TEXT_BYTES = 128 << 20  # of one JSON file: the largest tokenizers have 35 MB
 _MAX_FILES = 4096
-_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-_HEAD = "lm_head.weight"
-_BLOCK_NAMES = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-}
-_BLOCK = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,4})\.(.+)")
-_DERIVED = "self_attn.rotary_emb.inv_freq"  # old checkpoints store what the configuration determines
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @attrs.frozen
@@ -94,7 +84,7 @@ def open_folder(folder: Path) -> Iterator[SourceModel]:
         generation_config=_json(folder, "generation_config.json"),
         chat_template=_text(folder, "chat_template.jinja"),
     )
-    config = checkpoint_config(texts.config)
+    config = checkpoint_config(texts.config, checkpoint_pooling(_values(folder, _MODULES), _json(folder, _POOLING)))
     tokenizer = checkpoint_tokenizer(texts, config.vocabulary_size)
     check_tokenizer(tokenizer)
     with ExitStack() as stack:
@@ -130,18 +120,23 @@ def _text(folder: Path, name: str) -> str | None:
 
 
 def _json(folder: Path, name: str, *, required: bool = False) -> TypedFields:
-    text = _text(folder, name)
-    if text is None:
+    values = _values(folder, name)
+    if values is None:
         if required:
             raise SourceUnavailable(f"there is no {name} in {folder}; it is needed to import a checkpoint")
         return TypedFields({}, name)
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelFile(f"{name} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise InvalidModelFile(f"{name} is not a JSON object")
     return TypedFields(values, name)
+
+
+def _values(folder: Path, name: str) -> object:
+    """Return what a JSON file holds; None without one."""
+    text = _text(folder, name)
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidModelFile(f"{name} is not JSON: {error}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -171,32 +166,19 @@ def _tensors(files: tuple[SourceFile, ...], config: ModelConfig) -> dict[str, So
             entries[entry.name] = entry
     if config.tied_embedding:
         _drop_tied_head(entries)
+    named = bert_tensor_name if config.architecture == "bert" else llama_tensor_name
     tensors: dict[str, SourceTensor] = {}
     for entry in entries.values():
-        name = _gguf_name(entry.name)
+        name = named(entry.name)
         if name is not None:
             descriptor = TensorDescriptor(name, entry.ggml_type, entry.shape, entry.region.nbytes)
             tensors[name] = SourceTensor(descriptor, entry.region)
     return tensors
 
 
-def _gguf_name(name: str) -> str | None:
-    """Return GGUF's name of a tensor, None for one that holds nothing new. Raises UnsupportedModel for any other."""
-    if name == _HEAD:
-        return "output.weight"
-    if name in _NAMES:
-        return _NAMES[name]
-    match = _BLOCK.fullmatch(name)
-    if match is not None and match[2] == _DERIVED:
-        return None
-    if match is None or match[2] not in _BLOCK_NAMES:
-        raise UnsupportedModel(f"tensor {name[:200]!r} has no place in the llama architecture as it can be run here")
-    return f"blk.{match[1]}.{_BLOCK_NAMES[match[2]]}"
-
-
 def _drop_tied_head(entries: dict[str, SafetensorsEntry]) -> None:
     """Drop the copy of the embedding that some tied checkpoints carry; one that differs is an error, not a choice."""
-    head, embedding = entries.pop(_HEAD, None), entries.get("model.embed_tokens.weight")
+    head, embedding = entries.pop(_HEAD, None), entries.get(_EMBEDDING)
     if head is None or embedding is None:
         return
     if head.region.nbytes != embedding.region.nbytes or any(

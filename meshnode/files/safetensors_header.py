@@ -14,6 +14,7 @@ __all__ = ["SafetensorsEntry", "read_safetensors"]
 
 _MAX_HEADER = 100_000_000  # bytes, the library's own limit
 _GGML_TYPES = {"F32": ("F32", 4), "F16": ("F16", 2), "BF16": ("BF16", 2)}
+_TABLES = {"I64": ("I64", 8)}  # no weights: what some checkpoints keep beside them, and nobody needs
 
 
 @attrs.frozen
@@ -65,9 +66,9 @@ def _entry(file: SourceFile, name: str, described: object, data_start: int) -> S
     dtype, shape, offsets = (described.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise InvalidModelFile(f"tensor {name!r} of {file.path.name} has no proper shape and offsets")
-    if dtype not in _GGML_TYPES:
+    if dtype not in _GGML_TYPES | _TABLES:
         raise UnsupportedModel(f"tensor {name!r} has type {str(dtype)[:40]}; known: {', '.join(_GGML_TYPES)}")
-    ggml_type, size = _GGML_TYPES[dtype]
+    ggml_type, size = (_GGML_TYPES | _TABLES)[dtype]
     if offsets[1] - offsets[0] != math.prod(shape) * size:
         raise InvalidModelFile(f"tensor {name!r} of {file.path.name} has another size than its shape {tuple(shape)}")
     return SafetensorsEntry(

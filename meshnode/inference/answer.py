@@ -60,6 +60,9 @@ class Answer:
 
     def push(self, event: TokenEvent) -> Delta | None:
         """Take a token; return what is certain now, if there is anything."""
+        if event.vector:
+            self._reason = FinishReason.STOP
+            return Delta(vector=event.vector, tokens=(event.token,))
         if event.token in self.tokenizer.end_tokens:
             self._reason = FinishReason.STOP
             return None

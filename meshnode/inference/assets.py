@@ -59,11 +59,15 @@ class ModelAssets:
         elif request.prompt_tokens:
             tokens = self._checked(request.prompt_tokens)
         else:
-            self._refuse_hopeless(len((request.prompt or "").encode()), context_length)
+            if not request.truncates:
+                self._refuse_hopeless(len((request.prompt or "").encode()), context_length)
             tokens = self.tokenizer.encode(request.prompt or "", parse_special=request.parse_special, add_bos=True)
+        if request.embeds and not request.prompt_tokens:
+            ending = self.tokenizer.ending
+            tokens = (tokens[: context_length - len(ending)] if request.truncates else tokens) + ending
         if not tokens:
             raise RequestError("the prompt is empty", param="messages" if request.prompt is None else "prompt")
-        if len(tokens) >= context_length:
+        if len(tokens) + (not request.embeds) > context_length:  # room for a token of the answer, if it has tokens
             raise ContextOverflow(
                 f"the prompt has {len(tokens)} tokens, and the model's context has {context_length}; shorten it",
                 param="messages",

@@ -87,11 +87,14 @@ class RequestRunner:
         if call.request.only_counts:
             await self._count(reply, target, model.assets)
             return
-        _check_biases(call.request, model.manifest.config.vocabulary_size)
+        config = model.manifest.config
+        _check_purpose(call.request, model.manifest)
+        _check_biases(call.request, config.vocabulary_size)
         context = min(model.spec.context_length, target.context_length)
         prompt = await self.lanes.run("template", model.assets.prompt, call.request, context)
         room = context - len(prompt.tokens)
         limit = room if call.request.max_tokens is None else min(room, call.request.max_tokens)
+        sampling = attrs.evolve(prompt.sampling, pooling=config.pooling or "mean" if call.request.embeds else "")
         wish = RouteRequest(
             model=target.id,
             block_count=target.block_count,
@@ -107,12 +110,13 @@ class RequestRunner:
         tokenizer = model.assets.tokenizer
         session = Session(
             prompt.tokens,
-            limit,
-            prompt.sampling,
+            1 if call.request.embeds else limit,
+            sampling,
             tokenizer.end_tokens,
             list(reply.tokens),
-            model.manifest.config.vocabulary_size,
+            config.vocabulary_size,
             asker=call.request.client if call.delegated.hops else "",
+            in_one_step=not config.causal,
         )
         answer = Answer(tokenizer, len(prompt.tokens), prompt.form)
         await self._coordinate(reply, target.name, session, wish, answer)
@@ -136,7 +140,7 @@ class RequestRunner:
             await reply.take(delta=Delta(answer.tokenizer.text(session.prompt)))
 
         async def take(event: TokenEvent) -> bool:
-            reply.record.tokens_came(0 if event.token in session.end_tokens else 1)
+            reply.record.tokens_came(0 if event.vector or event.token in session.end_tokens else 1)
             delta = answer.push(event)
             if delta is not None:
                 await reply.take(delta=delta)
@@ -343,6 +347,14 @@ class _Reply:
             route=finished.route or self._route or "",
             recoveries=finished.recoveries + self.losses,
             pause=round(finished.pause + self._pause, 3),
+        )
+
+
+def _check_purpose(request: GenerationRequest, model: ModelManifest) -> None:
+    if not (request.embeds or model.config.causal):
+        raise RequestError(
+            f"{model.name} makes vectors of texts and writes none itself; use /v1/embeddings, or another model",
+            param="model",
         )
 
 

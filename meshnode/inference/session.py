@@ -7,6 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
+import numpy as np
 import trio
 
 from meshnode.types.generation import SamplingParameters, TokenEvent
@@ -31,6 +32,7 @@ class Session:
     vocabulary: int = 1 << 32  # token ids are below it
     id: SessionId = attrs.field(factory=new_session_id)
     asker: str = ""  # another node whose request it is
+    in_one_step: bool = False  # the model has to see the whole prompt at once
     cached_tokens: int | None = attrs.field(default=None, init=False)  # of the prompt, that needed no computing
     pages: Sequence[bytes] = attrs.field(default=(), init=False)  # names of the full pages of the tokens so far
     route: Route | None = attrs.field(default=None, init=False)  # the newest
@@ -48,7 +50,7 @@ class Session:
     @property
     def capacity(self) -> int:
         """Positions of KV cache it may need."""
-        return len(self.prompt) + self.max_tokens
+        return len(self.prompt) + (0 if self.sampling.pooling else self.max_tokens)
 
     @property
     def is_complete(self) -> bool:
@@ -58,6 +60,8 @@ class Session:
 
     def is_possible(self, event: TokenEvent) -> bool:
         """Whether an honest head may have sampled `event`."""
+        if self.sampling.pooling or event.vector:
+            return bool(self.sampling.pooling) and _is_vector(event.vector)
         if not all(0 <= token < self.vocabulary for token in (event.token, *(token for token, _ in event.top))):
             return False
         if self.sampling.top_logprobs is None:
@@ -93,3 +97,8 @@ class Session:
         if self._lost_at is not None:
             self.pause += trio.current_time() - self._lost_at
             self._lost_at = None
+
+
+def _is_vector(raw: bytes) -> bool:
+    """Whether these are finite float32 numbers."""
+    return bool(raw) and len(raw) % 4 == 0 and bool(np.isfinite(np.frombuffer(raw, "<f4")).all())

@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from meshnode.errors import InvalidModelFile, UnsupportedModel
 from meshnode.text.pretokenizers import pre_tokenizer
 from meshnode.text.spm import SpmEncoder
+from meshnode.text.wordpiece import wordpiece
 from meshnode.types.token_bytes import end_tokens, token_bytes
 from meshnode.types.tokenizer import TokenizerData
 
@@ -20,6 +21,7 @@ __all__ = ["Tokenizer", "build_tokenizer"]
 
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
 _SPACE = "\u2581"
+_NO_LIMIT = 1 << 40  # bytes: WordPiece drops spaces, and a word that it does not know is one token
 
 
 @attrs.frozen(eq=False)
@@ -44,6 +46,11 @@ class Tokenizer:
     def eos_token(self) -> int | None:
         """The token that ends a text, if the vocabulary has one."""
         return self.data.eos_token
+
+    @property
+    def ending(self) -> list[int]:
+        """What the vocabulary puts after a text that is whole, often nothing."""
+        return [self.eos_token] if self.data.add_eos and self.eos_token is not None else []
 
     @property
     def size(self) -> int:
@@ -101,7 +108,7 @@ class Tokenizer:
         return self._bytes[token].decode(errors="replace") or self.data.tokens[token]
 
     def _encode_text(self, text: str, after_special: bool) -> list[int]:
-        if self.data.model == "gpt2":
+        if self.data.model in ("gpt2", "bert"):
             return self._encode_plain(text)
         prefix = " " if self.data.add_space_prefix and after_special else ""
         return self._encode_plain((prefix + text).replace(" ", _SPACE))
@@ -118,16 +125,19 @@ def build_tokenizer(data: TokenizerData) -> Tokenizer:
         encode = _spm(data, ids)
     elif data.model == "t5":
         encode = _unigram(data)
+    elif data.model == "bert":
+        encode = wordpiece(data, ids)
     else:
         raise UnsupportedModel(
-            f"tokenizers of kind {data.model!r} cannot be run; known: gpt2 (byte-level BPE), llama (SPM), t5 (unigram)"
+            f"tokenizers of kind {data.model!r} cannot be run; known: gpt2 (byte-level BPE), llama (SPM), t5 (unigram), "
+            "bert (WordPiece)"
         )
     texts = list(zip(data.tokens, data.token_types, strict=True))
     pieces = token_bytes(data)
     return Tokenizer(
         data=data,
         end_tokens=end_tokens(data),
-        longest=max(map(len, pieces), default=1) or 1,
+        longest=_NO_LIMIT if data.model == "bert" else max(map(len, pieces), default=1) or 1,
         encode_plain=encode,
         control=_pattern([text for text, kind in texts if kind in (_CONTROL, _USER_DEFINED)]),
         user_defined=_pattern([text for text, kind in texts if kind == _USER_DEFINED]),

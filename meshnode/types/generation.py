@@ -11,6 +11,7 @@ from meshnode.types.conversation import ChatMessage, OutputFormat, ToolUse
 from meshnode.types.ids import RequestId
 
 __all__ = [
+    "POOLINGS",
     "CallPiece",
     "Delta",
     "FinishReason",
@@ -24,6 +25,10 @@ __all__ = [
     "TokenLogprob",
     "Usage",
 ]
+
+
+POOLINGS = ("mean", "cls", "last")
+"""How the final states of a text become its vector: their mean, the first token's, or the last one's."""
 
 
 @attrs.frozen
@@ -40,6 +45,7 @@ class SamplingParameters:
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, addend in [-100, 100])
     top_logprobs: int | None = None  # None: no log-probabilities; k: the chosen token's and the k best
     grammar: str | None = None  # llguidance's: only tokens it allows can be sampled
+    pooling: str = ""  # one of POOLINGS: the answer is no text, but one event with the prompt's vector
 
 
 @attrs.frozen
@@ -65,6 +71,7 @@ class TokenEvent:
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
+    vector: bytes = b""  # instead of a token: little-endian float32 [hidden], of length 1
 
 
 class FinishReason(enum.Enum):
@@ -105,6 +112,8 @@ class GenerationRequest:
     thinking: bool | None = None  # whether a model that can think does; None: as its template has it
     prompt_tokens: tuple[int, ...] = ()  # instead of `prompt`: it has been encoded already
     parse_special: bool = False  # texts of control tokens in `prompt` are those tokens
+    embeds: bool = False  # the answer is the prompt's vector
+    truncates: bool = False  # of a prompt that is too long to embed, the beginning is taken
     echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities if asked for
 
     @property
@@ -151,6 +160,7 @@ class Delta:
     tokens: tuple[int, ...] = ()  # that it came from, or that came without anything to show
     reasoning: str = ""  # of a thinking model
     calls: tuple[CallPiece, ...] = ()
+    vector: bytes = b""  # the whole answer of a request that embeds: little-endian float32 [hidden], of length 1
 
 
 @attrs.frozen

@@ -55,6 +55,8 @@ class ModelConfig:
     rope_factors: tuple[float, ...] | None = None  # rope_size / 2 divisors of the base frequencies (Llama 3)
     sliding_window: int | None = None  # tokens each position may look back, None is all
     tied_embedding: bool = False
+    causal: bool = True  # False: every position attends to all others, and the model makes vectors but no text
+    pooling: str = ""  # how it makes a vector of a text, one of POOLINGS; "" is its mean
 
     @property
     def blocks(self) -> BlockRange:

@@ -45,4 +45,6 @@ def _bytes_of(model: str, text: str, kind: int) -> bytes:
         return bytes([int(text[3:5], 16)])
     if model == "gpt2" and kind != _USER_DEFINED and all(letter in _ALPHABET for letter in text):
         return bytes(_ALPHABET[letter] for letter in text)
+    if model == "bert":
+        return text[2:].encode() if text.startswith("##") else f" {text}".encode()
     return (text if model == "gpt2" else text.replace(_SPACE, " ")).encode()

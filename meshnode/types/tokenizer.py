@@ -12,12 +12,12 @@ class TokenizerData:
     """What a GGUF file says in its `tokenizer.*` keys (or what a `tokenizer.json` says, in the same terms).
 
     `tokens[i]` is the text of token i in the vocabulary's own spelling (byte-level BPE: GPT-2's printable bytes;
-    SPM: U+2581 for a space, `<0xNN>` for bytes). `token_types` uses GGML's numbers: 1 normal, 2 unknown, 3 control,
-    4 user defined, 5 unused, 6 byte.
+    SPM: U+2581 for a space, `<0xNN>` for bytes; WordPiece: ## before what goes on with a word). `token_types` uses GGML's
+    numbers: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
     """
 
-    model: str  # "gpt2" (byte-level BPE), "llama" (SPM), "t5" (unigram)
-    pre: str  # name of the pre-tokenizer, "default" when the file names none
+    model: str  # "gpt2" (byte-level BPE), "llama" (SPM), "t5" (unigram), "bert" (WordPiece)
+    pre: str  # name of the pre-tokenizer, "default" when the file names none; of WordPiece "cased" or "uncased"
     tokens: tuple[str, ...]
     token_types: tuple[int, ...]
     merges: tuple[str, ...] = ()  # "left right", in order of rank; BPE only

@@ -114,3 +114,9 @@ def test_errors_are_the_clients_own(client):
 
 def test_what_asks_whether_anybody_is_there(node):
     assert node.http.head("/").status_code == 200
+
+
+def test_vectors_of_texts(client):
+    made = client.embed(model="starter", input=["one", "two words"])
+    assert sum(number * number for number in made.embeddings[1]) == pytest.approx(1.0, abs=1e-5)
+    assert list(client.embeddings(model="starter", prompt="one").embedding) == pytest.approx(list(made.embeddings[0]))

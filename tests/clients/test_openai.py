@@ -149,3 +149,18 @@ def test_litellm(node, key, monkeypatch):
     assert litellm.completion(model="ollama_chat/starter", **there, **SHORT).choices[0].message.content
     with pytest.raises(litellm.NotFoundError):
         litellm.completion(model="openai/nobody", **(there | {"api_base": f"{node.url}/v1"}))
+
+
+def test_vectors_of_texts_tell_which_are_alike(client):
+    texts = ["A cat sat on the mat.", "A kitten was sitting on a rug.", "The central bank raised interest rates again."]
+    made = client.embeddings.create(model="starter", input=texts)
+    cat, kitten, bank = (item.embedding for item in made.data)
+
+    def likeness(one, other):
+        return sum(left * right for left, right in zip(one, other, strict=True))
+
+    assert likeness(cat, cat) == pytest.approx(1.0, abs=1e-5)
+    assert likeness(cat, kitten) > likeness(cat, bank)
+    again = client.embeddings.create(model="starter", input=texts[0], dimensions=8)
+    assert len(again.data[0].embedding) == 8
+    assert again.usage.prompt_tokens < made.usage.prompt_tokens

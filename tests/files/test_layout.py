@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from meshnode.engine.quantization.ggml import PLAIN, QUANTIZED
 from meshnode.errors import InvalidModelFile, UnsupportedModel
-from meshnode.files.layout import READABLE_TYPES, Architecture, check_tensors, is_kept, plan_shards
+from meshnode.files.layout import READABLE_TYPES, check_tensors, is_kept, plan_shards
+from meshnode.files.tensor_shapes import LlamaShapes
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ModelConfig, RopeStyle, ShardKind, TensorDescriptor
 
 CONFIG = ModelConfig("llama", 2, 64, 128, 4, 2, 16, 320, 512, 1e-5, 1e4, 16, RopeStyle.INTERLEAVED)
-BIASED = {"llama": Architecture(attention_biases=True)}
+BIASED = {"llama": LlamaShapes(attention_biases=True)}
 
 
 def _tensors(*, biases: bool = False) -> dict[str, TensorDescriptor]:
@@ -55,7 +56,7 @@ def test_biases_are_refused_where_it_has_none_and_missed_where_it_has():
 
 
 def test_an_architecture_that_is_not_in_the_table_is_named():
-    with pytest.raises(UnsupportedModel, match="'gemma' cannot be run; known: llama"):
+    with pytest.raises(UnsupportedModel, match="'gemma' cannot be run; known: bert, llama"):
         check_tensors(attrs.evolve(CONFIG, architecture="gemma"), _tensors())
 
 

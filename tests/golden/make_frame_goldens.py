@@ -1,5 +1,6 @@
 """Adds to frames.json the frames of messages that have none yet. A frame that is there is never changed: nodes out there
-speak it.
+speak it. Where a value inside a message has grown a field, with a default, the old frame stays under its name with @ and a number,
+and has to be understood for ever.
 
 PYTHONPATH=tests python tests/golden/make_frame_goldens.py
 """

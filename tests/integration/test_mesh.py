@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import openai
 import pytest
 from support.real_mesh import CRASHING, Mesh, ask, command, eventually
+from support.surfaces import ASKED, chat, surfaces_for, vectors
 from support.tiny_gguf import write_tiny_llama
 
 pytestmark = [pytest.mark.processes, pytest.mark.starter]
@@ -23,6 +24,7 @@ BODIES = {"greedy": STORY, "seeded": STORY | {"temperature": 0.8, "seed": 7}}
 NAME = "smollm2-135m-instruct"
 HOLDERS = {"a": "0:10", "b": "10:20", "c": "20:30", "a2": "0:10", "b2": "10:20"}
 NODES = ("asker", *HOLDERS)
+TEXTS = ["A cat.", "The sea, the sea, the open sea."]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,10 @@ def started(tmp_path_factory, starter_wheel):
         mesh.begin("alone", "--model", "starter", MESHNODE_NETWORK_ENABLED="false")
         for name in (*HOLDERS, "alone"):
             mesh.nodes[name].__enter__()
-        mesh.undisturbed = {name: ask(mesh.nodes["alone"], body) for name, body in BODIES.items()}
+        alone = mesh.nodes["alone"]
+        mesh.undisturbed = {name: ask(alone, body) for name, body in BODIES.items()}
+        mesh.told = {name: chat(alone.http, ASKED[name], stream=False) for name in ("cut", "stopped", "formed")}
+        mesh.vectors = vectors(alone.http, TEXTS)
         mesh.end("alone")
         yield mesh
 
@@ -77,6 +82,16 @@ def test_every_node_answers_with_the_text_of_one_that_holds_all(mesh):
         assert answer.recovered == 0
     seeded = ask(mesh.nodes["b"], BODIES["seeded"])
     assert seeded.outcome == mesh.undisturbed["seeded"].outcome != alone.outcome
+
+
+@pytest.mark.parametrize("place", ["asker", "a"], ids=["delegated", "split"])
+def test_every_interface_says_what_one_node_says(mesh, place):
+    http = mesh.nodes[place].http
+    for name, wanted in mesh.told.items():
+        for surface in surfaces_for(ASKED[name]):
+            for stream in (False, True):
+                assert surface(http, ASKED[name], stream=stream) == wanted, (name, surface.__name__, stream)
+    assert vectors(http, TEXTS) == mesh.vectors
 
 
 def test_the_openai_sdk_streams_from_a_node_that_holds_nothing(mesh):

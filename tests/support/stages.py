@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from meshnode.engine.executor import StageSpec
-from meshnode.files.importing import import_gguf
-from meshnode.files.shard_file import shard_path
+from meshnode.files.importing import import_gguf, import_model
+from meshnode.files.safetensors_folder import open_folder
+from meshnode.files.shard_file import publish_shard, shard_path
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ModelManifest
 
-__all__ = ["ends_of", "stage_of", "tiny_manifest"]
+__all__ = ["ends_of", "imported", "stage_of", "tiny_manifest"]
 
 
 def stage_of(
@@ -61,3 +62,14 @@ def _spec(
 def tiny_manifest(path: Path, folder: Path) -> ModelManifest:
     """Import a GGUF file."""
     return import_gguf(path, folder)
+
+
+def imported(source: Path, folder: Path) -> ModelManifest:
+    """Import a Hugging Face folder."""
+    staging = folder / "staging"
+    staging.mkdir(parents=True)
+    with open_folder(source) as model:
+        manifest = import_model(model, staging, lambda _kind, _block: True, lambda _done, _total: None)
+    for shard in {shard.id for shard in manifest.shards}:
+        publish_shard(staging, folder, shard)
+    return manifest

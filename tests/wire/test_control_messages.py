@@ -28,7 +28,7 @@ def test_a_message_has_the_bytes_it_has_always_had(name):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_bytes_of_old_mean_what_they_have_always_meant(name):
-    messages, message, body = EXAMPLES[name]
+    messages, message, body = EXAMPLES[name.partition("@")[0]]
     assert list(EnvelopeCodec(messages, messages).feed(GOLDEN[name])) == [Envelope(41, message, body)]
 
 
@@ -53,7 +53,7 @@ anything = st.recursive(
     max_leaves=30,
 )
 sets = st.sampled_from(list(SETS.values()))
-names = st.sampled_from(sorted(GOLDEN))
+names = st.sampled_from(sorted(EXAMPLES))
 
 
 @given(messages=sets, header=st.binary(max_size=400))

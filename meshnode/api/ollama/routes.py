@@ -5,6 +5,12 @@ from quart_trio import QuartTrio
 
 from meshnode.api.answering import reply_to
 from meshnode.api.naming import find_model
+from meshnode.api.ollama.embeddings import (
+    EmbedRequest,
+    OldEmbedRequest,
+    make_ollama_embedding,
+    make_ollama_embeddings,
+)
 from meshnode.api.ollama.models import VERSION, list_models, running_models, show_model
 from meshnode.api.ollama.reply import LINES, OllamaReply, loaded_reply
 from meshnode.api.ollama.schemas import ChatRequest, GenerateRequest, ShowRequest
@@ -32,6 +38,16 @@ def add_ollama_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     async def ollama_generate(body: GenerateRequest) -> Response:
         return await _answer(body, dependencies)
 
+    @app.post("/api/embed")
+    @takes(EmbedRequest, "Make vectors of texts.", timeout=timeout)
+    async def ollama_embed(body: EmbedRequest) -> Response:
+        return await make_ollama_embeddings(body, dependencies, client=_client(), request=g.request)
+
+    @app.post("/api/embeddings")
+    @takes(OldEmbedRequest, "Make a vector of a text.", timeout=timeout)
+    async def ollama_embedding(body: OldEmbedRequest) -> Response:
+        return await make_ollama_embedding(body, dependencies, client=_client(), request=g.request)
+
     @app.get("/api/tags")
     @describes(Operation("List the models."))
     async def ollama_tags() -> Response:
@@ -53,9 +69,13 @@ def add_ollama_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
         return json_reply({"version": VERSION})
 
 
+def _client() -> str:
+    return request.remote_addr or "unknown"
+
+
 async def _answer(body: ChatRequest | GenerateRequest, dependencies: ApiDependencies) -> Response:
     is_chat = isinstance(body, ChatRequest)
-    client = request.remote_addr or "unknown"
+    client = _client()
     if body.only_loads:
         await _load(body, client, dependencies)
         return json_reply(loaded_reply(body.model, is_chat=is_chat))
@@ -66,12 +86,12 @@ async def _answer(body: ChatRequest | GenerateRequest, dependencies: ApiDependen
 
 
 async def _load(body: ChatRequest | GenerateRequest, client: str, dependencies: ApiDependencies) -> None:
-    """Have a model loaded by what loads it here: a request, for one token of nothing in particular."""
+    """Have a model loaded by what loads it here: a request, for the vector of nothing in particular, which all can make."""
     if body.asks_to_unload:
         raise RequestError(
             "'keep_alive': 0 is not supported: a model stays loaded until another needs its memory", param="keep_alive"
         )
-    wanted = GenerationRequest(g.request, body.model, prompt=" ", max_tokens=1, client=client)
+    wanted = GenerationRequest(g.request, body.model, prompt=".", max_tokens=1, client=client, embeds=True)
     async with dependencies.generate([wanted]) as events:
         async for _ in events:
             pass

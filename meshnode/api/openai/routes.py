@@ -7,6 +7,7 @@ from meshnode.api.anthropic import models as anthropic
 from meshnode.api.naming import find_model
 from meshnode.api.openai.chat import complete_chat
 from meshnode.api.openai.completions import CompletionRequest, complete_text
+from meshnode.api.openai.embeddings import EmbeddingsRequest, make_embeddings
 from meshnode.api.openai.models import list_models, show_model
 from meshnode.api.openai.schemas import ChatRequest
 from meshnode.api.operations import JSON, Operation, describes, takes
@@ -33,6 +34,11 @@ def add_openai_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     async def completions(body: CompletionRequest) -> Response:
         resources = request_resources(request)
         return await complete_text(body, dependencies, resources, client=_client(), request=g.request)
+
+    @app.post("/v1/embeddings")
+    @takes(EmbeddingsRequest, "Make vectors of texts.", timeout=timeout)
+    async def embeddings(body: EmbeddingsRequest) -> Response:
+        return await make_embeddings(body, dependencies, client=_client(), request=g.request)
 
     @app.get("/v1/models")
     @describes(Operation("List the models."))
