@@ -10,6 +10,7 @@ from meshnode.api.admin.mesh import add_mesh_routes
 from meshnode.api.admin.models import add_model_routes
 from meshnode.api.admin.node import add_node_routes
 from meshnode.api.anthropic.routes import add_anthropic_routes
+from meshnode.api.anthropic.version import speaks_anthropic
 from meshnode.api.exposition import OPEN_PATHS, add_public_routes
 from meshnode.api.failures import Failure, describe, failure_of
 from meshnode.api.guards import Guards
@@ -94,7 +95,7 @@ def _refuse(failure: Failure, cause: Exception | None = None) -> Response:
     trace = {"exc_info": cause} if failure.status == 500 and cause is not None else {}
     facts = {"request": g.request, "method": request.method, "path": request.path[:200], "client": _client()}
     log("refused", status=failure.status, code=failure.code, reason=failure.message[:500], **facts, **trace)
-    return refusal_reply(failure, request.path, g.request)
+    return refusal_reply(failure, request.path, g.request, is_anthropic=speaks_anthropic(request.headers))
 
 
 def _client() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -11,14 +12,38 @@ from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout, Unsupport
 
 from meshnode.errors import RequestError
 
-__all__ = ["decode_json", "read_json"]
+__all__ = ["WrongValue", "decode_json", "named", "parts_of", "read_json"]
 
 T = TypeVar("T")
+WrongValue = Callable[[str], RequestError]
+"""Makes a refusal of what msgspec says of a value that is not of its type."""
 _UNKNOWN_FIELD = re.compile("contains unknown field `(.+)`")
 _MISSING_FIELD = re.compile("missing required field `(.+)`")
 
 
-async def read_json(request: Request, kind: type[T], *, timeout: float) -> T:
+def parts_of(text: str) -> tuple[str, str]:
+    """Return what msgspec finds wrong, without the field's name, and that field's path.
+
+    msgspec says "what - at `$.path`", and of an unknown or missing field only the object it stands in.
+    """
+    message, _, path = text.partition(" - at `$")
+    param = path.rstrip("`").lstrip(".")
+    if (unknown := _UNKNOWN_FIELD.search(message)) is not None:
+        return "is not supported by this node", f"{param}.{unknown[1]}".lstrip(".")
+    if (missing := _MISSING_FIELD.search(message)) is not None:
+        return "is needed and not there", f"{param}.{missing[1]}".lstrip(".")
+    return message, param
+
+
+def named(text: str) -> RequestError:
+    """Name the field as JavaScript and Python would reach it: `messages[0].content`."""
+    message, param = parts_of(text)
+    if message.startswith("is "):
+        return RequestError(f"{param!r} {message}", param=param)
+    return RequestError(f"{message} (at {param})" if param else message, param=param or None)
+
+
+async def read_json(request: Request, kind: type[T], *, timeout: float, wrong: WrongValue = named) -> T:
     """Read the body and decode it as `kind`.
 
     Raises RequestError naming the line of malformed JSON or the field of a wrong value, and werkzeug's 408, 413 and 415.
@@ -32,34 +57,19 @@ async def read_json(request: Request, kind: type[T], *, timeout: float) -> T:
     limit = request.max_content_length
     if limit is not None and len(raw) > limit:
         raise RequestEntityTooLarge
-    return decode_json(raw, kind)
+    return decode_json(raw, kind, wrong=wrong)
 
 
-def decode_json(raw: bytes, kind: type[T]) -> T:
+def decode_json(raw: bytes, kind: type[T], *, wrong: WrongValue = named) -> T:
     """Decode; the sentence says where it went wrong."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
-        raise _wrong_value(str(error)) from error
+        raise wrong(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"the body is not valid JSON: {_what_and_where(raw, error)}") from error
     except RecursionError as error:
         raise RequestError("the body is not valid JSON: it is nested too deeply") from error
-
-
-def _wrong_value(text: str) -> RequestError:
-    """Name the field: msgspec says `what - at `$.path``, and of an unknown field only the object it stands in."""
-    message, _, path = text.partition(" - at `$")
-    param = path.rstrip("`").lstrip(".")
-    field = _UNKNOWN_FIELD.search(message)
-    if field is not None:
-        param = f"{param}.{field[1]}".lstrip(".")
-        return RequestError(f"{param!r} is not supported by this node", param=param)
-    missing = _MISSING_FIELD.search(message)
-    if missing is not None:
-        param = f"{param}.{missing[1]}".lstrip(".")
-        return RequestError(f"{param!r} is needed and not there", param=param)
-    return RequestError(f"{message} (at {param})" if param else message, param=param or None)
 
 
 def _what_and_where(raw: bytes, error: Exception) -> str:

@@ -8,7 +8,7 @@ import attrs
 import msgspec
 from quart import Response, request
 
-from meshnode.api.bodies import read_json
+from meshnode.api.bodies import WrongValue, named, read_json
 
 __all__ = ["JSON", "Operation", "describes", "operation_of", "takes"]
 
@@ -40,17 +40,23 @@ def describes(operation: Operation) -> Callable[[_View], _View]:
 
 
 def takes(
-    body: type[_Body], summary: str, *, timeout: float, answers: tuple[str, ...] = (JSON,), status: int = 200
+    body: type[_Body],
+    summary: str,
+    *,
+    timeout: float,
+    answers: tuple[str, ...] = (JSON,),
+    status: int = 200,
+    wrong: WrongValue = named,
 ) -> Callable[[Callable[..., Awaitable[Response]]], Callable[..., Awaitable[Response]]]:
     """Give a handler the request's body, decoded, as its first argument; it has `timeout` seconds to arrive.
 
-    What `read_json` raises, the view raises.
+    `wrong` says what is wrong with a value in the words of the surface. What `read_json` raises, the view raises.
     """
 
     def attach(handler: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
         @functools.wraps(handler)
         async def view(**path: str) -> Response:
-            return await handler(await read_json(request, body, timeout=timeout), **path)
+            return await handler(await read_json(request, body, timeout=timeout, wrong=wrong), **path)
 
         return describes(Operation(summary, body, answers, status))(view)
 

@@ -24,9 +24,9 @@ class _Shape:
     status: Callable[[Failure], int] = lambda failure: failure.status
 
 
-_OPENAI = _Shape(lambda failure, _request: failure_body(failure))
+_OPENAI, _ANTHROPIC = _Shape(lambda failure, _request: failure_body(failure)), _Shape(anthropic_error, anthropic_status)
 _SHAPES: Mapping[str, _Shape] = {
-    "/v1/messages": _Shape(anthropic_error, anthropic_status),
+    "/v1/messages": _ANTHROPIC,
     "/api/admin/": _OPENAI,
     "/api/": _Shape(lambda failure, _request: ollama_error(failure)),
 }
@@ -38,7 +38,9 @@ def error_body(failure: Failure, path: str) -> bytes:
     return _shape(path).body(failure, "")
 
 
-def _shape(path: str) -> _Shape:
+def _shape(path: str, *, is_anthropic: bool = False) -> _Shape:
+    if is_anthropic and path.startswith("/v1/"):
+        return _ANTHROPIC
     return next((shape for beginning, shape in _SHAPES.items() if path.startswith(beginning)), _OPENAI)
 
 
@@ -48,9 +50,12 @@ def json_reply(value: object, status: int = 200, *, headers: Mapping[str, str] |
     return Response(msgspec.json.encode(value), status=status, content_type="application/json", headers=given)
 
 
-def refusal_reply(failure: Failure, path: str, request: str) -> Response:
-    """Return the error object that clients of a path know, with the headers that belong to its status."""
-    shape = _shape(path)
+def refusal_reply(failure: Failure, path: str, request: str, *, is_anthropic: bool = False) -> Response:
+    """Return the error object that clients of a path know, with the headers that belong to its status.
+
+    Some paths are OpenAI's and Anthropic's: `is_anthropic` says whose client asks.
+    """
+    shape = _shape(path, is_anthropic=is_anthropic)
     response = Response(shape.body(failure, request), status=shape.status(failure), content_type="application/json")
     if failure.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(failure.retry_after)))

@@ -80,7 +80,7 @@ class MessageReply:
 
     request: RequestId
     hides_thinking: bool = False
-    left_out: tuple[str, ...] = ()  # tools that nobody can run here
+    warnings: tuple[str, ...] = ()  # what was not taken as it was meant
     _journey: Journey = attrs.field(factory=Journey, init=False)
     _blocks: list[_Block] = attrs.field(factory=list, init=False)
 
@@ -121,9 +121,8 @@ class MessageReply:
     def headers(self) -> dict[str, str]:
         """Return the headers that say where and how fast, and what was left out."""
         headers = self._journey.headers()
-        if self.left_out:
-            names = ", ".join(name[:64].encode("ascii", "replace").decode() for name in self.left_out[:16])
-            headers["x-meshnode-warning"] = f"tools that this node cannot run were left out: {names}"
+        if self.warnings:
+            headers["x-meshnode-warning"] = "; ".join(self.warnings)
         return headers
 
     def _add(self, kind: str, piece: str, call: CallPiece | None) -> bytes:

@@ -6,6 +6,8 @@ from quart_trio import QuartTrio
 from meshnode.api.answering import reply_to
 from meshnode.api.anthropic.reply import STREAM_TYPE, MessageReply
 from meshnode.api.anthropic.schemas import CountRequest, MessagesRequest
+from meshnode.api.anthropic.version import check_version, version_warnings
+from meshnode.api.anthropic.wrong import wrong_value
 from meshnode.api.operations import JSON, takes
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
@@ -21,16 +23,19 @@ def add_anthropic_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     timeout = dependencies.body_timeout
 
     @app.post("/v1/messages")
-    @takes(MessagesRequest, "Answer a conversation.", timeout=timeout, answers=(STREAM_TYPE, JSON))
+    @takes(MessagesRequest, "Answer a conversation.", timeout=timeout, answers=(STREAM_TYPE, JSON), wrong=wrong_value)
     async def messages(body: MessagesRequest) -> Response:
+        check_version(request.headers)
         generation = body.generation(_client(), g.request)
-        reply = MessageReply(g.request, body.hides_thinking, body.left_out)
+        warnings = (*version_warnings(request.headers), *body.warnings)
+        reply = MessageReply(g.request, body.hides_thinking, warnings)
         resources = request_resources(request)
         return await reply_to([generation], reply, dependencies, resources, stream=bool(body.stream))
 
     @app.post("/v1/messages/count_tokens")
-    @takes(CountRequest, "Count the tokens of a conversation.", timeout=timeout)
+    @takes(CountRequest, "Count the tokens of a conversation.", timeout=timeout, wrong=wrong_value)
     async def count_tokens(body: CountRequest) -> Response:
+        check_version(request.headers)
         return json_reply({"input_tokens": await _count(body, dependencies)})
 
 

@@ -4,11 +4,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from meshnode.api.anthropic.blocks import Block, Turn, flatten
-from meshnode.api.anthropic.tools import ToolEntry, client_tools, server_tools, tool_use
+from meshnode.api.anthropic.blocks import Text, Turn
+from meshnode.api.anthropic.conversation import flatten
+from meshnode.api.anthropic.tools import ToolChoice, ToolEntry, client_tools, server_tools, tool_use
+from meshnode.api.anthropic.wrong import wrong_at
 from meshnode.api.openai.schemas import ModelName
 from meshnode.api.parameters import LAST_TOKEN, choice_seeds, default, stops, within
-from meshnode.errors import RequestError
 from meshnode.types.conversation import OutputFormat
 from meshnode.types.generation import GenerationRequest, SamplingParameters
 from meshnode.types.ids import RequestId
@@ -19,11 +20,39 @@ _THINKS = {"enabled": True, "disabled": False, "adaptive": None}
 
 
 class Thinking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whether to think. A budget is not kept to: `max_tokens` bounds thoughts and answer together."""
+    """Whether to think, and how long at most."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
     display: Literal["summarized", "omitted"] | None = None
+
+    def check(self, max_tokens: int | None) -> None:
+        """Raise RequestError for a budget that cannot be, or stands where none does."""
+        if self.type != "enabled":
+            if self.budget_tokens is not None:
+                raise wrong_at("thinking.budget_tokens", f"goes with the type 'enabled', not with {self.type!r}")
+            return
+        if self.budget_tokens is None:
+            raise wrong_at("thinking.budget_tokens", "is needed and not there; without a budget the type is 'adaptive'")
+        if self.budget_tokens < 1:
+            raise wrong_at("thinking.budget_tokens", "must be at least 1")
+        if max_tokens is not None and self.budget_tokens >= max_tokens:
+            raise wrong_at("thinking.budget_tokens", f"must be less than max_tokens, which is {max_tokens}")
+
+
+class JsonForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The schema an answer has to fit."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The form of an answer. A model thinks or does not, so efforts change nothing; nor does a budget that the model is told."""
+
+    format: JsonForm | None = None
+    effort: str | None = None
+    task_budget: dict[str, Any] | None = None
 
 
 class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -31,21 +60,23 @@ class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     model: ModelName
     messages: list[Turn]
-    system: str | list[Block] | None = None
+    system: str | list[Text] | None = None
     tools: list[ToolEntry] | None = None
-    tool_choice: dict[str, Any] | None = None
+    tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
-    output_config: dict[str, Any] | None = None
-    output_format: dict[str, Any] | None = None  # where the form stood before output_config
+    output_config: OutputConfig | None = None
+    output_format: JsonForm | None = None  # where the form stood before output_config
     # What changes no answer here: hints to caches that are there anyway, labels, and places to run.
-    cache_control: Any = None
-    context_management: Any = None
-    mcp_servers: Any = None
+    cache_control: dict[str, Any] | None = None
+    context_management: dict[str, Any] | None = None
+    mcp_servers: list[Any] | None = None
+    speed: Literal["standard"] | None = None
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """Tools that nobody can run here."""
-        return server_tools(self.tools or ())
+    def warnings(self) -> tuple[str, ...]:
+        """What is not taken as it is meant: tools that nobody can run here."""
+        names = [name[:64].encode("ascii", "replace").decode() for name in server_tools(self.tools or ())[:16]]
+        return (f"tools that this node cannot run were left out: {', '.join(names)}",) if names else ()
 
     @property
     def hides_thinking(self) -> bool:
@@ -54,7 +85,7 @@ class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     def _request(self, request: RequestId, client: str, **fields: Any) -> GenerationRequest:  # noqa: ANN401
         if self.mcp_servers:
-            raise RequestError("mcp_servers: this node connects to no MCP servers", param="mcp_servers")
+            raise wrong_at("mcp_servers", "this node connects to no MCP servers")
         return GenerationRequest(
             id=request,
             model=self.model,
@@ -67,25 +98,13 @@ class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         )
 
     def _form(self) -> OutputFormat:
-        config = dict(self.output_config or {})
-        config.pop("effort", None)  # a model thinks or does not
-        form = config.pop("format", None)
+        form = self.output_config.format if self.output_config is not None else None
         if form is not None and self.output_format is not None:
-            raise RequestError("output_format: stands in output_config already", param="output_format")
+            raise wrong_at("output_format", "stands in output_config already")
         form = form or self.output_format
-        config.pop("task_budget", None)
-        if config:
-            raise RequestError(f"output_config.{min(config)[:40]}: is not known", param="output_config")
-        if form is None:
-            return OutputFormat()
-        if (
-            not isinstance(form, dict)
-            or form.get("type") != "json_schema"
-            or not isinstance(form.get("schema"), dict)
-            or len(form) > 2
-        ):
-            raise RequestError("output_config.format: is of type json_schema and has a 'schema'", param="output_config")
-        return OutputFormat("json_schema", msgspec.json.encode(form["schema"]).decode())
+        return (
+            OutputFormat() if form is None else OutputFormat("json_schema", msgspec.json.encode(form.schema).decode())
+        )
 
 
 class CountRequest(_Conversation, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,6 +112,8 @@ class CountRequest(_Conversation, frozen=True, forbid_unknown_fields=True, kw_on
 
     def generation(self, client: str, request: RequestId) -> GenerationRequest:
         """Return a generation whose prompt is to be counted. Raises RequestError."""
+        if self.thinking is not None:
+            self.thinking.check(None)
         return self._request(request, client, max_tokens=0)
 
 
@@ -109,10 +130,12 @@ class MessagesRequest(_Conversation, frozen=True, forbid_unknown_fields=True, kw
     service_tier: Literal["auto", "standard_only"] | None = None
     container: None = None
     inference_geo: Literal["global"] | None = None
-    speed: Literal["standard"] | None = None
+    diagnostics: None = None
 
     def generation(self, client: str, request: RequestId) -> GenerationRequest:
         """Return the generation. More `max_tokens` than the context has room for is as many as it has. Raises RequestError."""
+        if self.thinking is not None:
+            self.thinking.check(self.max_tokens)
         sampling = SamplingParameters(
             temperature=within("temperature", default(self.temperature, 1.0), 0, 2),
             top_p=within("top_p", default(self.top_p, 1.0), 0, 1, above=True),

@@ -1,16 +1,16 @@
 """Tools and the choice among them, as Anthropic writes them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import attrs
 import msgspec
 
+from meshnode.api.anthropic.wrong import wrong_at, wrong_value
 from meshnode.api.openai.tools import check_tools
-from meshnode.errors import RequestError
 from meshnode.types.conversation import Tool, ToolMode, ToolUse
 
-__all__ = ["ToolEntry", "client_tools", "server_tools", "tool_use"]
+__all__ = ["ToolChoice", "ToolEntry", "client_tools", "server_tools", "tool_use"]
 
 _MODES = {"auto": ToolMode.AUTO, "any": ToolMode.REQUIRED, "none": ToolMode.NONE}
 
@@ -38,11 +38,13 @@ def client_tools(entries: Sequence[ToolEntry]) -> tuple[Tool, ...]:
     """Return the tools that the client runs. Raises RequestError."""
     found = []
     for index, entry in enumerate(entries):
+        if not isinstance(entry.get("type"), str | None):
+            raise wrong_at(f"tools.{index}.type", "is a string")
         if _is_ours(entry):
             try:
                 tool = msgspec.convert(entry, ClientTool)
             except msgspec.ValidationError as error:
-                raise RequestError(f"tools.{index}: {error}", param=f"tools.{index}") from error
+                raise wrong_value(str(error), f"tools.{index}") from error
             schema = msgspec.json.encode(tool.input_schema).decode()
             found.append(Tool(tool.name, tool.description or "", schema, bool(tool.strict)))
     check_tools(found)
@@ -59,22 +61,25 @@ def _is_ours(entry: ToolEntry) -> bool:
     return entry.get("type") in (None, "custom")
 
 
-def tool_use(tools: tuple[Tool, ...], choice: Mapping[str, Any] | None) -> ToolUse:
+class ToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether tools are called, and which."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+def tool_use(tools: tuple[Tool, ...], choice: ToolChoice | None) -> ToolUse:
     """Return how tools may be used. Raises RequestError."""
     if choice is None:
         return ToolUse(tools)
-    kind, name = choice.get("type"), choice.get("name")
-    use = ToolUse(tools, parallel=not choice.get("disable_parallel_tool_use"))
-    known = {"type", "disable_parallel_tool_use", *(("name",) if kind == "tool" else ())}
-    unknown = sorted(set(choice) - known)
-    if unknown:
-        raise RequestError(f"tool_choice.{unknown[0][:40]}: is not known", param="tool_choice")
-    if kind == "tool":
-        if name not in {tool.name for tool in tools}:
-            raise RequestError(f"tool_choice.name: {str(name)[:80]!r} is none of the tools", param="tool_choice")
-        return attrs.evolve(use, mode=ToolMode.REQUIRED, named=str(name))
-    if kind not in _MODES:
-        raise RequestError("tool_choice.type: is auto, any, tool or none", param="tool_choice")
-    if kind == "any" and not tools:
-        raise RequestError("tool_choice: asks for a call, and there are no tools", param="tool_choice")
-    return attrs.evolve(use, mode=_MODES[str(kind)])
+    use = ToolUse(tools, parallel=not choice.disable_parallel_tool_use)
+    if choice.type == "tool":
+        if choice.name not in {tool.name for tool in tools}:
+            raise wrong_at("tool_choice.name", f"{str(choice.name)[:80]!r} is none of the tools")
+        return attrs.evolve(use, mode=ToolMode.REQUIRED, named=choice.name)
+    if choice.name is not None:
+        raise wrong_at("tool_choice.name", f"goes with the type 'tool', not with {choice.type!r}")
+    if choice.type == "any" and not tools:
+        raise wrong_at("tool_choice", "asks for a call, and there are no tools")
+    return attrs.evolve(use, mode=_MODES[choice.type])

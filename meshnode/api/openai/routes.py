@@ -4,6 +4,7 @@ from quart import Response, g, request
 from quart_trio import QuartTrio
 
 from meshnode.api.anthropic import models as anthropic
+from meshnode.api.anthropic.version import check_version, speaks_anthropic
 from meshnode.api.naming import find_model
 from meshnode.api.openai.chat import complete_chat
 from meshnode.api.openai.completions import CompletionRequest, complete_text
@@ -41,23 +42,20 @@ def add_openai_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
         return await make_embeddings(body, dependencies, client=_client(), request=g.request)
 
     @app.get("/v1/models")
-    @describes(Operation("List the models."))
+    @describes(Operation("List the models.", query=anthropic.PAGING))
     async def models() -> Response:
-        if _is_anthropic():
-            return json_reply(anthropic.list_models(dependencies.models()))
+        if speaks_anthropic(request.headers):
+            check_version(request.headers)
+            return json_reply(anthropic.list_models(dependencies.models(), request.args))
         return json_reply(list_models(dependencies.models()))
 
     @app.get("/v1/models/<path:name>")
     @describes(Operation("Show one model."))
     async def model(name: str) -> Response:
-        if _is_anthropic():
+        if speaks_anthropic(request.headers):
+            check_version(request.headers)
             return json_reply(anthropic.show_model(find_model(dependencies.models(), name)))
         return json_reply(show_model(dependencies.models(), name))
-
-
-def _is_anthropic() -> bool:
-    """Whether the list is asked for by a client of Anthropic's, which has the same path."""
-    return "anthropic-version" in request.headers
 
 
 def _client() -> str:
