@@ -33,6 +33,7 @@ def check_sampling(spec: StageSpec, sampling: SamplingParameters) -> None:
     if not (spec.config.causal or sampling.pooling):
         raise RequestError("this model makes vectors of texts and writes none itself; ask it for embeddings")
     check_tokens(spec, (token for token, _ in sampling.logit_bias))
+    check_tokens(spec, sampling.scored)
     numbers = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,

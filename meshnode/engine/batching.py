@@ -15,7 +15,7 @@ from meshnode.engine.executor import Generation
 from meshnode.engine.grammar import Grammars, GrammarState
 from meshnode.engine.pace import Counters
 from meshnode.engine.prefixes import PAGE, PageNames
-from meshnode.engine.readings import Pooled, begin_reading
+from meshnode.engine.readings import Reading, begin_reading
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Rows, Wanted
 from meshnode.engine.stepped_sessions import SteppedSessions
@@ -51,7 +51,7 @@ class _Running:
     tokens: list[int]  # prompt and answer so far
     grammar: GrammarState | None
     names: PageNames
-    reading: Pooled | None  # of the prompt
+    reading: Reading | None  # of the prompt, until it is done
     sampled: int = 0
     cached: int = 0  # tokens of the prompt that needed no computing
 
@@ -170,7 +170,7 @@ class Batch:
             list(generation.tokens),
             grammar,
             PageNames(generation.asker.encode()),
-            begin_reading(generation.sampling),
+            begin_reading(generation.sampling, answer),
         )
         self._answer(exchange, Accepted())
 
@@ -200,7 +200,7 @@ class Batch:
                 continue
             if event is None:
                 continue
-            sampled.append(Sampled(running.exchange, event.token, event.logprob, event.top, event.vector))
+            sampled.append(Sampled(running.exchange, event.token, event.logprob, event.top, event.prompt, event.vector))
             if running.sampled == 1 and running.cached:
                 cached.append((running.exchange, running.cached))
             if self._is_over(running, event.token):
@@ -220,8 +220,8 @@ class Batch:
         running.reading.add(running.cache.length - count, outputs)
         if running.unread:
             return None
-        running.sampled += 1
-        return running.reading.event()
+        reading, running.reading = running.reading, None
+        return reading.told(lambda: self._sample(running, outputs[-1]))
 
     def _sample(self, running: _Running, logits: torch.Tensor) -> TokenEvent:
         generation = running.generation
@@ -239,9 +239,12 @@ class Batch:
     def _is_over(self, running: _Running, token: int) -> bool:
         generation = running.generation
         full = len(running.tokens) >= self.stage.spec.context_length
-        if running.reading is not None:
-            return True
-        return token in generation.end_tokens or running.sampled >= generation.max_tokens or full
+        return (
+            bool(generation.sampling.pooling)
+            or token in generation.end_tokens
+            or running.sampled >= generation.max_tokens
+            or full
+        )
 
     def _answer(self, exchange: int, message: Answer) -> None:
         self.emit(Envelope(exchange, message))
@@ -255,7 +258,8 @@ def _prompts(waiting: list[_Running], rows: int) -> list[tuple[_Running, int]]:
     chosen: list[tuple[_Running, int]] = []
     for running in waiting:
         running.share()
-        count = min(running.unread, rows)
+        most = rows if running.reading is None else min(rows, running.reading.most_rows)
+        count = min(running.unread, most)
         if chosen and count < running.unread:
             break
         chosen.append((running, count))

@@ -3,16 +3,18 @@
 A reading follows its session: rows come in order, and rows that come again take back what came after them.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import attrs
 import numpy as np
 import torch
 
+from meshnode.engine.sampling import score
 from meshnode.errors import RequestError
 from meshnode.types.generation import POOLINGS, SamplingParameters, TokenEvent
 
-__all__ = ["Pooled", "Reading", "begin_reading"]
+__all__ = ["Pooled", "Reading", "Scores", "begin_reading"]
 
 
 class Reading(Protocol):
@@ -32,10 +34,18 @@ class Reading(Protocol):
         """Take float32 [n, hidden] states or [n, vocabulary] logits of the rows from `position` on."""
         ...
 
+    def told(self, sample: Callable[[], TokenEvent]) -> TokenEvent:
+        """Return what the whole prompt gives; `sample` chooses the token after it."""
+        ...
 
-def begin_reading(sampling: SamplingParameters) -> "Pooled | None":
-    """Return the reading a session's sampling asks for, if it asks for one."""
-    return Pooled(sampling.pooling) if sampling.pooling else None
+
+def begin_reading(sampling: SamplingParameters, history: Sequence[int]) -> Reading | None:
+    """Return the reading a session's sampling asks for, if it asks for one and there is no answer yet."""
+    if history:
+        return None
+    if sampling.pooling:
+        return Pooled(sampling.pooling)
+    return Scores(sampling.scored, sampling.top_logprobs or 0) if sampling.scored else None
 
 
 @attrs.define(eq=False)
@@ -74,9 +84,40 @@ class Pooled:
             made = states.sum(0) if so_far is None else so_far + states.sum(0)
         self._ends.append((position + len(states), made))
 
-    def event(self) -> TokenEvent:
+    def told(self, sample: Callable[[], TokenEvent]) -> TokenEvent:  # noqa: ARG002  # no token is wanted
         """Return the vector, of length 1, in place of a token."""
         _, made = self._ends[-1]
         length = made.norm()
         unit = made / length if length > 0 else made
         return TokenEvent(0, vector=unit.float().cpu().numpy().astype(np.dtype("<f4")).tobytes())
+
+
+@attrs.define(eq=False)
+class Scores:
+    """How likely each token of the prompt was after those before it, and which would have been likelier."""
+
+    tokens: tuple[int, ...]
+    top: int
+    _scores: list[TokenEvent] = attrs.field(factory=list, init=False)
+
+    @property
+    def wants(self) -> Literal["all"]:
+        """The logits."""
+        return "all"
+
+    @property
+    def most_rows(self) -> int:
+        """Few: logits in double precision have 8 bytes per token of the vocabulary."""
+        return 64
+
+    def add(self, position: int, outputs: torch.Tensor) -> None:
+        """Take float32 [n, vocabulary]. Raises RequestError for rows that do not follow those that are there."""
+        if position > len(self._scores):
+            raise RequestError(f"rows from {position} on do not follow the {len(self._scores)} that have been read")
+        del self._scores[position:]
+        following = self.tokens[position + 1 : position + 1 + len(outputs)]
+        self._scores += [score(row, token, self.top) for row, token in zip(outputs, following, strict=False)]
+
+    def told(self, sample: Callable[[], TokenEvent]) -> TokenEvent:
+        """Return the token after the prompt, with the prompt's scores."""
+        return attrs.evolve(sample(), prompt=tuple(self._scores))

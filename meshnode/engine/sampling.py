@@ -13,7 +13,7 @@ import torch
 
 from meshnode.types.generation import SamplingParameters, TokenEvent
 
-__all__ = ["sample", "uniform"]
+__all__ = ["sample", "score", "uniform"]
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -57,8 +57,13 @@ def sample(
         token = _draw(adjusted, parameters, uniform(parameters.seed, position))
     if parameters.top_logprobs is None:
         return TokenEvent(token)
+    return score(logits, token, parameters.top_logprobs)
+
+
+def score(logits: torch.Tensor, token: int, top: int) -> TokenEvent:
+    """Return a token with its log-probability by logits [vocabulary], and the `top` best tokens with theirs."""
     logprobs = logits.double().log_softmax(-1)
-    values, tokens = logprobs.topk(min(parameters.top_logprobs, len(logprobs)))
+    values, tokens = logprobs.topk(min(top, len(logprobs)))
     best = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
     return TokenEvent(token, float(logprobs[token]), best)
 

@@ -18,7 +18,7 @@ from meshnode.engine.grammar import Grammars, GrammarState
 from meshnode.engine.no_cache import NoCache
 from meshnode.engine.pace import Counters
 from meshnode.engine.prefixes import PAGE, names_in
-from meshnode.engine.readings import Pooled, begin_reading
+from meshnode.engine.readings import Reading, begin_reading
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Part, Rows, Wanted
 from meshnode.engine.worker_messages import (
@@ -69,7 +69,7 @@ class _Session:
     history: list[int]  # the answer so far, where the head is
     grammar: GrammarState | None  # that has seen `history`
     pages: tuple[bytes, ...]  # names of the first ones
-    reading: Pooled | None  # of the prompt, where the head is
+    reading: Reading | None  # of the prompt, where the head is, until it is done
     steps: deque[_Waiting] = attrs.field(factory=deque)
 
     def begin(self, waiting: _Waiting) -> None:
@@ -82,9 +82,11 @@ class _Session:
         self.cache.truncate(step.position)
 
     def sample(self, logits: torch.Tensor) -> TokenEvent:
-        """Choose the token after the last row, or say what was read. Raises GrammarRefused."""
-        if self.reading is not None:
-            return self.reading.event()
+        """Choose the token after the last row, and say what was read. Raises GrammarRefused."""
+        reading, self.reading = self.reading, None
+        return self._choose(logits) if reading is None else reading.told(lambda: self._choose(logits))
+
+    def _choose(self, logits: torch.Tensor) -> TokenEvent:
         wants, position = self.reservation, self.cache.length
         assert wants.sampling is not None
         kept = max(0, position - wants.prompt_length)
@@ -180,6 +182,8 @@ class SteppedSessions:
         waiting = session.steps[0]
         if not self.stage.spec.config.causal:
             chunk = len(waiting.inputs)
+        elif session.reading is not None:
+            chunk = min(chunk, session.reading.most_rows)
         inputs = waiting.inputs[waiting.done : waiting.done + chunk]
         is_last = waiting.done + len(inputs) == len(waiting.inputs)
         wanted: Wanted = "last" if waiting.step.sample and is_last else "none"
@@ -250,7 +254,9 @@ class SteppedSessions:
         grammar = self._grammar(reservation)
         pages = names_in(f"{part} for {reservation.asker}".encode(), reservation.pages)
         there = self._sessions.get(name)
-        reading = begin_reading(reservation.sampling) if part.head and reservation.sampling is not None else None
+        reading = None
+        if part.head and reservation.sampling is not None:
+            reading = begin_reading(reservation.sampling, reservation.history)
         is_enough = there is not None and there.part == part and there.cache.capacity >= reservation.tokens
         if there is not None and is_enough and reading is None:  # a reading has to see every row
             self._refuse_waiting(there, "the session was reserved anew")

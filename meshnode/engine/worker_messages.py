@@ -149,11 +149,12 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    prompt: tuple[TokenEvent, ...] = ()
     vector: bytes = b""
 
     def event(self) -> TokenEvent:
         """Return it as the executor's value."""
-        return TokenEvent(self.token, self.logprob, self.top, self.vector)
+        return TokenEvent(self.token, self.logprob, self.top, self.prompt, self.vector)
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress", omit_defaults=True):

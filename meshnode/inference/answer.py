@@ -71,6 +71,11 @@ class Answer:
             self._logprobs.append(self._logprob(event))
         return self._delta(self._read(event.token))
 
+    def echo(self, prompt: Sequence[int], scores: Sequence[TokenEvent] | None) -> Delta:
+        """Return the prompt's text, with its log-probabilities if `scores` are those of all tokens but the first."""
+        known = () if scores is None else (self._entry(prompt[0], None), *map(self._logprob, scores))
+        return Delta(self.tokenizer.text(prompt), known)
+
     def resume(self, tokens: Sequence[int]) -> None:
         """Take tokens whose outcome has been delivered elsewhere; only what comes after them is returned from now on."""
         for token in tokens:
@@ -156,5 +161,5 @@ class Answer:
         assert event.logprob is not None
         return attrs.evolve(self._entry(event.token, event.logprob), top=top)
 
-    def _entry(self, token: int, logprob: float) -> TokenLogprob:
+    def _entry(self, token: int, logprob: float | None) -> TokenLogprob:
         return TokenLogprob(self.tokenizer.token_text(token), logprob, self.tokenizer.token_bytes(token))

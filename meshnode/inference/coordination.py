@@ -127,9 +127,9 @@ class Coordinator:
         if len(route.stages) == 1 and route.coordinator == self.own:
             await self._run_here(session, route, take)
             return
-        # The last row is always computed, and all are for a vector. Names are made with a secret, so that they tell other
+        # The last row is always computed, and all that are read. Names are made with a secret, so that they tell other
         # nodes nothing of the text.
-        tokens = () if session.sampling.pooling else session.tokens(0, session.length - 1)
+        tokens = () if session.reads_prompt else session.tokens(0, session.length - 1)
         session.pages = PageNames(self._secret + session.asker.encode()).of(tokens, len(tokens) // PAGE)
         chunk = session.length if session.in_one_step else self.chunk
         pipeline = Pipeline(self.own, self.links, session, route, chunk, self.patience.pipeline, attempt, before)

@@ -9,7 +9,7 @@ from meshnode.errors import NoRoute, RequestError, SessionLost, Unavailable, Unk
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.rates import FadingRates
 from meshnode.inference.answer import Answer
-from meshnode.inference.assets import ModelAssets
+from meshnode.inference.assets import ModelAssets, Prompt
 from meshnode.inference.calls import Delegated, GenerationCall
 from meshnode.inference.coordination import Coordinator
 from meshnode.inference.delegation import Delegations
@@ -17,20 +17,20 @@ from meshnode.inference.losses import StageLost
 from meshnode.inference.model_loading import ModelLoader
 from meshnode.inference.models import LoadedModel
 from meshnode.inference.planner import RouteRequest
+from meshnode.inference.reply import Reply
 from meshnode.inference.request_record import RequestRecord
 from meshnode.inference.session import Session
 from meshnode.types.generation import (
-    Delta,
     Finished,
     FinishReason,
-    GenerationEvent,
     GenerationRequest,
+    SamplingParameters,
     Started,
     TokenEvent,
     Usage,
 )
 from meshnode.types.ids import ModelId, PeerId
-from meshnode.types.manifest import ModelManifest
+from meshnode.types.manifest import ModelConfig, ModelManifest
 from meshnode.types.model_names import AUTO, ModelNames, matching, meant_by
 from meshnode.types.peers import StageOffer
 from meshnode.types.routes import Route
@@ -40,6 +40,7 @@ __all__ = ["RequestRunner"]
 _EXPECTED_ANSWER = 256  # tokens, when the request does not say
 _BYTES_PER_TOKEN = 3  # guess, to ask for enough memory where there is no tokenizer
 _MAX_HOPS = 2
+_MOST_SCORES = 10_000  # log-probabilities of a prompt, each some fifty bytes: they come in one frame
 _NO_CONTEXT = 1 << 40  # tokens, more than any prompt has
 
 
@@ -79,7 +80,7 @@ class RequestRunner:
             self.demand.note(target.id)
         model = await self._loaded(target)
         resume = list(call.delegated.resume)
-        reply = _Reply(call, record, resume, owes_echo=call.request.echo and not resume)
+        reply = Reply(call, record, resume, owes_echo=call.request.echo and not resume)
         if model is None or model.assets is None:
             if await self._delegate(reply, target, self._guess(call, target)):
                 raise Unavailable(f"{target.name} has just come to this node; try again")
@@ -94,7 +95,7 @@ class RequestRunner:
         prompt = await self.lanes.run("template", model.assets.prompt, call.request, context)
         room = context - len(prompt.tokens)
         limit = room if call.request.max_tokens is None else min(room, call.request.max_tokens)
-        sampling = attrs.evolve(prompt.sampling, pooling=config.pooling or "mean" if call.request.embeds else "")
+        sampling = _read_for(call.request, prompt, config)
         wish = RouteRequest(
             model=target.id,
             block_count=target.block_count,
@@ -110,7 +111,7 @@ class RequestRunner:
         tokenizer = model.assets.tokenizer
         session = Session(
             prompt.tokens,
-            1 if call.request.embeds else limit,
+            1 if call.request.embeds else max(limit, 1 if sampling.scored else 0),
             sampling,
             tokenizer.end_tokens,
             list(reply.tokens),
@@ -123,7 +124,7 @@ class RequestRunner:
 
     # Here
 
-    async def _count(self, reply: "_Reply", target: _Target, assets: ModelAssets) -> None:
+    async def _count(self, reply: "Reply", target: _Target, assets: ModelAssets) -> None:
         """Say how long the prompt is, even one that no context has room for; no route is needed."""
         prompt = await self.lanes.run("template", assets.prompt, reply.call.request, _NO_CONTEXT)
         count = len(prompt.tokens)
@@ -131,15 +132,19 @@ class RequestRunner:
         await reply.take(finished=Finished(FinishReason.LENGTH, Usage(count, 0)))
 
     async def _coordinate(
-        self, reply: "_Reply", name: str, session: Session, wish: RouteRequest, answer: Answer
+        self, reply: "Reply", name: str, session: Session, wish: RouteRequest, answer: Answer
     ) -> None:
         answer.resume(session.generated)
         route = await self._first_route(wish)
         await reply.take(started=Started(name, len(session.prompt), self._describe(route)))
-        if reply.owes_echo:
-            await reply.take(delta=Delta(answer.tokenizer.text(session.prompt)))
+        if reply.owes_echo and not session.sampling.scored:
+            await reply.take(delta=answer.echo(session.prompt, None))
 
         async def take(event: TokenEvent) -> bool:
+            if reply.owes_echo:
+                await reply.take(delta=answer.echo(session.prompt, event.prompt))
+                if reply.call.request.max_tokens == 0:
+                    return False
             reply.record.tokens_came(0 if event.vector or event.token in session.end_tokens else 1)
             delta = answer.push(event)
             if delta is not None:
@@ -175,7 +180,7 @@ class RequestRunner:
 
     # Elsewhere
 
-    async def _delegate(self, reply: "_Reply", target: _Target, wish: RouteRequest) -> bool:
+    async def _delegate(self, reply: "Reply", target: _Target, wish: RouteRequest) -> bool:
         """Have others coordinate until one finishes; return whether this node should go on instead.
 
         Raises NoRoute when nobody can, SessionLost after too many losses.
@@ -291,71 +296,28 @@ class RequestRunner:
         return _Target(stage.model, stage.name, stage.block_count, stage.context_length)
 
 
-@attrs.define(eq=False)
-class _Reply:
-    """Events on their way from whoever coordinates to the caller, who must not notice that it changed."""
-
-    call: GenerationCall
-    record: RequestRecord
-    tokens: list[int]  # whose text the caller has
-    owes_echo: bool = False  # the caller is to have the prompt's text first
-    losses: int = 0
-    losses_in_a_row: int = 0  # without text between them
-    is_over: bool = False
-    _route: str | None = None  # of the newest coordinator
-    _text_at: float = attrs.field(factory=trio.current_time)
-    _lost_at: float | None = None  # when the reader last had text, if a coordinator has been lost since
-    _pause: float = 0.0  # seconds without text because of losses
-
-    def lost(self) -> None:
-        """Note that a coordinator was lost."""
-        self.losses += 1
-        self.losses_in_a_row += 1
-        self._lost_at = self._text_at
-
-    async def take(
-        self, started: Started | None = None, delta: Delta | None = None, finished: Finished | None = None
-    ) -> None:
-        """Hand on one event."""
-        if started is not None:
-            is_first, self._route = self._route is None, started.route
-            if is_first:
-                await _send(self.call, self.record, started)
-        if delta is not None:
-            self._resumed()
-            self.losses_in_a_row = 0
-            self.owes_echo = False
-            self.tokens += delta.tokens
-            await _send(self.call, self.record, delta)
-        if finished is not None:
-            self._resumed()
-            self.is_over = True
-            await _send(self.call, self.record, self._accounted(finished))
-
-    def _resumed(self) -> None:
-        self._text_at = trio.current_time()
-        if self._lost_at is not None:
-            self._pause += self._text_at - self._lost_at
-            self._lost_at = None
-
-    def _accounted(self, finished: Finished) -> Finished:
-        """Add the losses of coordinators to what the last of them tells."""
-        if not self.losses:
-            return finished
-        return attrs.evolve(
-            finished,
-            route=finished.route or self._route or "",
-            recoveries=finished.recoveries + self.losses,
-            pause=round(finished.pause + self._pause, 3),
-        )
-
-
 def _check_purpose(request: GenerationRequest, model: ModelManifest) -> None:
     if not (request.embeds or model.config.causal):
         raise RequestError(
             f"{model.name} makes vectors of texts and writes none itself; use /v1/embeddings, or another model",
             param="model",
         )
+
+
+def _read_for(request: GenerationRequest, prompt: Prompt, config: ModelConfig) -> SamplingParameters:
+    """Add what is to be read of the prompt. Raises RequestError when that is more than one answer can carry."""
+    sampling, count = prompt.sampling, len(prompt.tokens)
+    if request.embeds:
+        return attrs.evolve(sampling, pooling=config.pooling or "mean")
+    if not request.echo or sampling.top_logprobs is None:
+        return sampling
+    if count * (1 + sampling.top_logprobs) > _MOST_SCORES:
+        raise RequestError(
+            f"{1 + sampling.top_logprobs} log-probabilities for each of {count} tokens of the prompt are too many; "
+            f"{_MOST_SCORES} are allowed",
+            param="logprobs",
+        )
+    return attrs.evolve(sampling, scored=prompt.tokens)
 
 
 def _check_biases(request: GenerationRequest, vocabulary: int) -> None:
@@ -369,11 +331,3 @@ def _check_biases(request: GenerationRequest, vocabulary: int) -> None:
 def _covered(offers: list[StageOffer], model: ModelId) -> int:
     """Count the blocks of a model that somebody offers."""
     return len({block for stage in offers if stage.model == model for block in stage.blocks})
-
-
-async def _send(call: GenerationCall, record: RequestRecord, event: GenerationEvent) -> None:
-    if isinstance(event, Started):
-        record.start(event)
-    elif isinstance(event, Finished):
-        record.finish(event)
-    await call.events.send((call.index, event))

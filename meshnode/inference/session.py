@@ -43,6 +43,11 @@ class Session:
     _token_at: float | None = attrs.field(default=None, init=False)
 
     @property
+    def reads_prompt(self) -> bool:
+        """Whether something is wanted of every row of the prompt, so that none can be skipped."""
+        return bool(self.sampling.pooling or (self.sampling.scored and not self.generated))
+
+    @property
     def length(self) -> int:
         """Tokens so far, the prompt's included."""
         return len(self.prompt) + len(self.generated)
@@ -62,6 +67,12 @@ class Session:
         """Whether an honest head may have sampled `event`."""
         if self.sampling.pooling or event.vector:
             return bool(self.sampling.pooling) and _is_vector(event.vector)
+        scored = () if self.generated else self.sampling.scored[1:]
+        if tuple(entry.token for entry in event.prompt) != scored:
+            return False
+        return all(map(self._is_scored, (event, *event.prompt)))
+
+    def _is_scored(self, event: TokenEvent) -> bool:
         if not all(0 <= token < self.vocabulary for token in (event.token, *(token for token, _ in event.top))):
             return False
         if self.sampling.top_logprobs is None:

@@ -45,6 +45,7 @@ class SamplingParameters:
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, addend in [-100, 100])
     top_logprobs: int | None = None  # None: no log-probabilities; k: the chosen token's and the k best
     grammar: str | None = None  # llguidance's: only tokens it allows can be sampled
+    scored: tuple[int, ...] = ()  # the prompt's tokens, if the first token is to come with their log-probabilities
     pooling: str = ""  # one of POOLINGS: the answer is no text, but one event with the prompt's vector
 
 
@@ -71,6 +72,7 @@ class TokenEvent:
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
+    prompt: "tuple[TokenEvent, ...]" = ()  # with the first token, if asked for: the prompt's own from its second on
     vector: bytes = b""  # instead of a token: little-endian float32 [hidden], of length 1
 
 
@@ -133,10 +135,10 @@ class Started:
 
 @attrs.frozen
 class TokenLogprob:
-    """A token of the answer as log-probabilities report it."""
+    """A token of the answer, or of an echoed prompt, as log-probabilities report it."""
 
     token: str
-    logprob: float
+    logprob: float | None  # None for the first token of a prompt
     raw: bytes
     top: tuple["TokenLogprob", ...] = ()
 

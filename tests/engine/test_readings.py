@@ -1,4 +1,4 @@
-"""A model that writes gives vectors too: pooled from its final states, the same however a text comes."""
+"""What is read off a prompt, its vector or its likelihood, is the same however the text comes."""
 
 import random
 
@@ -97,3 +97,35 @@ def test_rows_that_leave_a_gap_are_refused():
     reading.add(0, torch.ones(4, 8))
     with pytest.raises(RequestError, match="do not follow the 0"):
         reading.add(2, torch.ones(1, 8))
+
+
+def scored(tokens, more=1, top=2):
+    sampling = SamplingParameters(temperature=0, top_logprobs=top, scored=tokens)
+    return Generate(Generation(SessionId("s"), tokens, len(tokens), more, sampling), 64)
+
+
+@pytest.mark.parametrize("chunk", [300, 70, 1])
+def test_a_prompt_is_as_likely_as_when_it_was_an_answer(stage, chunk):
+    prompt, sampling = TOKENS[:20], SamplingParameters(temperature=1.5, seed=4, top_logprobs=2)
+    messages, _ = ask(stage, [Generate(Generation(SessionId("a"), prompt, 20, 150, sampling), 1000)])
+    answer = [each for message in messages if isinstance(message, Progress) for each in message.sampled]
+    whole = (*prompt, *(each.token for each in answer))
+    messages, batch = ask(stage, [scored(whole, more=3)], BatchLimits(chunk, chunk))
+    first, *rest = [each for message in messages if isinstance(message, Progress) for each in message.sampled]
+    assert [event.token for event in first.prompt] == list(whole[1:])
+    known = [(each.token, each.logprob, each.top) for each in answer]
+    assert [(event.token, event.logprob, event.top) for event in first.prompt[19:]] == known
+    assert all(not each.prompt for each in rest)
+    assert len(rest) == 2
+    assert not batch.sessions
+
+
+def test_a_driven_session_tells_the_same(stage):
+    messages, _ = ask(stage, [scored(TOKENS)])
+    whole = events(messages)[1]
+    name, count = SessionId("s"), len(TOKENS)
+    sampling = SamplingParameters(temperature=0, top_logprobs=2, scored=TOKENS)
+    wanted = StageReservation(stage.spec.blocks, True, True, count + 1, count, (), sampling)
+    steps = [Step(name, begin, TOKENS[begin : begin + 150], sample=begin == 150) for begin in (0, 150)]
+    messages, _ = ask(stage, [Reserve(name, wanted), *steps])
+    assert messages[-1].token == whole.event()

@@ -214,7 +214,7 @@ def _changed(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"model": {"type": "WordPiece"}}, UnsupportedModel, "'WordPiece'"),
+        ({"model": {"type": "WordLevel"}}, UnsupportedModel, "'WordLevel'"),
         ({"model": {"type": "Unigram"}}, UnsupportedModel, "'Unigram'"),
         ({"model": {"dropout": 0.1}}, UnsupportedModel, "dropout"),
         ({"model": {"end_of_word_suffix": "</w>"}}, UnsupportedModel, "end_of_word_suffix"),

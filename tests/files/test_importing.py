@@ -198,7 +198,7 @@ def test_what_the_tokenizer_keys_leave_out_is_as_llama_cpp_has_it(model, pre, ad
 @pytest.mark.parametrize(
     ("values", "error", "words"),
     [
-        ({"general.architecture": (STRING, "mamba")}, UnsupportedModel, "'mamba'.*known: llama"),
+        ({"general.architecture": (STRING, "mamba")}, UnsupportedModel, "'mamba'.*known: bert, llama"),
         ({"general.type": (STRING, "adapter")}, UnsupportedModel, "adapter"),
         ({"split.count": (U32, 3)}, UnsupportedModel, "3 files"),
         ({"llama.rope.scaling.type": (STRING, "yarn")}, UnsupportedModel, "'yarn'"),

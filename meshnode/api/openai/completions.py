@@ -41,8 +41,6 @@ class CompletionRequest(SamplingFields, frozen=True, forbid_unknown_fields=True,
         if self.stream_options is not None and not self.stream:
             raise RequestError("'stream_options' goes with 'stream': true", param="stream_options")
         top = None if self.logprobs is None else int(within("logprobs", self.logprobs, 0, 20))
-        if top is not None and self.echo:
-            raise RequestError("'logprobs' of an echoed prompt are not supported by this node", param="echo")
         samplings = self.samplings(top)
         prompts = _prompts(self.prompt)
         if len(prompts) * len(samplings) > _MAX_CHOICES:
@@ -51,7 +49,7 @@ class CompletionRequest(SamplingFields, frozen=True, forbid_unknown_fields=True,
             id=request,
             model=self.model,
             as_advised=self.leaves_sampling_to_the_model,
-            max_tokens=int(within("max_tokens", default(self.max_tokens, 16), 1, LAST_TOKEN)),
+            max_tokens=int(within("max_tokens", default(self.max_tokens, 16), 0 if self.echo else 1, LAST_TOKEN)),
             stop=self.stop_sequences(),
             client=client,
             echo=bool(self.echo),
