@@ -1,5 +1,6 @@
 """The real starter against references nobody here wrote: exact float32 weights, and llama.cpp on the same file."""
 
+import hashlib
 import json
 import math
 import urllib.request
@@ -16,6 +17,7 @@ from meshnode.engine.stage_model import Rows, StageModel
 
 pytestmark = pytest.mark.starter
 F = torch.nn.functional
+EXACT = Path(__file__).parents[1] / "golden" / "perplexity.json"  # written by make_perplexity_golden.py
 TEXT = (Path(__file__).parents[1] / "data" / "alice.txt").read_text()
 PROMPTS = {
     "chat": "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
@@ -77,31 +79,57 @@ def perplexity(logits, tokens):
 
 
 def test_perplexity_is_that_of_exact_weights(stage, starter_gguf, llama_cpp):
-    tokens = tokenize(llama_cpp, TEXT)[:3072]
-    assert len(tokens) >= 3000
-    exact = perplexity(reference(starter_gguf, tokens), tokens)
+    exact = json.loads(EXACT.read_text())
+    assert hashlib.blake2b(starter_gguf.read_bytes()).hexdigest() == exact["file"]
+    tokens = tokenize(llama_cpp, TEXT)[: exact["tokens"]]
+    assert len(tokens) == exact["tokens"] >= 3000
     ours = perplexity(logits_of(stage, tokens), tokens)
-    assert ours <= 1.005 * exact, f"{len(tokens)} tokens: exact {exact:.3f}, ours {ours:.3f}"  # 19.718 and 19.752
+    assert ours <= 1.005 * exact["perplexity"], (
+        f"{len(tokens)} tokens: exact {exact['perplexity']:.3f}, ours {ours:.3f}"
+    )
+
+
+def test_the_exact_perplexity_is_that_of_its_beginning(starter_gguf, llama_cpp):
+    exact = json.loads(EXACT.read_text())
+    tokens = tokenize(llama_cpp, TEXT)[: exact["beginning"]["tokens"]]
+    found = perplexity(reference(starter_gguf, tokens), tokens)
+    assert found == pytest.approx(exact["beginning"]["perplexity"], rel=1e-4)
+
+
+def greedy(stage, prompts, length):
+    """Return `length` greedy tokens for each prompt; all prompts step as one batch, which changes no row."""
+    caches = [stage.open_cache(len(tokens) + length) for tokens in prompts]
+    answers = [[] for _ in prompts]
+    logits = [
+        stage.forward([Rows(cache, torch.tensor(tokens))])[0] for cache, tokens in zip(caches, prompts, strict=True)
+    ]
+    while len(answers[0]) < length:
+        for answer, row in zip(answers, logits, strict=True):
+            answer.append(int(without_ends(row[-1]).argmax()))
+        logits = stage.forward(
+            [Rows(cache, torch.tensor(answer[-1:])) for cache, answer in zip(caches, answers, strict=True)]
+        )
+    for cache in caches:
+        cache.close()
+    return answers
+
+
+def without_ends(logits):
+    """Rule out what ends an answer, as llama.cpp's ignore_eos does."""
+    allowed = logits.clone()
+    allowed[0] = allowed[2] = -math.inf
+    return allowed
 
 
 def test_greedy_answers_agree_with_llama_cpp(stage, starter_gguf, llama_cpp):
     assert len(PROMPTS) >= 12
     request = {"n_predict": 64, "temperature": 0, "return_tokens": True, "cache_prompt": False, "ignore_eos": True}
-    for name, prompt in PROMPTS.items():
-        tokens = tokenize(llama_cpp, prompt)
+    prompts = [tokenize(llama_cpp, prompt) for prompt in PROMPTS.values()]
+    for name, tokens, ours in zip(PROMPTS, prompts, greedy(stage, prompts, 64), strict=True):
         theirs = answer(llama_cpp, "/completion", request | {"prompt": tokens})["tokens"]
-        cache, ours = stage.open_cache(len(tokens) + 64), []
-        logits = stage.forward([Rows(cache, torch.tensor(tokens))])[0]
-        while len(ours) < 64:
-            last = logits[-1].clone()
-            last[0] = last[2] = -math.inf  # as ignore_eos does
-            ours.append(int(last.argmax()))
-            logits = stage.forward([Rows(cache, torch.tensor(ours[-1:]))])[0]
-        cache.close()
         differ = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
         if differ is not None:
-            exact = reference(starter_gguf, tokens + ours[:differ])[-1]
-            exact[0] = exact[2] = -math.inf
+            exact = without_ends(reference(starter_gguf, tokens + ours[:differ], last=True)[0])
             gap = abs(float(exact[ours[differ]] - exact[theirs[differ]]))
             assert gap < 0.5, f"{name}: token {differ} differs and is no near-tie: gap {gap:.2f}"
 

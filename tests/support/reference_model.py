@@ -22,8 +22,8 @@ def _load(path):
     }
 
 
-def reference(path, tokens):
-    """Return the logits of every position, float32 [n, vocabulary]."""
+def reference(path, tokens, *, last=False):
+    """Return the logits of every position, float32 [n, vocabulary], or of the last one alone."""
     weights, field = _load(path)
     heads, kv_heads = field["llama.attention.head_count"], field["llama.attention.head_count_kv"]
     size = field["llama.rope.dimension_count"]
@@ -57,5 +57,6 @@ def reference(path, tokens):
         normed = norm(rows, f"blk.{block}.ffn_norm.weight")
         gated = F.silu(normed @ own["ffn_gate.weight"].t()) * (normed @ own["ffn_up.weight"].t())
         rows = rows + gated @ own["ffn_down.weight"].t()
+    rows = rows[-1:] if last else rows
     head = weights.get("output.weight", weights["token_embd.weight"])
     return norm(rows, "output_norm.weight") @ head.t()
