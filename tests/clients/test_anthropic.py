@@ -1,6 +1,10 @@
 """Anthropic's own SDK against a real node."""
 
+from typing import Literal
+
 import anthropic
+import httpx
+import pydantic
 import pytest
 
 pytestmark = [pytest.mark.processes, pytest.mark.starter]
@@ -56,3 +60,51 @@ def test_a_model_that_is_not_there_and_a_prompt_that_is_too_long(client):
     assert client.messages.count_tokens(model="starter", messages=long).input_tokens > 9000
     with pytest.raises(anthropic.BadRequestError, match="8192"):
         client.messages.create(model="starter", max_tokens=8, messages=long)
+
+
+STORY = "The keeper of the lighthouse counted the ships that went by, and wrote each of them into a book. " * 20
+
+
+def test_a_prompt_that_was_read_before_comes_from_the_cache(client):
+    asked = {"model": "starter", "system": [{"type": "text", "text": STORY, "cache_control": {"type": "ephemeral"}}]}
+    read = client.messages.create(**asked, max_tokens=0, messages=[{"role": "user", "content": "Hi"}])
+    assert (read.content, read.stop_reason, read.usage.output_tokens) == ([], "max_tokens", 0)
+    assert (read.usage.cache_read_input_tokens, read.usage.input_tokens > 256) == (0, True)
+    how_many = [{"role": "user", "content": "How many ships were there?"}]
+    whole = client.messages.create(**asked, max_tokens=4, messages=how_many)
+    with client.messages.stream(**asked, max_tokens=4, messages=how_many) as stream:
+        streamed = stream.get_final_message()
+    for usage in (whole.usage, streamed.usage):
+        assert usage.cache_read_input_tokens >= 256
+        assert usage.input_tokens + usage.cache_read_input_tokens > 256
+
+
+def test_a_stop_sequence_is_named_and_more_tokens_than_there_is_room_for_are_no_error(client):
+    count = [{"role": "user", "content": "Count: 1, 2, 3, 4"}]
+    said = client.messages.create(
+        model="starter", max_tokens=100_000, messages=count, stop_sequences=[" ", ","], timeout=60
+    )
+    assert said.stop_reason == "stop_sequence"
+    assert said.stop_sequence in (" ", ",")
+
+
+class City(pydantic.BaseModel):
+    name: Literal["Paris", "Rome"]
+    is_capital: bool
+
+
+def test_an_answer_is_a_model_of_the_users(client):
+    asked = {"model": "starter", "max_tokens": 40, "messages": HI, "output_format": City}
+    assert isinstance(client.messages.parse(**asked).parsed_output, City)
+    with client.beta.messages.stream(**asked) as stream:
+        assert isinstance(stream.get_final_message().parsed_output, City)
+
+
+def test_the_list_has_what_a_client_wants_to_know_of_a_model(client):
+    (model,) = [model for model in client.models.list(limit=1) if "smollm2" in model.id]
+    assert (model.max_input_tokens, model.lifecycle) == (8192, "active")
+    assert client.beta.models.retrieve("starter").id == model.id
+
+
+def test_what_an_agent_asks_first_is_answered(node):
+    assert httpx.head(f"{node.url}/", trust_env=False).status_code < 500

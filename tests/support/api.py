@@ -28,6 +28,7 @@ class FakeRouter:
     words: list = attrs.field(factory=lambda: ["Hello", ", ", "world"])
     error: MeshnodeError | None = None
     fail_after: int | None = None
+    ending: Finished | None = None  # else what fits the words
     pace: float = 0.0  # seconds before each word
     queue: trio.Event | None = None  # the first event waits for it
     requests: list = attrs.field(factory=list)
@@ -71,7 +72,7 @@ class FakeEvents:
         for index, _ in enumerate(requests):
             called = any(isinstance(word, Delta) and word.calls for word in words)
             reason = FinishReason.TOOL_CALLS if called else FinishReason.STOP
-            self.items.append((index, Finished(reason, Usage(7, len(words)))))
+            self.items.append((index, router.ending or Finished(reason, Usage(7, len(words)))))
 
     def __aiter__(self):
         return self

@@ -19,6 +19,10 @@ _TYPES: Mapping[int, str] = {
     529: "overloaded_error",
 }
 
+_CODES = {"thread": "thread_unsupported_request"}
+"""Refused fields whose code makes clients go on without them: the SDK's runner of tools would rather have servers keep the
+conversation, and sends all of it when it learns that they do not."""
+
 
 def anthropic_status(failure: Failure) -> int:
     """Return the status: a full queue is an overloaded server there, not a client's rate."""
@@ -29,5 +33,7 @@ def anthropic_error(failure: Failure, request: str = "") -> bytes:
     """Return the error object as JSON, with the id of the request if there is one."""
     status = anthropic_status(failure)
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    error = {"type": "error", "error": {"type": kind, "message": failure.message}}
-    return msgspec.json.encode(error | ({"request_id": request} if request else {}))
+    error: dict[str, object] = {"type": kind, "message": failure.message}
+    if failure.param in _CODES:
+        error["details"] = {"error_code": _CODES[failure.param]}
+    return msgspec.json.encode({"type": "error", "error": error, **({"request_id": request} if request else {})})

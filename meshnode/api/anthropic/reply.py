@@ -79,7 +79,9 @@ class MessageReply:
     """The reply to one request."""
 
     request: RequestId
+    max_tokens: int  # as it was asked for, which may be more than the context has room for; 0: the prompt is only read
     hides_thinking: bool = False
+    manages_context: bool = False  # edits of the conversation were allowed; none is made
     warnings: tuple[str, ...] = ()  # what was not taken as it was meant
     _journey: Journey = attrs.field(factory=Journey, init=False)
     _blocks: list[_Block] = attrs.field(factory=list, init=False)
@@ -103,12 +105,12 @@ class MessageReply:
             case Started():
                 return _event("message_start", message=self._message([], None)) + _event("ping")
             case Delta():
-                return b"".join(
-                    self._add(kind, piece, call) for kind, piece, call in _pieces(event, hidden=self.hides_thinking)
-                )
+                pieces = _pieces(event, hidden=self.hides_thinking) if self.max_tokens else []
+                return b"".join(self._add(kind, piece, call) for kind, piece, call in pieces)
             case Finished():
-                ending = {"stop_reason": _reason(event), "stop_sequence": event.stop_sequence}
-                return self._close() + _event("message_delta", delta=ending, usage=self._usage())
+                ending = {"stop_reason": self._reason(event), "stop_sequence": event.stop_sequence}
+                fields = {"delta": ending, "usage": self._usage(), **self._edits()}
+                return self._close() + _event("message_delta", **fields)
 
     def end(self) -> bytes:
         """Return the last event."""
@@ -157,10 +159,24 @@ class MessageReply:
             "role": "assistant",
             "model": "" if self._journey.started is None else self._journey.started.model,
             "content": content,
-            "stop_reason": None if finished is None else _reason(finished),
+            "stop_reason": None if finished is None else self._reason(finished),
             "stop_sequence": None if finished is None else finished.stop_sequence,
             "usage": self._usage(),
+            **({} if finished is None else self._edits()),
         }
+
+    def _edits(self) -> dict[str, object]:
+        return {"context_management": {"applied_edits": []}} if self.manages_context else {}
+
+    def _reason(self, finished: Finished) -> str:
+        """Return why it ended: an answer cut off before it had as many tokens as it might have had ran out of context."""
+        if not self.max_tokens:
+            return "max_tokens"
+        if finished.stop_sequence is not None:
+            return "stop_sequence"
+        if finished.reason is FinishReason.LENGTH and finished.usage.completion_tokens < self.max_tokens:
+            return "model_context_window_exceeded"
+        return _REASONS[finished.reason]
 
     def _usage(self) -> dict[str, object]:
         """Return the counts. Tokens read from the cache are counted apart; writing to it costs nothing and is not told."""
@@ -169,7 +185,8 @@ class MessageReply:
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
-            "output_tokens": usage.completion_tokens,
+            "output_tokens": usage.completion_tokens if self.max_tokens else 0,
+            "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens if self.max_tokens else 0},
         }
 
 
@@ -181,7 +198,3 @@ def _pieces(event: Delta, *, hidden: bool) -> list[tuple[str, str, CallPiece | N
     if event.text:
         found.append(("text", event.text, None))
     return found + [("tool_use", piece.arguments, piece) for piece in event.calls]
-
-
-def _reason(finished: Finished) -> str:
-    return "stop_sequence" if finished.stop_sequence is not None else _REASONS[finished.reason]

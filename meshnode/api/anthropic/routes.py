@@ -28,7 +28,8 @@ def add_anthropic_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
         check_version(request.headers)
         generation = body.generation(_client(), g.request)
         warnings = (*version_warnings(request.headers), *body.warnings)
-        reply = MessageReply(g.request, body.hides_thinking, warnings)
+        manages = body.context_management is not None
+        reply = MessageReply(g.request, body.max_tokens, body.hides_thinking, manages, warnings)
         resources = request_resources(request)
         return await reply_to([generation], reply, dependencies, resources, stream=bool(body.stream))
 
@@ -36,7 +37,9 @@ def add_anthropic_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     @takes(CountRequest, "Count the tokens of a conversation.", timeout=timeout, wrong=wrong_value)
     async def count_tokens(body: CountRequest) -> Response:
         check_version(request.headers)
-        return json_reply({"input_tokens": await _count(body, dependencies)})
+        count = await _count(body, dependencies)
+        edits = {} if body.context_management is None else {"context_management": {"original_input_tokens": count}}
+        return json_reply({"input_tokens": count, **edits})
 
 
 async def _count(body: CountRequest, dependencies: ApiDependencies) -> int:

@@ -131,10 +131,19 @@ class MessagesRequest(_Conversation, frozen=True, forbid_unknown_fields=True, kw
     container: None = None
     inference_geo: Literal["global"] | None = None
     diagnostics: None = None
+    thread: dict[str, Any] | None = None
 
     def generation(self, client: str, request: RequestId) -> GenerationRequest:
-        """Return the generation. More `max_tokens` than the context has room for is as many as it has. Raises RequestError."""
-        if self.thinking is not None:
+        """Return the generation. More `max_tokens` than the context has room for is as many as it has. Raises RequestError.
+
+        With 0 the prompt is only read, so that it is in the cache: one token is made, since that is what a stage can be asked
+        for, and not shown.
+        """
+        if self.thread is not None:
+            raise wrong_at("thread", "this node keeps no conversations; send the whole one without it")
+        if not self.max_tokens:
+            self._check_reading()
+        elif self.thinking is not None:
             self.thinking.check(self.max_tokens)
         sampling = SamplingParameters(
             temperature=within("temperature", default(self.temperature, 1.0), 0, 2),
@@ -147,6 +156,19 @@ class MessagesRequest(_Conversation, frozen=True, forbid_unknown_fields=True, kw
             client,
             sampling=sampling,
             as_advised=self.temperature is None and self.top_p is None and self.top_k is None,
-            max_tokens=int(within("max_tokens", self.max_tokens, 1, LAST_TOKEN)),
+            max_tokens=max(1, int(within("max_tokens", self.max_tokens, 0, LAST_TOKEN))),
             stop=stops(self.stop_sequences, "stop_sequences"),
         )
+
+    def _check_reading(self) -> None:
+        """Raise RequestError for what an answer without a single token cannot have."""
+        forced = self.tool_choice is not None and self.tool_choice.type in ("any", "tool")
+        form = self.output_format or (self.output_config.format if self.output_config is not None else None)
+        wished = {
+            "stream": self.stream,
+            "thinking": self.thinking is not None and self.thinking.type != "disabled",
+            "tool_choice": forced,
+            "output_config.format": form is not None,
+        }
+        if name := next((name for name, is_wished in wished.items() if is_wished), None):
+            raise wrong_at("max_tokens", f"with 0 there is no answer, so no {name!r} can be asked for")
