@@ -24,6 +24,7 @@ from meshnode.files.acquisitions import (
     RemoveModel,
 )
 from meshnode.files.catalog import CatalogEntry, ModelCatalog, Origin
+from meshnode.files.hub_mirror import forget_mirrors
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.part_file import forget_parts
 from meshnode.files.peer_copies import PREFIX, PeerCopies
@@ -110,6 +111,7 @@ class AcquisitionManager:
         try:
             moved = await self._lanes.run("disk", tidy, paths.partial, paths.shards, self._catalog.wanted())
             await self._lanes.run("disk", forget_parts, paths.transfers, frozenset(), time.time() - _PARTS_KEPT)
+            await self._lanes.run("disk", forget_mirrors, paths.transfers, time.time() - _PARTS_KEPT)
         except FileError as error:  # the models that are in their place can be used all the same
             _log.warning("files.not_tidied", error=str(error))
         else:
@@ -268,8 +270,8 @@ class AcquisitionManager:
             if source.accepts(reference):
                 return source, source.canonical(reference)
         raise RequestError(
-            f"{reference[:200]!r} is not a model reference; use starter, the path of a .gguf file, the path of a folder "
-            "with a Hugging Face checkpoint, or the name of a model that peers have",
+            f"{reference[:200]!r} is not a model reference; use starter, hf:OWNER/REPO, the path of a .gguf file, the path of a "
+            "folder with a Hugging Face checkpoint, or the name of a model that peers have",
             param="reference",
         )
 

@@ -2,24 +2,21 @@
 
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
-from meshnode.errors import FileError
+from meshnode.errors import FileError, SourceUnavailable
 from meshnode.files.layout import ShardPlan, plan_shards
 from meshnode.files.local_gguf import open_gguf
 from meshnode.files.manifests import build_manifest
 from meshnode.files.shard_file import HashedBytes, SafetensorsLayout, hash_pieces, publish_shard, write_shard
-from meshnode.files.sources import ReportBytes, SourceModel
+from meshnode.files.sources import KeepShard, ReportBytes, SourceModel
 from meshnode.files.tokenizer_shard import encode_tokenizer
-from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
+from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind, TensorDescriptor
 
-__all__ = ["KeepShard", "import_gguf", "import_model"]
-
-KeepShard = Callable[[ShardKind, int | None], bool]
-"""Says by kind and block whether a shard is to be written, or only hashed for the manifest."""
+__all__ = ["import_gguf", "import_model", "import_shards", "require_space"]
 
 _SPARE_BYTES = 64 << 20  # for shard headers, the tokenizer, the store
 
@@ -30,19 +27,37 @@ def import_model(model: SourceModel, staging: Path, keep: KeepShard, report: Rep
     Raises InvalidModelFile when a source file ends too early or changes meanwhile, FileError when a shard cannot be written.
     """
     plans = plan_shards(model.config)
-    _require_space(staging, sum(_plan_bytes(model, plan) for plan in plans if keep(plan.kind, plan.block)))
+    require_space(staging, sum(_plan_bytes(model, plan) for plan in plans if keep(plan.kind, plan.block)))
     progress = _Progress(sum(_plan_bytes(model, plan) for plan in plans), report)
     hashed = _write([encode_tokenizer(model.tokenizer)], staging, kept=keep(ShardKind.TOKENIZER, None))
     shards = [ShardDescriptor(hashed.id, ShardKind.TOKENIZER, None, hashed.nbytes, hashed.chunks, ())]
     for plan in plans:
-        sources = dict(plan.tensors)
-        tensors = tuple(attrs.evolve(model.tensors[sources[name]].descriptor, name=name) for name in sources)
-        pieces = _pieces(model, SafetensorsLayout.of(tensors), sources, progress)
-        hashed = _write(pieces, staging, kept=keep(plan.kind, plan.block))
+        hashed = _write(_shard_pieces(model, plan, progress), staging, kept=keep(plan.kind, plan.block))
+        tensors = _descriptors(model, plan)
         shards.append(ShardDescriptor(hashed.id, plan.kind, plan.block, hashed.nbytes, hashed.chunks, tensors))
     for file in model.files:
         file.check_unchanged()
     return build_manifest(model.name, model.config, tuple(shards), license_name=model.license, source=model.origin)
+
+
+def import_shards(
+    model: SourceModel, manifest: ModelManifest, keep: KeepShard, staging: Path, report: ReportBytes
+) -> None:
+    """Write shards of a model whose manifest is known into `staging`; the others are not read. Blocking.
+
+    Raises what `import_model` does, and SourceUnavailable where the source has other bytes than the manifest says.
+    """
+    plans = [plan for plan in plan_shards(model.config) if keep(plan.kind, plan.block)]
+    total = sum(_plan_bytes(model, plan) for plan in plans)
+    require_space(staging, total)
+    progress = _Progress(total, report)
+    written = [write_shard(staging, _shard_pieces(model, plan, progress)).id for plan in plans]
+    if keep(ShardKind.TOKENIZER, None):
+        written.append(write_shard(staging, [encode_tokenizer(model.tokenizer)]).id)
+    for file in model.files:
+        file.check_unchanged()
+    if not {shard.id for shard in manifest.shards}.issuperset(written):
+        raise SourceUnavailable(f"the source is no longer what {manifest.name} was made from; remove it first")
 
 
 def import_gguf(path: Path, folder: Path) -> ModelManifest:
@@ -66,7 +81,8 @@ def _plan_bytes(model: SourceModel, plan: ShardPlan) -> int:
     return sum(model.tensors[source].region.nbytes for _, source in plan.tensors)
 
 
-def _require_space(folder: Path, nbytes: int) -> None:
+def require_space(folder: Path, nbytes: int) -> None:
+    """Raise FileError unless a folder has room for `nbytes` more. Blocking."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -93,9 +109,12 @@ def _write(pieces: Iterator[bytes] | list[bytes], staging: Path, *, kept: bool) 
     return write_shard(staging, pieces) if kept else hash_pieces(pieces)
 
 
-def _pieces(
-    model: SourceModel, layout: SafetensorsLayout, sources: dict[str, str], progress: _Progress
-) -> Iterator[bytes]:
+def _descriptors(model: SourceModel, plan: ShardPlan) -> tuple[TensorDescriptor, ...]:
+    return tuple(attrs.evolve(model.tensors[source].descriptor, name=name) for name, source in plan.tensors)
+
+
+def _shard_pieces(model: SourceModel, plan: ShardPlan, progress: _Progress) -> Iterator[bytes]:
+    layout, sources = SafetensorsLayout.of(_descriptors(model, plan)), dict(plan.tensors)
     yield layout.header
     for tensor in layout.tensors:
         region = model.tensors[sources[tensor.name]].region

@@ -6,6 +6,7 @@ make a model appear or disappear are shielded. The caller sees to it that no two
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -13,7 +14,7 @@ import trio
 
 from meshnode.errors import FileError, MeshnodeError, RequestError, SourceUnavailable
 from meshnode.files.catalog import CatalogEntry, ModelCatalog, Origin
-from meshnode.files.importing import import_model
+from meshnode.files.importing import import_model, import_shards
 from meshnode.files.layout import is_kept
 from meshnode.files.progress import ProgressBoard
 from meshnode.files.sources import ModelOpener, ReportBytes, Source
@@ -56,6 +57,10 @@ class _Wish:
     def wants(self, shard: ShardDescriptor, manifest: ModelManifest) -> bool:
         return self.wants_place(shard.kind, shard.block, manifest.config.block_count)
 
+    def needs(self, kind: ShardKind, block: int | None, block_count: int) -> bool:
+        """Whether a shard has to be made, being wanted and not here."""
+        return (kind, block) not in self.here and self.wants_place(kind, block, block_count)
+
     def wants_place(self, kind: ShardKind, block: int | None, block_count: int) -> bool:
         return (kind, block) in self.before or (self.more and self.part.keeps(kind, block, block_count))
 
@@ -78,7 +83,7 @@ class ModelJobs:
         entry = self.catalog.by_reference(reference)
         known = entry.version_of(reference) if entry is not None else None
         try:
-            version = await self.lanes.run("disk", source.version, reference)
+            version = await source.version(reference)
         except SourceUnavailable:
             if entry is None or known is None or not self._is_complete(entry, part):
                 raise
@@ -99,7 +104,7 @@ class ModelJobs:
 
         Raises SourceUnavailable when that is gone or has changed, and what else `acquire` raises.
         """
-        version = await self.lanes.run("disk", source.version, origin.reference)
+        version = await source.version(origin.reference)
         if version != origin.version:
             raise SourceUnavailable(f"{origin.reference} is no longer what {entry.manifest.name} was made from")
         held = self.catalog.held(entry.manifest.id)
@@ -192,12 +197,10 @@ class ModelJobs:
             trio.from_thread.run_sync(self.board.report, reference, "importing", done, total)
 
         async with self._staging() as staging:
-            opener = await source.prepare(reference, staging, downloading)
-            manifest, aliases = await self.lanes.run("hashing", _read, opener, staging, wish, importing)
-            if entry is not None and manifest.id != entry.manifest.id:
-                raise SourceUnavailable(
-                    f"{reference} is no longer what {entry.manifest.name} was made from; remove it first"
-                )
+            known = None if entry is None else entry.manifest
+            needs = None if known is None else partial(wish.needs, block_count=known.config.block_count)
+            opener = await source.prepare(reference, staging, downloading, needs)
+            manifest, aliases = await self.lanes.run("hashing", _read, opener, staging, wish, known, importing)
             wanted = tuple(dict.fromkeys(shard.id for shard in manifest.shards if wish.wants(shard, manifest)))
             async with self._settling:
                 return await self._settle(CatalogEntry(manifest, wanted, (origin,), aliases), staging)
@@ -261,15 +264,18 @@ def _places(entry: CatalogEntry, shards: Collection[ShardId]) -> frozenset[_Plac
 
 
 def _read(
-    opener: ModelOpener, staging: Path, wish: _Wish, report: ReportBytes
+    opener: ModelOpener, staging: Path, wish: _Wish, known: ModelManifest | None, report: ReportBytes
 ) -> tuple[ModelManifest, tuple[str, ...]]:
+    """Write the shards that are needed. All of a model is read for its manifest, unless that is known."""
     with opener() as model:
         count = model.config.block_count
         blocks = wish.part.blocks
         if blocks is not None and blocks.end > count:
             raise RequestError(f"the model has blocks 0:{count}; {blocks} asks for more", param="blocks")
-
-        def keep(kind: ShardKind, block: int | None) -> bool:
-            return (kind, block) not in wish.here and wish.wants_place(kind, block, count)
-
-        return import_model(model, staging, keep, report), model.aliases
+        if known is None:
+            keep = partial(wish.needs, block_count=count)
+            return import_model(model, staging, keep, report), model.aliases
+        if model.config != known.config:
+            raise SourceUnavailable(f"the source is no longer what {known.name} was made from; remove it first")
+        import_shards(model, known, partial(wish.needs, block_count=count), staging, report)
+        return known, model.aliases

@@ -4,7 +4,7 @@ import functools
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import attrs
@@ -12,23 +12,28 @@ import attrs
 from meshnode.errors import InvalidModelFile, UnsupportedModel
 from meshnode.files.gguf_header import GGUFHeader, GGUFTensor, NeedMore, parse_header
 from meshnode.files.gguf_metadata import model_config, tokenizer_data
+from meshnode.files.gguf_parts import check_parts, part_paths
 from meshnode.files.layout import check_tensors
 from meshnode.files.manifests import name_from_title
 from meshnode.files.source_file import FileRegion, SourceFile, file_version, open_source_file
-from meshnode.files.sources import ModelOpener, ReportBytes, SourceModel, SourceTensor
+from meshnode.files.sources import KeepShard, ModelOpener, ReportBytes, SourceModel, SourceTensor
 from meshnode.files.tokenizer_shard import check_tokenizer
 from meshnode.files.typed_fields import TypedFields
+from meshnode.flow.lanes import Lanes
 from meshnode.types.manifest import TensorDescriptor
 
-__all__ = ["LocalGGUF", "open_gguf", "read_header"]
+__all__ = ["ROPE_FACTORS", "LocalGGUF", "open_gguf", "read_header"]
 
 _FIRST_READ = 4 << 20
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
+"""The one tensor that belongs to the configuration."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class LocalGGUF:
     """References that are paths of GGUF files."""
+
+    lanes: Lanes = attrs.field(factory=Lanes)
 
     def accepts(self, reference: str) -> bool:
         """Say whether `reference` ends like a GGUF file."""
@@ -38,13 +43,23 @@ class LocalGGUF:
         """Return the absolute path."""
         return os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # text only, no symlinks followed
 
-    def version(self, reference: str) -> str:
-        """Return the file's size and time of change. Raises SourceUnavailable."""
-        return file_version(Path(reference))
+    async def version(self, reference: str) -> str:
+        """Return the file's size and time of change, those of all parts of a split one. Raises SourceUnavailable."""
+        return await self.lanes.run("disk", _version, Path(reference))
 
-    async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:  # noqa: ARG002
+    async def prepare(
+        self,
+        reference: str,
+        scratch: Path,  # noqa: ARG002
+        report: ReportBytes,  # noqa: ARG002
+        needs: KeepShard | None = None,  # noqa: ARG002
+    ) -> ModelOpener:
         """Return what opens the file; there is nothing to download."""
         return functools.partial(open_gguf, Path(reference))
+
+
+def _version(path: Path) -> str:
+    return "".join(file_version(part) for part in part_paths(path))
 
 
 def read_header(file: SourceFile) -> GGUFHeader:
@@ -61,19 +76,25 @@ def read_header(file: SourceFile) -> GGUFHeader:
 def open_gguf(
     path: Path, *, name: str | None = None, origin: str | None = None, aliases: tuple[str, ...] = ()
 ) -> Iterator[SourceModel]:
-    """Open a GGUF file and check everything its header says.
+    """Open a GGUF file, all parts of one that was split, and check everything the headers say.
 
     The name is `name`, else the title in the file, else the file's own; the origin is the file's name if not given. Raises
     SourceUnavailable, InvalidModelFile and UnsupportedModel.
     """
-    with open_source_file(path) as file:
-        header = read_header(file)
-        metadata = TypedFields(header.metadata, "the GGUF metadata")
-        _refuse_parts(metadata)
+    with ExitStack() as stack:
+        files = tuple(stack.enter_context(open_source_file(part)) for part in part_paths(path))
+        headers = tuple(read_header(file) for file in files)
+        metadata = TypedFields(headers[0].metadata, "the GGUF metadata")
+        _check_kind(metadata)
+        check_parts(path, headers)
         tokenizer = tokenizer_data(metadata)
         check_tokenizer(tokenizer)
-        tensors = {tensor.name: _source_tensor(file, tensor) for tensor in header.tensors}
-        factors = tensors.pop(_ROPE_FACTORS, None)
+        tensors = {
+            tensor.name: _source_tensor(file, tensor)
+            for file, header in zip(files, headers, strict=True)
+            for tensor in header.tensors
+        }
+        factors = tensors.pop(ROPE_FACTORS, None)
         config = model_config(metadata, vocabulary_size=len(tokenizer.tokens), tied="output.weight" not in tensors)
         check_tensors(config, {name: tensor.descriptor for name, tensor in tensors.items()})
         if factors is not None:
@@ -83,20 +104,17 @@ def open_gguf(
             config=config,
             tokenizer=tokenizer,
             tensors=tensors,
-            files=(file,),
+            files=files,
             license=metadata.get("general.license", str, "") or None,
             origin=origin or path.name,
             aliases=aliases,
         )
 
 
-def _refuse_parts(metadata: TypedFields) -> None:
+def _check_kind(metadata: TypedFields) -> None:
     kind = metadata.get("general.type", str, "model")
     if kind != "model":
         raise UnsupportedModel(f"a GGUF file of type {kind!r}, not a model")
-    parts = metadata.get("split.count", int, 1)
-    if parts > 1:
-        raise UnsupportedModel(f"a GGUF model in {parts} files; join them with llama-gguf-split --merge")
 
 
 def _source_tensor(file: SourceFile, tensor: GGUFTensor) -> SourceTensor:

@@ -23,9 +23,10 @@ from meshnode.files.layout import check_tensors
 from meshnode.files.manifests import name_from_title
 from meshnode.files.safetensors_header import SafetensorsEntry, read_safetensors
 from meshnode.files.source_file import SourceFile, file_version, open_source_file
-from meshnode.files.sources import ModelOpener, ReportBytes, SourceModel, SourceTensor
+from meshnode.files.sources import KeepShard, ModelOpener, ReportBytes, SourceModel, SourceTensor
 from meshnode.files.tokenizer_shard import check_tokenizer
 from meshnode.files.typed_fields import TypedFields
+from meshnode.flow.lanes import Lanes
 from meshnode.types.manifest import ModelConfig, TensorDescriptor
 
 __all__ = ["SafetensorsFolder", "open_folder"]
@@ -46,9 +47,11 @@ _MAX_FILES = 4096
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class SafetensorsFolder:
     """References that are paths of folders."""
+
+    lanes: Lanes = attrs.field(factory=Lanes)
 
     def accepts(self, reference: str) -> bool:
         """Say whether `reference` looks like a path."""
@@ -58,23 +61,34 @@ class SafetensorsFolder:
         """Return the absolute path."""
         return os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # text only, no symlinks followed
 
-    def version(self, reference: str) -> str:
+    async def version(self, reference: str) -> str:
         """Return the sizes and times of change of all files that are read. Raises SourceUnavailable."""
-        folder = Path(reference)
-        _require_folder(folder)
-        texts = [folder / name for name in _TEXT_FILES if (folder / name).exists()]
-        return blake3("".join(file_version(path) for path in [*texts, *_weight_files(folder)]).encode()).hexdigest()
+        return await self.lanes.run("disk", _version, Path(reference))
 
-    async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:  # noqa: ARG002
+    async def prepare(
+        self,
+        reference: str,
+        scratch: Path,  # noqa: ARG002
+        report: ReportBytes,  # noqa: ARG002
+        needs: KeepShard | None = None,  # noqa: ARG002
+    ) -> ModelOpener:
         """Return what opens the folder; there is nothing to download."""
         return functools.partial(open_folder, Path(reference))
 
 
-@contextmanager
-def open_folder(folder: Path) -> Iterator[SourceModel]:
-    """Open a checkpoint and check everything its headers say.
+def _version(folder: Path) -> str:
+    _require_folder(folder)
+    texts = [folder / name for name in _TEXT_FILES if (folder / name).exists()]
+    return blake3("".join(file_version(path) for path in [*texts, *_weight_files(folder)]).encode()).hexdigest()
 
-    Raises SourceUnavailable, InvalidModelFile and UnsupportedModel.
+
+@contextmanager
+def open_folder(
+    folder: Path, *, name: str | None = None, origin: str | None = None, headers_only: bool = False
+) -> Iterator[SourceModel]:
+    """Open a checkpoint and check everything its headers say, and what it says twice unless `headers_only`.
+
+    Its name and its origin are the folder's if not given. Raises SourceUnavailable, InvalidModelFile and UnsupportedModel.
     """
     _require_folder(folder)
     texts = CheckpointTexts(
@@ -89,15 +103,15 @@ def open_folder(folder: Path) -> Iterator[SourceModel]:
     check_tokenizer(tokenizer)
     with ExitStack() as stack:
         files = tuple(stack.enter_context(open_source_file(path)) for path in _weight_files(folder))
-        tensors = _tensors(files, config)
+        tensors = _tensors(files, config, headers_only=headers_only)
         check_tensors(config, {name: tensor.descriptor for name, tensor in tensors.items()})
         yield SourceModel(
-            name=name_from_title(folder.resolve().name),
+            name=name_from_title(name or folder.resolve().name),
             config=config,
             tokenizer=tokenizer,
             tensors=tensors,
             files=files,
-            origin=folder.name,
+            origin=origin or folder.name,
         )
 
 
@@ -157,7 +171,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _tensors(files: tuple[SourceFile, ...], config: ModelConfig) -> dict[str, SourceTensor]:
+def _tensors(files: tuple[SourceFile, ...], config: ModelConfig, *, headers_only: bool) -> dict[str, SourceTensor]:
     entries: dict[str, SafetensorsEntry] = {}
     for file in files:
         for entry in read_safetensors(file):
@@ -165,7 +179,7 @@ def _tensors(files: tuple[SourceFile, ...], config: ModelConfig) -> dict[str, So
                 raise InvalidModelFile(f"tensor {entry.name!r} appears twice")
             entries[entry.name] = entry
     if config.tied_embedding:
-        _drop_tied_head(entries)
+        _drop_tied_head(entries, compare=not headers_only)
     named = bert_tensor_name if config.architecture == "bert" else llama_tensor_name
     tensors: dict[str, SourceTensor] = {}
     for entry in entries.values():
@@ -176,10 +190,10 @@ def _tensors(files: tuple[SourceFile, ...], config: ModelConfig) -> dict[str, So
     return tensors
 
 
-def _drop_tied_head(entries: dict[str, SafetensorsEntry]) -> None:
+def _drop_tied_head(entries: dict[str, SafetensorsEntry], *, compare: bool) -> None:
     """Drop the copy of the embedding that some tied checkpoints carry; one that differs is an error, not a choice."""
     head, embedding = entries.pop(_HEAD, None), entries.get(_EMBEDDING)
-    if head is None or embedding is None:
+    if head is None or embedding is None or not compare:
         return
     if head.region.nbytes != embedding.region.nbytes or any(
         left != right for left, right in zip(head.region.pieces(), embedding.region.pieces(), strict=True)

@@ -10,9 +10,11 @@ import attrs
 from meshnode.errors import InvalidModelFile, UnsupportedModel
 from meshnode.files.source_file import FileRegion, SourceFile
 
-__all__ = ["SafetensorsEntry", "read_safetensors"]
+__all__ = ["MAX_HEADER_BYTES", "SafetensorsEntry", "read_safetensors"]
 
-_MAX_HEADER = 100_000_000  # bytes, the library's own limit
+MAX_HEADER_BYTES = 100_000_000
+"""The library's own limit."""
+
 _GGML_TYPES = {"F32": ("F32", 4), "F16": ("F16", 2), "BF16": ("BF16", 2)}
 _TABLES = {"I64": ("I64", 8)}  # no weights: what some checkpoints keep beside them, and nobody needs
 
@@ -38,7 +40,7 @@ def read_safetensors(file: SourceFile) -> tuple[SafetensorsEntry, ...]:
     if len(start) < 8:
         raise InvalidModelFile(f"{name} is not a safetensors file: it has {len(start)} bytes")
     (length,) = struct.unpack("<Q", start)
-    if length > _MAX_HEADER:
+    if length > MAX_HEADER_BYTES:
         raise InvalidModelFile(f"{name} is not a safetensors file: its header would have {length} bytes")
     if 8 + length > file.nbytes:
         raise InvalidModelFile(f"{name} ends inside its header; it is truncated: fetch it again")

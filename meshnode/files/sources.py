@@ -12,13 +12,16 @@ from typing import Protocol
 import attrs
 
 from meshnode.files.source_file import FileRegion, SourceFile
-from meshnode.types.manifest import ModelConfig, TensorDescriptor
+from meshnode.types.manifest import ModelConfig, ShardKind, TensorDescriptor
 from meshnode.types.tokenizer import TokenizerData
 
-__all__ = ["ExaminedSource", "ModelOpener", "ReportBytes", "Source", "SourceModel", "SourceTensor"]
+__all__ = ["ExaminedSource", "KeepShard", "ModelOpener", "ReportBytes", "Source", "SourceModel", "SourceTensor"]
 
 ReportBytes = Callable[[int, int], None]
 """Told (bytes done, bytes in all); 0 in all means that nobody knows. What it raises ends the work."""
+
+KeepShard = Callable[[ShardKind, int | None], bool]
+"""Says by kind and block whether a shard is to be written, or only hashed for the manifest."""
 
 
 @attrs.frozen
@@ -58,16 +61,19 @@ class Source(Protocol):
         """Return the one way to write `reference`, absolute, so that it still means the same after a restart."""
         ...
 
-    def version(self, reference: str) -> str:
-        """Return a short text that changes when what `reference` names changes. May block.
+    async def version(self, reference: str) -> str:
+        """Return a short text that changes when what `reference` names changes.
 
-        Raises SourceUnavailable where there is nothing to look at.
+        Raises SourceUnavailable where there is nothing to look at. Cancellation ends the look.
         """
         ...
 
-    async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:
+    async def prepare(
+        self, reference: str, scratch: Path, report: ReportBytes, needs: KeepShard | None = None
+    ) -> ModelOpener:
         """Make the model's files readable here, downloading them if need be, and return what opens them.
 
+        With `needs`, of the weights only the shards it names will be read; a source may leave out the bytes of the others.
         `scratch` is an existing folder for temporary files; the caller removes it after the import, or when this fails or is
         cancelled. `report` hears of the download. Cancellation stops it. Raises FileError leafs.
         """
@@ -93,13 +99,15 @@ class ExaminedSource:
         """As the source says."""
         return self.source.canonical(reference)
 
-    def version(self, reference: str) -> str:
+    async def version(self, reference: str) -> str:
         """As the source says."""
-        return self.source.version(reference)
+        return await self.source.version(reference)
 
-    async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:
+    async def prepare(
+        self, reference: str, scratch: Path, report: ReportBytes, needs: KeepShard | None = None
+    ) -> ModelOpener:
         """Prepare the source's model; opening it examines it."""
-        return partial(self._open, await self.source.prepare(reference, scratch, report))
+        return partial(self._open, await self.source.prepare(reference, scratch, report, needs))
 
     @contextmanager
     def _open(self, opener: ModelOpener) -> Iterator[SourceModel]:

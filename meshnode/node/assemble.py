@@ -14,6 +14,7 @@ from meshnode.api.responses.archive import ResponseArchive, open_archive
 from meshnode.api.server import ApiServer
 from meshnode.api.serving import ServingLimits
 from meshnode.config.loading import LoadedConfig
+from meshnode.config.paths import DataPaths
 from meshnode.config.schema import NodeConfig
 from meshnode.crypto.identity import Identity, load_identity
 from meshnode.dashboard.routes import Dashboard
@@ -78,7 +79,7 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
         key = load_api_key(paths.api_key, os.environ, chosen=config.api.key)
         async with bind(config.api.host, config.api.port) as listeners, open_store(paths.store, lanes) as store:
             catalog = await open_catalog(store, paths, metrics, config.models.aliases)
-            check_models(config.models.names, catalog, _sources(config, lanes))
+            check_models(config.models.names, catalog, _sources(config, lanes, paths))
             identity = load_identity(paths.identity)
             addresses = await open_address_book(store, network_hash(config.network.network_id))
             if _has_network(config):  # libp2p takes a second to import: not on the loop
@@ -112,7 +113,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     models = ModelViews(catalog, channels.loaded, channels.intent, mesh.view, config.engine.context_length)
     view = NodeView(url, models, channels.progress, health, mesh)
     dashboard = Dashboard(key)
-    sources = _sources(config, lanes)
+    sources = _sources(config, lanes, opened.catalog.paths)
     executors = Executors(metrics, config.engine.prefill_chunk)
     keeper = KeeperResources(
         catalog, channels.acquisitions, channels.progress, channels.intent, channels.wanted, health, channels.hosted
@@ -162,8 +163,14 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     return Node(supervisor, health, view, dashboard, executors)
 
 
-def _sources(config: NodeConfig, lanes: Lanes) -> tuple[Source, ...]:
-    return builtin_sources(lanes, offline=config.node.offline, environment=os.environ, examine=examine_tokenizer)
+def _sources(config: NodeConfig, lanes: Lanes, paths: DataPaths) -> tuple[Source, ...]:
+    return builtin_sources(
+        lanes,
+        offline=config.node.offline,
+        environment=os.environ,
+        downloads=paths.transfers,
+        examine=examine_tokenizer,
+    )
 
 
 def _mesh(opened: Opened, channels: Channels, health: HealthBoard, metrics: Metrics) -> Mesh | NoMesh:

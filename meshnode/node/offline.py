@@ -90,7 +90,11 @@ async def _ask(
     mailbox: Mailbox[Question, ModelManifest] = Mailbox("acquisition", 0)
     progress: Latest[tuple[AcquisitionProgress, ...]] = Latest(())
     sources = builtin_sources(
-        lanes, offline=loaded.config.node.offline, environment=os.environ, examine=examine_tokenizer
+        lanes,
+        offline=loaded.config.node.offline,
+        environment=os.environ,
+        downloads=catalog.paths.transfers,
+        examine=examine_tokenizer,
     )
     manager = AcquisitionManager(catalog, mailbox, progress, lanes, Supply(sources), HealthBoard(), Pulse())
     async with trio.open_nursery() as nursery:

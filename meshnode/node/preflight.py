@@ -7,6 +7,7 @@ from pathlib import Path
 from meshnode.config.schema import NodeConfig
 from meshnode.errors import ConfigError, MeshnodeError
 from meshnode.files.catalog import ModelCatalog
+from meshnode.files.hub_reference import HUB_PREFIX
 from meshnode.files.sources import Source, SourceModel
 from meshnode.text.vocabulary import build_tokenizer
 
@@ -43,4 +44,4 @@ def examine_tokenizer(model: SourceModel) -> None:
 
 
 def _is_path(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf")
+    return name.startswith(("/", "./", "../", "~")) or (name.endswith(".gguf") and not name.startswith(HUB_PREFIX))

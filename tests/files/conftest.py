@@ -81,7 +81,9 @@ class DataFolder:
         lanes, metrics = Lanes(), Metrics()
         catalog = await open_catalog(self.store, self.paths, metrics, self.aliases)
         mailbox, progress, health = Mailbox("acquisition", 16), Latest(()), HealthBoard()
-        sources = self.sources or builtin_sources(lanes, offline=self.offline, environment=self.environment)
+        sources = self.sources or builtin_sources(
+            lanes, offline=self.offline, environment=self.environment, downloads=self.paths.transfers
+        )
         manager = AcquisitionManager(catalog, mailbox, progress, lanes, Supply(sources, self.peers), health, Pulse())
         node = Running(manager, catalog, mailbox, progress, health, metrics)
         async with trio.open_nursery() as nursery:

@@ -293,7 +293,9 @@ async def test_a_model_that_somebody_else_refuses_is_refused_before_a_byte_is_wr
         assert data.files(".") == []
         raise UnsupportedModel(f"no tokenizer for {model.tokenizer.pre}")
 
-    data.sources = builtin_sources(Lanes(), offline=True, environment={}, examine=examine)
+    data.sources = builtin_sources(
+        Lanes(), offline=True, environment={}, downloads=data.paths.transfers, examine=examine
+    )
     async with data.running() as node:
         with pytest.raises(UnsupportedModel, match="no tokenizer for gpt-2"):
             await node.mailbox.ask(AcquireModel(str(tiny)))
@@ -301,9 +303,9 @@ async def test_a_model_that_somebody_else_refuses_is_refused_before_a_byte_is_wr
 
 
 async def test_a_source_that_gives_something_else_under_the_same_version_changes_nothing(data, tiny, tmp_path):
-    @attrs.frozen
+    @attrs.frozen(eq=False)
     class Unversioned(LocalGGUF):
-        def version(self, reference):
+        async def version(self, reference):
             return "always"
 
     data.sources = (Unversioned(),)
@@ -325,7 +327,7 @@ async def test_a_crash_in_a_source_fails_the_request_and_not_the_others(data, ti
         def canonical(self, reference):
             return reference
 
-        def version(self, reference):
+        async def version(self, reference):
             raise ZeroDivisionError
 
     data.sources = (Broken(),)

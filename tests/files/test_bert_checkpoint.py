@@ -30,10 +30,10 @@ def test_the_pooling_is_the_checkpoints(tmp_path, said, meant):
     assert (config.pooling, config.causal) == (meant, False)
 
 
-def test_a_change_of_the_pooling_is_a_change_of_the_source(tmp_path):
-    before = SafetensorsFolder().version(str(write_tiny_bert(tmp_path)))
+async def test_a_change_of_the_pooling_is_a_change_of_the_source(tmp_path):
+    before = await SafetensorsFolder().version(str(write_tiny_bert(tmp_path)))
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    assert SafetensorsFolder().version(str(tmp_path)) != before
+    assert await SafetensorsFolder().version(str(tmp_path)) != before
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_what_the_tokenizer_keys_leave_out_is_as_llama_cpp_has_it(model, pre, ad
     [
         ({"general.architecture": (STRING, "mamba")}, UnsupportedModel, "'mamba'.*known: bert, llama"),
         ({"general.type": (STRING, "adapter")}, UnsupportedModel, "adapter"),
-        ({"split.count": (U32, 3)}, UnsupportedModel, "3 files"),
+        ({"split.count": (U32, 3)}, InvalidModelFile, "m.gguf is one of 3 parts of a model; keep them together"),
         ({"llama.rope.scaling.type": (STRING, "yarn")}, UnsupportedModel, "'yarn'"),
         ({"llama.expert_count": (U32, 8)}, UnsupportedModel, "llama.expert_count"),
         ({"llama.logit_scale": (F32, 0.5)}, UnsupportedModel, "llama.logit_scale"),

@@ -206,7 +206,7 @@ async def main():
     async with open_store(paths.store, lanes) as store, trio.open_nursery() as nursery:
         known = await catalog.open_catalog(store, paths, Metrics(), {})
         mailbox = Mailbox("acquisition")
-        sources = builtin_sources(lanes, offline=True, environment={})
+        sources = builtin_sources(lanes, offline=True, environment={}, downloads=paths.transfers)
         manager = acquisition.AcquisitionManager(known, mailbox, Latest(()), lanes, acquisition.Supply(sources), HealthBoard(), Pulse())
         await nursery.start(manager.run)
         print("ready", flush=True)

@@ -38,16 +38,18 @@ def write_tiny_llama(
     template: str = TEMPLATE,
     drop: str | None = None,
     extra: dict[str, np.ndarray] | None = None,
+    split: int = 0,
 ) -> Path:
     """Write a model whose vocabulary is the 256 bytes and three control tokens; matrices have `quantization`.
 
-    `drop` leaves one tensor out, `extra` adds or replaces tensors.
+    `drop` leaves one tensor out, `extra` adds or replaces tensors, and `split` writes files of that many tensors, of
+    which the first is returned.
     """
     letters = _byte_letters()
     tokens = _CONTROL + letters + [f"<|pad{i}|>" for i in range(61)]
     kinds = [3] * 3 + [1] * 256 + [3] * 61
     head_size = hidden // heads
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
     writer.add_name(name)
     writer.add_block_count(blocks)
     writer.add_context_length(context)
@@ -103,7 +105,7 @@ def write_tiny_llama(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path if not split else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
 
 
 def _matrix(source: np.random.Generator, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> np.ndarray:
