@@ -30,6 +30,7 @@ from meshnode.types.ids import new_request_id
 __all__ = ["create_app"]
 
 _log = structlog.get_logger(__name__)
+_BEFORE_BODY = (401, 403, 404, 405, 408, 413, 415, 429)  # what may be said before all of a body was read
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -95,7 +96,14 @@ def _refuse(failure: Failure, cause: Exception | None = None) -> Response:
     trace = {"exc_info": cause} if failure.status == 500 and cause is not None else {}
     facts = {"request": g.request, "method": request.method, "path": request.path[:200], "client": _client()}
     log("refused", status=failure.status, code=failure.code, reason=failure.message[:500], **facts, **trace)
-    return refusal_reply(failure, request.path, g.request, is_anthropic=speaks_anthropic(request.headers))
+    reply = refusal_reply(failure, request.path, g.request, is_anthropic=speaks_anthropic(request.headers))
+    if (
+        failure.status in _BEFORE_BODY
+        and request.method not in ("GET", "HEAD")
+        and request.http_version.startswith("1")
+    ):
+        reply.headers["Connection"] = "close"  # what is left of the body would be taken for the next request
+    return reply
 
 
 def _client() -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import msgspec
@@ -12,7 +12,9 @@ from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout, Unsupport
 
 from meshnode.errors import RequestError
 
-__all__ = ["WrongValue", "decode_json", "named", "parts_of", "read_json"]
+__all__ = ["JSON", "WrongValue", "decode_json", "named", "parts_of", "read_json"]
+
+JSON = "application/json"
 
 T = TypeVar("T")
 WrongValue = Callable[[str], RequestError]
@@ -43,13 +45,15 @@ def named(text: str) -> RequestError:
     return RequestError(f"{message} (at {param})" if param else message, param=param or None)
 
 
-async def read_json(request: Request, kind: type[T], *, timeout: float, wrong: WrongValue = named) -> T:
-    """Read the body and decode it as `kind`.
+async def read_json(
+    request: Request, kind: type[T], *, timeout: float, wrong: WrongValue = named, types: Collection[str] = (JSON, "")
+) -> T:
+    """Read the body and decode it as `kind`. Its content type is one of `types`.
 
     Raises RequestError naming the line of malformed JSON or the field of a wrong value, and werkzeug's 408, 413 and 415.
     """
-    if request.mimetype not in ("application/json", ""):
-        raise UnsupportedMediaType(f"the body must be application/json, not {request.mimetype}")
+    if request.mimetype not in types:
+        raise UnsupportedMediaType(f"the body must be {JSON}, not {request.mimetype}")
     with trio.move_on_after(timeout) as scope:
         raw: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]  # bytes, when not as text
     if scope.cancelled_caught:

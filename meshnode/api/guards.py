@@ -6,6 +6,7 @@ it; so a Host that is not ours, or an Origin that is not the Host, is refused be
 
 import hmac
 import ipaddress
+import math
 from urllib.parse import urlsplit
 
 import attrs
@@ -37,7 +38,7 @@ class Guards:
         # Strangers at an address, such as a web page that loads /health as an image, do not use up what its user may do.
         wait = self.buckets.try_take(client if known else f"stranger at {client}")
         if wait is not None:
-            return describe(429, f"too many requests from {client}; try again in {wait:.1f} s", retry_after=wait)
+            return describe(429, f"too many requests from {client}; try again in {math.ceil(wait)} s", retry_after=wait)
         if known or path in self.open_paths or (path == "/metrics" and _is_local(client, headers)):
             return None
         return describe(

@@ -20,5 +20,5 @@ def find_model(models: Iterable[ServedModel], name: str) -> ServedModel:
         raise UnknownModel(f"the model name {name[:80]!r} is ambiguous: {listed}", param="model")
     if found:
         return known[found[0]]
-    there_is = ", ".join(names.name for names in known) or "none yet"
+    there_is = ", ".join(names.listed() for names in known) or "none yet"
     raise UnknownModel(f"there is no model {name[:80]!r}; there are: {there_is}", param="model")

@@ -1,18 +1,17 @@
 """What a route says of itself: what it takes, how it answers. Handlers live by it, and the OpenAPI document is made of it."""
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import attrs
 import msgspec
 from quart import Response, request
 
-from meshnode.api.bodies import WrongValue, named, read_json
+from meshnode.api.bodies import JSON, WrongValue, named, read_json
 
 __all__ = ["JSON", "Operation", "describes", "operation_of", "takes"]
 
-JSON = "application/json"
 _ATTRIBUTE = "meshnode_operation"
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 _View = TypeVar("_View", bound=Callable[..., Any])
@@ -47,16 +46,18 @@ def takes(
     answers: tuple[str, ...] = (JSON,),
     status: int = 200,
     wrong: WrongValue = named,
+    types: Collection[str] = (JSON, ""),
 ) -> Callable[[Callable[..., Awaitable[Response]]], Callable[..., Awaitable[Response]]]:
     """Give a handler the request's body, decoded, as its first argument; it has `timeout` seconds to arrive.
 
-    `wrong` says what is wrong with a value in the words of the surface. What `read_json` raises, the view raises.
+    `wrong` says what is wrong with a value in the words of the surface; `types` are the content types it may
+    have. What `read_json` raises, the view raises.
     """
 
     def attach(handler: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
         @functools.wraps(handler)
         async def view(**path: str) -> Response:
-            return await handler(await read_json(request, body, timeout=timeout, wrong=wrong), **path)
+            return await handler(await read_json(request, body, timeout=timeout, wrong=wrong, types=types), **path)
 
         return describes(Operation(summary, body, answers, status))(view)
 

@@ -115,7 +115,7 @@ class ApiDependencies:
     metrics: Metrics
     responses: ResponseArchive
     pages: Pages = _no_pages
-    requests_per_minute: int = 600
+    requests_per_minute: int = 6000
     body_limit_bytes: int = 8 << 20
     body_timeout: float = 20.0  # seconds for a request's body to arrive
     heartbeat: float = 15.0  # seconds a stream may be silent; proxies cut at 30 to 60

@@ -53,6 +53,12 @@ def _not_empty(_instance: object, _attribute: "attrs.Attribute[Any]", value: str
         raise ValueError("must not be empty")
 
 
+def _names_others(_instance: object, _attribute: "attrs.Attribute[Any]", value: dict[str, str]) -> None:
+    for alias, name in value.items():
+        if not alias or not name or alias == name:
+            raise ValueError(f"an alias stands for another name; {alias!r} = {name!r} does not")
+
+
 def _block_range(_instance: object, _attribute: "attrs.Attribute[Any]", value: str | None) -> None:
     if value is not None:
         BlockRange.parse(value)
@@ -83,7 +89,7 @@ class ApiConfig:
     )
     port: int = attrs.field(default=8800, validator=_between(0, 65535))  # 0: any free port
     body_limit_bytes: int = attrs.field(default=8 << 20, validator=_between(1024, 1 << 30))  # bytes, 1 KiB to 1 GiB
-    requests_per_minute: int = attrs.field(default=600, validator=_between(1, 1_000_000))  # per key and address
+    requests_per_minute: int = attrs.field(default=6000, validator=_between(1, 1_000_000))  # per address
     body_timeout: float = attrs.field(
         default=20.0, validator=_between(0.1, 3600)
     )  # seconds for a request's body to arrive
@@ -114,7 +120,7 @@ class ModelsConfig:
 
     names: tuple[str, ...] = ()  # references to load at start; empty: a model that is alone
     blocks: str | None = attrs.field(default=None, validator=_block_range)  # START:END, half-open; unset: all
-    aliases: dict[str, str] = attrs.field(factory=dict)  # alias -> model name
+    aliases: dict[str, str] = attrs.field(factory=dict, validator=_names_others)  # alias -> model name
 
 
 @attrs.frozen

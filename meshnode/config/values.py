@@ -1,5 +1,6 @@
 """Turning what people write, in TOML, in a variable or behind a flag, into the type a setting has."""
 
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -70,6 +71,11 @@ def _strings(value: object) -> tuple[str, ...]:
 
 
 def _table(value: object) -> dict[str, str]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # as it stands in the file
+        try:
+            return _table(tomllib.loads(f"value = {value}")["value"])
+        except tomllib.TOMLDecodeError as error:
+            raise TypeError from error
     if isinstance(value, str):
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         if all(equals and name.strip() and target.strip() for name, equals, target in pairs):

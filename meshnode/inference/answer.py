@@ -46,6 +46,7 @@ class Answer:
     _detokenizer: Detokenizer = attrs.field(init=False)
     _matcher: StopMatcher = attrs.field(init=False)
     _calls: int = attrs.field(default=0, init=False)
+    _has_loose_end: bool = attrs.field(default=False, init=False)  # such as a call that was cut off
     _unsent: list[int] = attrs.field(factory=list, init=False)  # tokens whose outcome has not been returned
     _logprobs: list[TokenLogprob] = attrs.field(factory=list, init=False)
 
@@ -89,7 +90,8 @@ class Answer:
         if self._stop is None:
             rest = self._delta(self._flush(), last=True)
         reason = self._reason or FinishReason.LENGTH
-        if self._calls and self._stop is None:
+        is_cut = self._reason is None and self._has_loose_end
+        if self._calls and self._stop is None and not is_cut:
             reason = FinishReason.TOOL_CALLS
         usage = Usage(self.prompt_tokens, self.tokens, reasoning_tokens=self.reasoning_tokens)
         return rest, Finished(reason, usage, self._stop)
@@ -125,6 +127,7 @@ class Answer:
             reasoning, text, calls = reasoning + split.reasoning, text + more.text, calls + more.calls
         if scanner is not None and self._stop is None:
             found = scanner.flush()
+            self._has_loose_end = bool(found.text.strip())
             text, calls = text + self._match(found.text), calls + self._pieces(found.calls)
         if self._stop is None:
             text += self._matcher.flush()

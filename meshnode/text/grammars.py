@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import attrs
 import llguidance
-import msgspec
 
 from meshnode.errors import RequestError
 from meshnode.text.reasoning import CLOSING, OPENING
+from meshnode.text.schemas import arguments_grammar, value_grammar
 from meshnode.text.tool_calls import ToolFormat
 from meshnode.text.vocabulary import Tokenizer
 from meshnode.types.conversation import OutputFormat, Tool, ToolMode, ToolUse
@@ -21,7 +21,6 @@ from meshnode.types.conversation import OutputFormat, Tool, ToolMode, ToolUse
 __all__ = ["AnswerGrammar"]
 
 _MAX_GRAMMAR = 1 << 20  # characters
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _OPTIONS = '%llguidance {"no_forcing": true}'  # text that must come may come in whatever tokens the model likes best
 _ANYTHING = r"/(.|\n)*/"
 _ANY_OBJECT = '{"type":"object"}'
@@ -50,14 +49,15 @@ class AnswerGrammar:
             raise RequestError(f"the schemas make a grammar of {len(grammar)} characters, more than {_MAX_GRAMMAR}")
         error = llguidance.LLMatcher.validate_grammar(grammar, None)
         if error:
-            raise RequestError(f"this form cannot be enforced: {_reason(error)}")
+            raise _culprit(tools, output) or RequestError(f"this form cannot be enforced: {_reason(error)}")
         return grammar
 
     def _body(self, tools: Sequence[Tool], use: ToolUse, output: OutputFormat) -> list[str] | None:
         value = self._value(output)
         if tools and use.mode is ToolMode.REQUIRED:
             wanted = [tool for tool in tools if use.named in (None, tool.name)]
-            return ["body: calls", *self._calls(wanted, parallel=use.parallel, strict=True)]
+            parallel = use.parallel and use.named is None  # who names a function wants one call of it
+            return ["body: calls", *self._calls(wanted, parallel=parallel, strict=True)]
         if value is not None:
             if not tools:
                 return [f"body: {value}"]
@@ -69,7 +69,7 @@ class AnswerGrammar:
     def _value(self, output: OutputFormat) -> str | None:
         if output.kind == "text":
             return None
-        return _json(_ANY_OBJECT if output.kind == "json_object" else output.schema, "the schema of the answer")
+        return value_grammar(_ANY_OBJECT if output.kind == "json_object" else output.schema)
 
     def _calls(self, tools: Sequence[Tool], *, parallel: bool, strict: bool) -> list[str]:
         """Return rules for `calls`; without `strict` only tools that are strict themselves have their schema enforced."""
@@ -89,7 +89,7 @@ class AnswerGrammar:
             if opened:
                 head = head.removeprefix(self.made.openings[0])
             schema = tool.parameters if strict or tool.strict else _ANY_OBJECT
-            arguments = _json(schema, f"the parameters of tool {tool.name!r}")
+            arguments = arguments_grammar(schema, tool.name)
             rules.append(f"call_{index}: {self._literal(head)} {arguments} {self._literal(spelling.tail)}")
         return rules
 
@@ -144,16 +144,18 @@ class AnswerGrammar:
         return " ".join(pieces)
 
 
-def _json(schema: str, what: str) -> str:
-    try:
-        value = msgspec.json.decode(schema)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise RequestError(f"{what} is not JSON: {error}") from error
-    if isinstance(value, bool):
-        value = {} if value else {"not": {}}
-    if not isinstance(value, dict):
-        raise RequestError(f"{what} is not a JSON schema")
-    return "%json " + json.dumps({**value, "x-guidance": _SPACING}, ensure_ascii=False)
+def _culprit(tools: Sequence[Tool], output: OutputFormat) -> RequestError | None:
+    """Return a refusal that names the schema which cannot be enforced by itself."""
+    schemas: list[tuple[str, str | None, str]] = [
+        (f"the parameters of tool {tool.name!r}", "tools", arguments_grammar(tool.parameters, tool.name))
+        for tool in tools
+    ]
+    if output.kind == "json_schema":
+        schemas.append(("the schema of the answer", None, value_grammar(output.schema)))
+    for what, param, grammar in schemas:
+        if error := llguidance.LLMatcher.validate_grammar(f"start: {grammar}", None):
+            return RequestError(f"{what} cannot be enforced: {_reason(error)}", param=param)
+    return None
 
 
 def _reason(error: str) -> str:

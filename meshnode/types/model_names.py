@@ -26,6 +26,10 @@ class ModelNames:
         """Every one of them."""
         return (self.id, self.name, *self.aliases)
 
+    def listed(self) -> str:
+        """Return the name for a person, with the aliases."""
+        return f"{self.name} ({', '.join(self.aliases)})" if self.aliases else self.name
+
     def rank(self, name: str) -> int | None:
         """Return how well a whole name fits: 0 is the best, None not at all."""
         if name == self.id:

@@ -36,7 +36,7 @@ def test_a_model_answers_to_all_its_names(name, found):
     ("name", "sentence"),
     [
         ("Chat-", "'Chat-' is ambiguous: Chat-1B, Chat-1B-Code"),
-        ("gpt-5", "no model 'gpt-5'; there are: Chat-1B, Chat-1B-Code, Other"),
+        ("gpt-5", r"no model 'gpt-5'; there are: Chat-1B \(starter, gpt-4o-mini\), Chat-1B-Code, Other \(Chat\)"),
         ("bbb", "no model 'bbb'"),
         ("", "no model ''"),
     ],

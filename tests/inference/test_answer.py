@@ -63,6 +63,15 @@ def test_a_call_ends_an_answer_with_tool_calls(open_answer, tokenizer):
     assert finished.usage.completion_tokens == len(tokens) - 1
 
 
+def test_a_second_call_that_is_cut_off_is_text_and_the_answer_ends_by_length(open_answer, tokenizer):
+    tokens = tokenizer.encode(CALL + "\n" + CALL)[:-4]
+    deltas, finished = read(open_answer(tools=ToolUse((WEATHER,))), tokens)
+    text, calls = whole(deltas)
+    assert calls == [("weather", {"city": "Zürich"})]
+    assert text.strip().startswith("<tool_call>")
+    assert finished.reason is FinishReason.LENGTH
+
+
 def test_two_calls_have_two_ids_that_another_coordinator_would_give_too(open_answer, tokenizer):
     tokens = tokenizer.encode(CALL + "\n" + CALL)
     deltas, _ = read(open_answer(tools=ToolUse((WEATHER,))), tokens)

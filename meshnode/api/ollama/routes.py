@@ -23,28 +23,34 @@ from meshnode.types.generation import GenerationRequest
 
 __all__ = ["add_ollama_routes"]
 
+_TYPES = (
+    JSON,
+    "",
+    "application/x-www-form-urlencoded",
+)  # the last is what curl -d says, and Ollama's examples are that
+
 
 def add_ollama_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     """Add them."""
     timeout, answers = dependencies.body_timeout, (LINES.content_type, JSON)
 
     @app.post("/api/chat")
-    @takes(ChatRequest, "Answer a conversation, or load a model.", timeout=timeout, answers=answers)
+    @takes(ChatRequest, "Answer a conversation, or load a model.", timeout=timeout, types=_TYPES, answers=answers)
     async def ollama_chat(body: ChatRequest) -> Response:
         return await _answer(body, dependencies)
 
     @app.post("/api/generate")
-    @takes(GenerateRequest, "Answer a prompt, or load a model.", timeout=timeout, answers=answers)
+    @takes(GenerateRequest, "Answer a prompt, or load a model.", timeout=timeout, types=_TYPES, answers=answers)
     async def ollama_generate(body: GenerateRequest) -> Response:
         return await _answer(body, dependencies)
 
     @app.post("/api/embed")
-    @takes(EmbedRequest, "Make vectors of texts.", timeout=timeout)
+    @takes(EmbedRequest, "Make vectors of texts.", timeout=timeout, types=_TYPES)
     async def ollama_embed(body: EmbedRequest) -> Response:
         return await make_ollama_embeddings(body, dependencies, client=_client(), request=g.request)
 
     @app.post("/api/embeddings")
-    @takes(OldEmbedRequest, "Make a vector of a text.", timeout=timeout)
+    @takes(OldEmbedRequest, "Make a vector of a text.", timeout=timeout, types=_TYPES)
     async def ollama_embedding(body: OldEmbedRequest) -> Response:
         return await make_ollama_embedding(body, dependencies, client=_client(), request=g.request)
 
@@ -59,7 +65,7 @@ def add_ollama_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
         return json_reply(running_models(dependencies.models()))
 
     @app.post("/api/show")
-    @takes(ShowRequest, "Show one model.", timeout=timeout)
+    @takes(ShowRequest, "Show one model.", timeout=timeout, types=_TYPES)
     async def ollama_show(body: ShowRequest) -> Response:
         return json_reply(show_model(find_model(dependencies.models(), body.wanted)))
 

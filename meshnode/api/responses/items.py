@@ -8,7 +8,7 @@ import attrs
 from meshnode.errors import RequestError
 from meshnode.types.conversation import ChatMessage, ToolCall
 
-__all__ = ["Item", "as_items", "conversation"]
+__all__ = ["Item", "as_items", "conversation", "listed"]
 
 Item = Mapping[str, Any]
 """A JSON object with a type. What else it holds depends on the type; unknown fields are kept and sent back, as OpenAI does."""
@@ -29,6 +29,18 @@ def as_items(given: str | Sequence[Item]) -> list[Item]:
     if not given:
         raise RequestError("'input' must not be empty", param="input")
     return list(given)
+
+
+def listed(item: Item) -> Item:
+    """Return an item as a list of items has it: a message's content is parts there, whatever it came as."""
+    content = item.get("content")
+    if item.get("type", "message") != "message" or not isinstance(content, str):
+        return item
+    kind = "output_text" if item.get("role") == "assistant" else "input_text"
+    part: dict[str, object] = {"type": kind, "text": content}
+    if kind == "output_text":
+        part["annotations"] = []
+    return {**item, "type": "message", "content": [part]}
 
 
 def conversation(items: Sequence[Item], instructions: str | None) -> tuple[ChatMessage, ...]:

@@ -12,7 +12,7 @@ from meshnode.api.failures import describe, failure_of
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
 from meshnode.api.responses.archive import StoredResponse
-from meshnode.api.responses.items import Item, as_items
+from meshnode.api.responses.items import Item, as_items, listed
 from meshnode.api.responses.reply import ResponseReply
 from meshnode.api.responses.schemas import ResponseRequest
 from meshnode.api.streams import HEARTBEAT, event_stream
@@ -94,7 +94,7 @@ class Responses:
         items: list[Item] = []
         for turn in turns:
             prefix = str(turn.response["id"]).partition("_")[2]
-            items += [{"id": f"item_{prefix}_{index}", **item} for index, item in enumerate(turn.input)]
+            items += [{"id": f"item_{prefix}_{index}", **listed(item)} for index, item in enumerate(turn.input)]
             items += turn.output if turn is not turns[-1] else []
         if newest_first:
             items.reverse()
