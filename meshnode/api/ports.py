@@ -51,6 +51,10 @@ class ServedModel:
     architecture: str = ""
     parameters: int = 0
     thinks: bool = False  # its template lets it reason first; known of a model that is loaded here
+    shards: int = 0  # of the whole model
+    shards_held: int = 0  # of them here, verified
+    copies: int = 0  # nodes, this one and peers, that have its rarest part on disk
+    routes: int = 0  # complete routes that share no node
 
 
 ModelList = Callable[[], tuple[ServedModel, ...]]

@@ -32,6 +32,7 @@ def models() -> None:
     \b
     Examples:
       meshnode models add starter
+      meshnode models add hf:bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
       meshnode models add ~/models/Llama-3.2-1B-Instruct-Q4_K_M.gguf
       meshnode models add ~/checkpoints/SmolLM2-360M     a folder of safetensors
       meshnode models export starter /media/stick/starter    and `models add` it elsewhere
@@ -44,7 +45,14 @@ def models() -> None:
 @node_options
 @json_option
 def list_(*, data_dir: Path | None, port: int | None, api_key: str | None, as_json: bool | None) -> None:
-    """List the models this node has."""
+    """List the models this node has, and those that its peers serve.
+
+    \b
+    HERE     shards on this node's disk, verified, of how many
+    COPIES   nodes of the mesh, this one counted, that have the rarest part
+    ROUTES   complete routes that share no node; 0: it cannot be asked now
+    STATE    loaded, or what is missing and why
+    """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
     loaded = settings(data_dir, port, as_json, api_key=api_key)
     client = _running(loaded)
     if client is None:
@@ -76,11 +84,22 @@ def add(
     api_key: str | None,
     as_json: bool | None,
 ) -> None:
-    """Add a model, from REFERENCE: `starter`, a GGUF file, or a folder of safetensors.
+    """Add a model, from REFERENCE.
 
-    Waits until every shard is written and verified. Ctrl-C stops; what is
-    already there is kept for the next try.
-    """
+    \b
+    starter                        a small model, for a first try
+    hf:OWNER/REPO                  of a hub; four bits where it has several
+    hf:OWNER/REPO:Q8_0             ... this quantisation, or a file's name,
+    hf:OWNER/REPO:Q8_0@REVISION    ... as of a branch, a tag or a commit
+    MODEL.gguf                     a file; of a split model any part
+    FOLDER                         a folder of safetensors, or an export
+    NAME                           what another node of the mesh has
+
+    HF_TOKEN opens a hub's gated repositories and HF_ENDPOINT is another hub;
+    both are read by the node, when one runs. Waits until every shard is
+    written and verified. Ctrl-C stops; what is already there is kept for the
+    next try.
+    """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
     if blocks is not None:
         try:
             BlockRange.parse(blocks)

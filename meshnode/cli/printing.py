@@ -40,14 +40,17 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def print_models(models: Iterable[Mapping[str, Any]]) -> None:
     """Print models, as the admin API and the catalog list them."""
-    print_table(["NAME", "ID", "QUANTIZATION", "CONTEXT", "STATE"], [_model(entry) for entry in models])
+    headings = ["NAME", "ID", "QUANTIZATION", "CONTEXT", "HERE", "COPIES", "ROUTES", "STATE"]
+    print_table(headings, [_model(entry) for entry in models])
 
 
 def _model(entry: Mapping[str, Any]) -> tuple[str, ...]:
     state = "loaded" if entry.get("loaded") else str(entry.get("detail") or "not loaded")
     plain = (str(entry.get(name, "")) for name in ("name", "id", "quantization", "context_length"))
     name, identifier, quantization, context = plain
-    return name, identifier[:12], quantization, context, state
+    here = f"{entry['shards_held']}/{entry['shards']}" if entry.get("shards") else "-"
+    copies, routes = (str(entry.get(field, "-")) for field in ("copies", "routes"))
+    return name, identifier[:12], quantization, context, here, copies, routes, state
 
 
 def print_wishes(wishes: Iterable[Mapping[str, Any]]) -> None:

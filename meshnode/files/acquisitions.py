@@ -16,7 +16,7 @@ Phase = Literal["downloading", "importing", "verifying", "done", "failed"]
 class AcquireModel:
     """Get a model, or more blocks of one that is partly here. The answer is its manifest, once all of it is held."""
 
-    reference: str  # "starter", the path of a GGUF file, or the path of a folder with a Hugging Face checkpoint
+    reference: str  # "starter", hf:OWNER/REPO, a path of a GGUF file or of a checkpoint's folder, or a peer's model
     blocks: BlockRange | None = None  # keep only these blocks' shards and the tokenizer; None: all
     both_ends: bool = False  # and embedding and head, whichever blocks
 

@@ -128,6 +128,8 @@ def _listed(catalog: ModelCatalog, manifest: ModelManifest) -> dict[str, Any]:
         "quantization": manifest.quantization,
         "aliases": [] if entry is None else list(entry.aliases),
         "detail": "no node is running",
+        "shards": len({shard.id for shard in manifest.shards}),
+        "shards_held": 0 if entry is None else sum(catalog.path(shard).exists() for shard in set(entry.wanted)),
     }
 
 

@@ -17,7 +17,9 @@ from meshnode.files.catalog import ModelCatalog
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.models import LoadedModel
+from meshnode.network.holdings import described
 from meshnode.network.peers import PeerView
+from meshnode.node.copies import Copies, count_copies
 from meshnode.node.model_keeper import Intent
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildState, Criticality
@@ -25,7 +27,7 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
 from meshnode.types.model_names import ModelNames
-from meshnode.types.peers import StageOffer
+from meshnode.types.peers import Holding, Liveness, StageOffer
 
 __all__ = ["ModelRequests", "ModelViews", "NodeView"]
 
@@ -47,11 +49,11 @@ class ModelViews:
         """Return every model, with how far it is."""
         manifests = self.catalog.manifests()
         own = {manifest.id for manifest in manifests}
-        offers = self._offers()
-        elsewhere = {offer.model: offer for offer in offers if offer.model not in own}
+        there = self._there()
+        elsewhere = {stage.model: stage for stage in there.stages if stage.model not in own}
         return (
-            *(self._own(manifest, offers) for manifest in manifests),
-            *(self._elsewhere(offer, offers) for offer in elsewhere.values()),
+            *(self._own(manifest, there) for manifest in manifests),
+            *(self._elsewhere(offer, there) for offer in elsewhere.values()),
         )
 
     def unready(self) -> tuple[str, ...]:
@@ -64,57 +66,61 @@ class ModelViews:
         ]
         return tuple(f"model {name}" for name in (*intent.pending, *late))
 
-    def _offers(self) -> list[StageOffer]:
-        return [stage for peer in self.peers.peers() if peer.offer is not None for stage in peer.offer.stages]
+    def _there(self) -> "_There":
+        offers = [
+            peer.offer for peer in self.peers.peers() if peer.offer is not None and peer.liveness is not Liveness.DEAD
+        ]
+        return _There(
+            [stage for offer in offers for stage in offer.stages],
+            [*described(self.catalog), *(holding for offer in offers for holding in offer.holdings)],
+        )
 
-    def _own(self, manifest: ModelManifest, offers: Sequence[StageOffer]) -> ServedModel:
+    def _own(self, manifest: ModelManifest, there: "_There") -> ServedModel:
         loaded = self.loaded.value.get(manifest.id)
-        missing = self._missing(manifest.id, manifest.config.block_count, offers)
+        copies = self._copies(manifest.id, manifest.config.block_count, there)
+        shards = {shard.id for shard in manifest.shards}
+        held = len(self.catalog.held(manifest.id))
         return ServedModel(
             name=manifest.name,
             id=manifest.id,
-            loaded=loaded is not None and loaded.is_ready and not missing,
+            loaded=loaded is not None and loaded.is_ready and not copies.unloaded,
             context_length=min(self.context_length or _LONGEST_CONTEXT, manifest.config.context_length),
             created=self._created(manifest),
             quantization=manifest.quantization,
             aliases=self.catalog.aliases(manifest.id),
-            detail=self._detail(manifest, loaded, missing),
+            detail=_detail(loaded, copies, held, len(shards)),
             nbytes=manifest.nbytes,
             architecture=manifest.config.architecture,
             parameters=manifest.parameters,
             thinks=loaded is not None and loaded.thinks,
+            shards=len(shards),
+            shards_held=held,
+            copies=copies.disks,
+            routes=copies.routes,
         )
 
-    def _elsewhere(self, offer: StageOffer, offers: Sequence[StageOffer]) -> ServedModel:
-        missing = self._missing(offer.model, offer.block_count, offers)
+    def _elsewhere(self, offer: StageOffer, there: "_There") -> ServedModel:
+        copies = self._copies(offer.model, offer.block_count, there)
         names = ModelNames(offer.model, offer.name, offer.aliases)
         return ServedModel(
             name=offer.name,
             id=offer.model,
-            loaded=not missing,
+            loaded=not copies.unloaded,
             context_length=offer.context_length,
             created=self.started,
             quantization="",
             aliases=(*offer.aliases, *self.catalog.configured_aliases(names)),
-            detail=f"on peers; {_blocks(missing)} of {offer.block_count} missing" if missing else "",
+            detail=f"on peers; {copies.why()}" if copies.unloaded else "on peers",
+            copies=copies.disks,
+            routes=copies.routes,
         )
 
-    def _missing(self, model: ModelId, count: int, offers: Sequence[StageOffer]) -> list[int]:
-        """Return the blocks that neither this node has loaded nor a peer offers."""
+    def _copies(self, model: ModelId, count: int, there: "_There") -> Copies:
         own = self.loaded.value.get(model)
-        ranges = [offer.blocks for offer in offers if offer.model == model]
+        stages = [stage.blocks for stage in there.stages if stage.model == model]
         if own is not None and own.is_ready and own.spec.blocks is not None:
-            ranges.append(own.spec.blocks)
-        return [block for block in range(count) if not any(block in blocks for blocks in ranges)]
-
-    def _detail(self, manifest: ModelManifest, loaded: LoadedModel | None, missing: Sequence[int]) -> str:
-        if loaded is not None and not loaded.is_ready:
-            return loaded.problem or "loading"
-        if loaded is not None:
-            here = "" if loaded.is_whole else f"blocks {loaded.spec.blocks} here"
-            return f"{here}; {_blocks(missing)} on no reachable node" if missing else here
-        held, shards = len(self.catalog.held(manifest.id)), len({shard.id for shard in manifest.shards})
-        return "not loaded; the first request loads it" if held == shards else f"{held} of {shards} shards are here"
+            stages.append(own.spec.blocks)
+        return count_copies(count, stages, [holding for holding in there.holdings if holding.model == model])
 
     def _created(self, manifest: ModelManifest) -> int:
         try:
@@ -123,15 +129,24 @@ class ModelViews:
             return self.started
 
 
-def _blocks(blocks: Sequence[int]) -> str:
-    """Write sorted blocks as half-open ranges."""
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and runs[-1][1] == block:
-            runs[-1][1] = block + 1
-        else:
-            runs.append([block, block + 1])
-    return "blocks " + ", ".join(f"{start}:{end}" for start, end in runs)
+@attrs.frozen
+class _There:
+    """What peers have loaded, and what they and this node have on disk."""
+
+    stages: Sequence[StageOffer]
+    holdings: Sequence[Holding]
+
+
+def _detail(loaded: LoadedModel | None, copies: Copies, held: int, shards: int) -> str:
+    """Say why a model of this node cannot be used, or which part of it is here."""
+    if loaded is not None and not loaded.is_ready:
+        return loaded.problem or "loading"
+    if loaded is not None:
+        here = [] if loaded.is_whole else [f"blocks {loaded.spec.blocks} here"]
+        return "; ".join(here + ([copies.why()] if copies.unloaded else []))
+    if held == shards:
+        return "not loaded; the first request loads it"
+    return f"{held} of {shards} shards are here" + (f"; {copies.why()}" if copies.nowhere else "")
 
 
 @attrs.frozen(eq=False)

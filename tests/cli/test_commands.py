@@ -63,7 +63,7 @@ def test_status_prints_what_the_node_says(node, invoke):
     for line in (
         "ApiServer        running      0",
         "InferenceRouter  backing off  3         it broke[2J",
-        "m     ffffffffffff                2048     loading",
+        "m     ffffffffffff                2048     -     -       -       loading",
         "m           0:30    cpu     1",
         "ModelKeeper   the disk is full",
         "bad        not a GGUF file",
@@ -135,10 +135,11 @@ def test_token_without_a_key_names_the_next_step(invoke):
 
 def test_models_are_listed_by_the_node(node, invoke):
     entry = {"name": "m", "id": "f" * 64, "loaded": True, "context_length": 2048, "quantization": "Q4_1"}
+    entry |= {"shards": 33, "shards_held": 12, "copies": 2, "routes": 1}
     node.answers["GET", "/api/admin/models"] = {"models": [entry]}
     text = invoke("models", "list").stdout
     assert "ffffffffffff " in text
-    assert "2048" in text
+    assert text.splitlines()[1].split()[3:] == ["2048", "12/33", "2", "1", "loaded"]
     assert json.loads(invoke("models", "list", "--json").stdout) == {"models": [entry]}
 
 

@@ -15,7 +15,7 @@ from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildState, Criticality, Status
 from meshnode.types.blocks import BlockRange
-from meshnode.types.peers import Liveness, Offer, PeerInfo, StageOffer
+from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
 
 
 @attrs.define
@@ -61,7 +61,12 @@ async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
     await catalog.put(entry)
     catalog.mark_held(entry.manifest.shards[:2])
     (model,) = views.served()
-    assert (model.loaded, model.detail, model.created) == (False, "2 of 5 shards are here", views.started)
+    assert (model.loaded, model.detail, model.created) == (
+        False,
+        "2 of 5 shards are here; blocks 0:2 on no reachable node",
+        views.started,
+    )
+    assert (model.shards_held, model.shards, model.copies, model.routes) == (2, 5, 0, 0)
     catalog.mark_held(entry.manifest.shards)
     assert views.served()[0].detail == "not loaded; the first request loads it"
     channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=False, executor=Executor(0))})
@@ -70,7 +75,9 @@ async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
     channels.loaded.set({entry.manifest.id: refused})
     assert views.served()[0].detail == "too little memory"
     channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True, executor=Executor(1))})
-    assert (views.served()[0].loaded, views.served()[0].detail) == (True, "")
+    (model,) = views.served()
+    assert (model.loaded, model.detail) == (True, "")
+    assert (model.shards_held, model.shards, model.copies, model.routes) == (5, 5, 1, 1)
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(0, 2048), (512, 512), (9000, 2048)])
@@ -157,10 +164,17 @@ async def test_adding_and_removing_ask_the_owner(nursery, make_entry):
 @attrs.define
 class Peers:
     offers: list
+    holdings: tuple = ()  # of each
+    liveness: Liveness = Liveness.ALIVE
 
     def peers(self):
         return [
-            PeerInfo(f"p{number}", Liveness.ALIVE, connected=True, offer=Offer(f"p{number}", 1, 0.0, "1", (), (offer,)))
+            PeerInfo(
+                f"p{number}",
+                self.liveness,
+                connected=True,
+                offer=Offer(f"p{number}", 1, 0.0, "1", (), (offer,), holdings=self.holdings),
+            )
             for number, offer in enumerate(self.offers)
         ]
 
@@ -188,7 +202,29 @@ async def test_models_that_only_peers_have_are_listed_too(catalog, channels):
     peers = Peers([offer_of("m", 0, 1)])
     views = ModelViews(catalog, channels.loaded, channels.intent, peers, 0)
     (model,) = views.served()
-    assert (model.name, model.loaded, model.detail) == ("other", False, "on peers; blocks 1:2 of 2 missing")
+    assert (model.name, model.loaded, model.detail) == ("other", False, "on peers; blocks 1:2 on no reachable node")
     peers.offers.append(offer_of("m", 1, 2))
     (model,) = views.served()
     assert (model.loaded, model.aliases) == (True, ("alias",))
+
+
+async def test_copies_and_routes_are_counted_over_all_who_are_there(catalog, channels, make_entry):
+    entry = make_entry("tiny")
+    await catalog.put(entry)
+    catalog.mark_held(entry.manifest.shards)
+    model = entry.manifest.id
+    there = Holding(model, "tiny", 2, (BlockRange(0, 2),), embedding=True, head=True, nbytes=1)
+    peers = Peers([offer_of(model, 0, 2), offer_of(model, 0, 1)], (there,))
+    views = ModelViews(catalog, channels.loaded, channels.intent, peers, 0)
+    (listed,) = views.served()
+    assert (listed.copies, listed.routes) == (3, 1)
+    peers.liveness = Liveness.DEAD
+    (listed,) = views.served()
+    assert (listed.copies, listed.routes) == (1, 0)
+
+
+async def test_what_lies_on_disks_and_is_loaded_by_nobody_is_told_apart(catalog, channels):
+    peers = Peers([offer_of("m", 0, 1)], (Holding("m", "other", 2, (BlockRange(0, 2),), nbytes=1),))
+    (listed,) = ModelViews(catalog, channels.loaded, channels.intent, peers, 0).served()
+    assert listed.detail == "on peers; blocks 1:2 on disk, and loaded by nobody"
+    assert listed.copies == 0, "nobody has its ends"
