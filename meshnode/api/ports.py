@@ -63,7 +63,7 @@ ModelList = Callable[[], tuple[ServedModel, ...]]
 class ModelAdmin(Protocol):
     """Adds and removes models."""
 
-    async def add(self, reference: str, blocks: str | None) -> str:
+    async def add(self, reference: str, blocks: str | None, *, spread: bool = False) -> str:
         """Acquire a model and return its name. Raises FileError and RequestError leafs; cancellation stops it."""
         ...
 

@@ -73,12 +73,19 @@ def list_(*, data_dir: Path | None, port: int | None, api_key: str | None, as_js
 @models.command()
 @click.argument("reference")
 @click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]")
+@click.option(
+    "--spread",
+    is_flag=True,
+    default=None,
+    help="Divide a hub's model among the nodes that give room; each fetches a share.",
+)
 @node_options
 @json_option
 def add(
     *,
     reference: str,
     blocks: str | None,
+    spread: bool | None,
     data_dir: Path | None,
     port: int | None,
     api_key: str | None,
@@ -99,7 +106,15 @@ def add(
     both are read by the node, when one runs. Waits until every shard is
     written and verified. Ctrl-C stops; what is already there is kept for the
     next try.
+
+    With --spread, the nodes whose resources.disk_bytes says how much room
+    they give fetch a share of a hub's model each, side by side, and hold it;
+    this node holds the embedding, the head and the first blocks.
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
+    if spread and blocks is not None:
+        raise click.UsageError(
+            "--blocks and --spread exclude each other: spreading decides which blocks are held where"
+        )
     if blocks is not None:
         try:
             BlockRange.parse(blocks)
@@ -108,18 +123,22 @@ def add(
     path = os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # these two raise for no text at all
     if os.path.exists(path) and reference != "starter":  # noqa: PTH110
         reference = path  # the node has another working folder
-    loaded = settings(data_dir, port, as_json, api_key=api_key, models_blocks=blocks)
+    loaded = settings(data_dir, port, as_json, api_key=api_key, models_blocks=blocks, models_spread=spread)
     as_json, blocks = loaded.config.cli.json, loaded.config.models.blocks
+    divides = spread or (loaded.config.models.spread and blocks is None and reference.startswith("hf:"))
     bar = ProgressBar(enabled=not as_json or sys.stderr.isatty())  # for a person, who may look on while a program reads
     client = _running(loaded)
     try:
         if client is None:
             from meshnode.node.offline import add_model
 
+            if divides:
+                raise click.UsageError("--spread needs other nodes; start this one with `meshnode run` first")
             name = add_model(loaded, reference, blocks, bar.show)
         else:
             with client:
-                name = _add_through_node(client, reference, blocks, bar)
+                wanted = {"reference": reference, "blocks": blocks} | ({"spread": True} if divides else {})
+                name = _add_through_node(client, wanted, bar)
     finally:
         bar.finish()
     if as_json:
@@ -214,14 +233,14 @@ def _running(loaded: LoadedConfig) -> "Client | None":
     return client
 
 
-def _add_through_node(client: "Client", reference: str, blocks: str | None, bar: ProgressBar) -> str:
+def _add_through_node(client: "Client", wanted: Mapping[str, Any], bar: ProgressBar) -> str:
     """Ask the node, and show its progress until it answers."""
     outcome: list[Mapping[str, Any] | CommandFailed] = []
     over = threading.Event()
 
     def ask() -> None:
         try:
-            outcome.append(client.post("/api/admin/models", {"reference": reference, "blocks": blocks}, patient=True))
+            outcome.append(client.post("/api/admin/models", wanted, patient=True))
         except CommandFailed as error:
             outcome.append(error)
         finally:
@@ -230,7 +249,7 @@ def _add_through_node(client: "Client", reference: str, blocks: str | None, bar:
     threading.Thread(target=ask, name="models add", daemon=True).start()
     while not over.wait(_POLL):
         for progress in client.get("/api/admin/status").get("acquisitions") or ():
-            if progress.get("reference") == reference:
+            if progress.get("reference") == wanted["reference"]:
                 bar.show(progress)
     if not outcome:
         raise CommandFailed("the request to the node ended without an answer; see the node's log")

@@ -26,6 +26,7 @@ FLAG_VARIABLES: typing.Final[Mapping[str, str]] = types.MappingProxyType(
         "MESHNODE_API_KEY": "api.key",
         "MESHNODE_MODEL": "models.names",
         "MESHNODE_BLOCKS": "models.blocks",
+        "MESHNODE_SPREAD": "models.spread",
         "MESHNODE_THREADS": "engine.threads",
         "MESHNODE_DEVICE": "engine.device",
         "MESHNODE_BOOTSTRAP": "network.bootstrap",

@@ -120,6 +120,7 @@ class ModelsConfig:
 
     names: tuple[str, ...] = ()  # references to load at start; empty: a model that is alone
     blocks: str | None = attrs.field(default=None, validator=_block_range)  # START:END, half-open; unset: all
+    spread: bool = False  # true: `models add` divides what comes from a hub among the nodes that give room
     aliases: dict[str, str] = attrs.field(factory=dict, validator=_names_others)  # alias -> model name
 
 

@@ -25,6 +25,8 @@ from meshnode.files.acquisitions import (
 )
 from meshnode.files.catalog import CatalogEntry, ModelCatalog, Origin
 from meshnode.files.hub_mirror import forget_mirrors
+from meshnode.files.hub_shares import ShareMaker
+from meshnode.files.hub_source import HubSource
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.part_file import forget_parts
 from meshnode.files.peer_copies import PREFIX, PeerCopies
@@ -32,6 +34,7 @@ from meshnode.files.peer_ports import PeerShards
 from meshnode.files.progress import ProgressBoard
 from meshnode.files.shard_folder import copy_shards, export_model, read_manifest, shard_folder_at
 from meshnode.files.sources import Source
+from meshnode.files.spreading import Spreading
 from meshnode.files.staging import tidy
 from meshnode.files.verification import verify_model
 from meshnode.flow.lanes import Lanes
@@ -58,6 +61,7 @@ class Supply:
 
     sources: Sequence[Source]
     peers: PeerShards | None = None  # None: a node that knows nobody
+    maker: ShareMaker | None = None  # makes this node's share of what several fetch together
 
 
 @attrs.define(eq=False)
@@ -187,7 +191,9 @@ class AcquisitionManager:
         source, reference = self._way_to(question.reference)
         try:
             async with self._turn(reference):
-                if isinstance(source, ModelNames):
+                if question.spread:
+                    manifest = await self._spread(source, reference)
+                elif isinstance(source, ModelNames):
                     assert self._copies is not None
                     manifest = await self._copies.acquire(source, part)
                 else:
@@ -198,6 +204,16 @@ class AcquisitionManager:
         self._set_trouble(manifest.id, None)
         _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
         return manifest
+
+    async def _spread(self, source: Source | ModelNames, reference: str) -> ModelManifest:
+        peers, maker = self._supply.peers, self._supply.maker
+        if not isinstance(source, HubSource):
+            raise RequestError(
+                "--spread divides what comes from a hub (hf:OWNER/REPO) among nodes; leave it out", param="spread"
+            )
+        if peers is None or maker is None:
+            raise RequestError("--spread needs other nodes, and this one has no network", param="spread")
+        return await Spreading(self._jobs, peers, maker).acquire(source, reference)
 
     async def _import(self, folder: Path, part: Part) -> ModelManifest:
         """Take shards from a folder that another node has exported them to."""

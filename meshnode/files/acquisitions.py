@@ -19,6 +19,7 @@ class AcquireModel:
     reference: str  # "starter", hf:OWNER/REPO, a path of a GGUF file or of a checkpoint's folder, or a peer's model
     blocks: BlockRange | None = None  # keep only these blocks' shards and the tokenizer; None: all
     both_ends: bool = False  # and embedding and head, whichever blocks
+    spread: bool = False  # of a hub: fetched by all who give room, each a share of it
 
 
 @attrs.frozen

@@ -15,7 +15,7 @@ from meshnode.flow.lanes import Lanes
 __all__ = ["HubDownload"]
 
 _AT_ONCE = 4
-_MAX_RUN = 64  # blocks that one request asks for
+_MAX_RUN = 256  # blocks that one request asks for
 
 
 @attrs.frozen(eq=False)

@@ -14,9 +14,9 @@ from blake3 import blake3
 
 from meshnode.errors import FileError
 
-__all__ = ["BLOCK_BYTES", "Mirror", "forget_mirrors", "open_mirror"]
+__all__ = ["BLOCK_BYTES", "Mirror", "forget_mirror", "forget_mirrors", "open_mirror"]
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 256 << 10  # little is fetched twice where two nodes share a file
 
 _RECORD = struct.Struct("<Q32s")
 _MIRROR, _RECORDS = ".mirror", ".blocks"
@@ -76,7 +76,7 @@ class Mirror:
 
 def open_mirror(folder: Path, key: str, nbytes: int) -> Mirror:
     """Open the mirror of the file whose version is `key`, and find out which blocks are there. Blocking. Raises FileError."""
-    path = folder / f"{blake3(key.encode()).hexdigest()[:32]}{_MIRROR}"
+    path = _path(folder, key)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     opened: list[int] = []
     try:
@@ -107,6 +107,14 @@ def _read_records(mirror: Mirror, descriptor: int, records: int) -> None:
             mirror.held.add(block)
 
 
+def forget_mirror(folder: Path, key: str) -> None:
+    """Delete the mirror of the file whose version is `key`, if there is one. Blocking. Raises FileError."""
+    try:
+        _delete(_path(folder, key))
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
 def forget_mirrors(folder: Path, oldest: float) -> None:
     """Delete mirrors that nothing has been written to since `oldest` (Unix seconds). Blocking. Raises FileError."""
     try:
@@ -115,6 +123,10 @@ def forget_mirrors(folder: Path, oldest: float) -> None:
                 _delete(path)
     except OSError as error:
         raise _cannot_write(folder, error) from error
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{blake3(key.encode()).hexdigest()[:32]}{_MIRROR}"
 
 
 def _delete(path: Path) -> None:

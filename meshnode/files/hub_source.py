@@ -22,6 +22,7 @@ from meshnode.files.hub_client import Hub, HubRepository, patiently
 from meshnode.files.hub_download import HubDownload
 from meshnode.files.hub_headers import header_ranges
 from meshnode.files.hub_mirror import Mirror, open_mirror
+from meshnode.files.hub_outline import Outline, outline_of
 from meshnode.files.hub_reference import HUB_PREFIX, HubReference
 from meshnode.files.importing import require_space
 from meshnode.files.layout import plan_shards
@@ -32,6 +33,10 @@ from meshnode.files.sources import KeepShard, ModelOpener, ReportBytes, SourceMo
 from meshnode.flow.lanes import Lanes
 
 __all__ = ["HubSource"]
+
+
+class _Opener(Protocol):
+    def __call__(self, *, headers_only: bool) -> AbstractContextManager[SourceModel]: ...
 
 
 @attrs.define(eq=False)
@@ -46,6 +51,11 @@ class _Fetched:
     def __attrs_post_init__(self) -> None:
         self.wanted = [set() for _ in self.files]
 
+    def opener(self, repository: HubRepository) -> _Opener:
+        """Return what opens the model of these files."""
+        origin = f"{repository.name}@{repository.commit[:12]}/{self.files[0].path}"
+        return partial(_open, self.links[0], origin)
+
     def plan(self) -> list[tuple[HubFile, Mirror, set[int]]]:
         return list(zip(self.files, self.mirrors, self.wanted, strict=True))
 
@@ -58,10 +68,6 @@ class _Fetched:
     def missing_bytes(self) -> int:
         held, total = self.progress()
         return total - held
-
-
-class _Opener(Protocol):
-    def __call__(self, *, headers_only: bool) -> AbstractContextManager[SourceModel]: ...
 
 
 @attrs.frozen(eq=False)
@@ -99,19 +105,37 @@ class HubSource:
         async with AsyncExitStack() as stack:
             connections = await stack.enter_async_context(self.hub.connect())
             repository, files = await self._look_up(connections, reference)
-            mirrors = [await self._open_mirror(file, stack) for file in files]
-            links = await self.lanes.run("disk", _link, files, mirrors, scratch)
-            fetched = _Fetched(files, mirrors, links)
+            fetched = await self._open_mirrors(files, scratch, stack)
             download = HubDownload(
                 self.hub, connections, repository, self.lanes, self.pause, lambda: report(*fetched.progress())
             )
             await self._fetch_headers(download, fetched)
-            opener = partial(_open, links[0], f"{repository.name}@{repository.commit[:12]}/{files[0].path}")
+            opener = fetched.opener(repository)
             await self.lanes.run("hashing", self._plan, opener, fetched, needs)
             await self.lanes.run("disk", require_space, self.folder, 2 * fetched.missing_bytes)
             await download.fetch(fetched.plan())
             await self._check(fetched)
-        return partial(self._open_once, partial(opener, headers_only=needs is not None), mirrors)
+        return partial(self._open_once, partial(opener, headers_only=needs is not None), fetched.mirrors)
+
+    async def outline(self, reference: str, scratch: Path) -> Outline:
+        """Return what a model's headers say, fetching them and no more. Raises what `prepare` does."""
+        async with AsyncExitStack() as stack:
+            connections = await stack.enter_async_context(self.hub.connect())
+            repository, files = await self._look_up(connections, reference)
+            fetched = await self._open_mirrors(files, scratch, stack)
+            download = HubDownload(self.hub, connections, repository, self.lanes, self.pause, lambda: None)
+            await self._fetch_headers(download, fetched)
+            return await self.lanes.run("hashing", self._outline, repository, fetched)
+
+    def _outline(self, repository: HubRepository, fetched: _Fetched) -> Outline:
+        with fetched.opener(repository)(headers_only=True) as model:
+            self.examine(model)
+            places = {link: index for index, link in enumerate(fetched.links)}
+            return outline_of(model, repository, fetched.files, places, _version(fetched.files))
+
+    async def _open_mirrors(self, files: Sequence[HubFile], scratch: Path, stack: AsyncExitStack) -> _Fetched:
+        mirrors = [await self._open_mirror(file, stack) for file in files]
+        return _Fetched(files, mirrors, await self.lanes.run("disk", _link, files, mirrors, scratch))
 
     async def _open_mirror(self, file: HubFile, stack: AsyncExitStack) -> Mirror:
         mirror = await self.lanes.run("hashing", open_mirror, self.folder, file.oid, file.nbytes)

@@ -16,7 +16,7 @@ from meshnode.files.sources import KeepShard, ReportBytes, SourceModel
 from meshnode.files.tokenizer_shard import encode_tokenizer
 from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind, TensorDescriptor
 
-__all__ = ["import_gguf", "import_model", "import_shards", "require_space"]
+__all__ = ["free_bytes", "import_gguf", "import_model", "import_shards", "require_space"]
 
 _SPARE_BYTES = 64 << 20  # for shard headers, the tokenizer, the store
 
@@ -81,12 +81,17 @@ def _plan_bytes(model: SourceModel, plan: ShardPlan) -> int:
     return sum(model.tensors[source].region.nbytes for _, source in plan.tensors)
 
 
-def require_space(folder: Path, nbytes: int) -> None:
-    """Raise FileError unless a folder has room for `nbytes` more. Blocking."""
+def free_bytes(folder: Path) -> int:
+    """Return how much room there is where a folder is, or is going to be. Blocking. Raises FileError."""
     try:
-        free = shutil.disk_usage(folder).free
+        return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     except OSError as error:
         raise FileError(f"cannot tell how much space is free in {folder}: {error.strerror}") from error
+
+
+def require_space(folder: Path, nbytes: int) -> None:
+    """Raise FileError unless a folder has room for `nbytes` more. Blocking."""
+    free = free_bytes(folder)
     if free < nbytes + _SPARE_BYTES:
         raise FileError(
             f"the model needs {nbytes / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free; free some, or choose "

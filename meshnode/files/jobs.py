@@ -133,7 +133,7 @@ class ModelJobs:
         more = () if part is None else (each.id for each in manifest.shards if part.keeps(each.kind, each.block, count))
         wanted = tuple(dict.fromkeys((*before, *more)))
         missing = tuple(shard for shard in manifest.shards if shard.id in wanted and shard.id not in held)
-        async with self._staging() as staging:
+        async with self.staging() as staging:
             await fetch(missing, staging)
             async with self._settling:
                 origins = () if origin is None else (origin,)
@@ -145,7 +145,7 @@ class ModelJobs:
     async def remove(self, entry: CatalogEntry) -> None:
         """Forget a model and delete the shards that no other model keeps. Raises FileError or StoreError; it is kept then."""
         model, paths = entry.manifest.id, self.catalog.paths
-        async with self._settling, self._staging() as staging:
+        async with self._settling, self.staging() as staging:
             doomed = self.catalog.only_wanted_by(model)
             with trio.CancelScope(shield=True):
                 try:
@@ -173,7 +173,7 @@ class ModelJobs:
         if weights.isdisjoint(wanted):
             await self.remove(entry)
             return
-        async with self._settling, self._staging() as staging:
+        async with self._settling, self.staging() as staging:
             doomed = tuple(shard for shard in self.catalog.only_wanted_by(manifest.id) if shard in gone)
             with trio.CancelScope(shield=True):
                 try:
@@ -196,7 +196,7 @@ class ModelJobs:
             trio.from_thread.check_cancelled()
             trio.from_thread.run_sync(self.board.report, reference, "importing", done, total)
 
-        async with self._staging() as staging:
+        async with self.staging() as staging:
             known = None if entry is None else entry.manifest
             needs = None if known is None else partial(wish.needs, block_count=known.config.block_count)
             opener = await source.prepare(reference, staging, downloading, needs)
@@ -250,7 +250,8 @@ class ModelJobs:
         )
 
     @asynccontextmanager
-    async def _staging(self) -> AsyncIterator[Path]:
+    async def staging(self) -> AsyncIterator[Path]:
+        """Make a folder for unfinished things; leaving deletes it. Raises FileError."""
         folder = await self.lanes.run("disk", make_staging, self.catalog.paths.partial)
         try:
             yield folder

@@ -1,9 +1,11 @@
 """What fetching shards from peers needs of the network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from meshnode.files.sources import ReportBytes
+from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, ShardId
 from meshnode.types.model_names import ModelNames
 
@@ -15,6 +17,14 @@ class ChunkLine(Protocol):
 
     async def manifest(self, model: ModelId) -> bytes:
         """Return a manifest in msgpack, as the peer has it."""
+        ...
+
+    async def make_share(self, share: bytes, report: ReportBytes) -> bytes:
+        """Have the peer make a share of a model, and return what its shards hash to; see meshnode.files.hub_shares."""
+        ...
+
+    async def keep_share(self, model: ModelId, blocks: BlockRange, block_count: int) -> None:
+        """Have the peer keep the share it made, now that its model is known."""
         ...
 
     async def fetch(self, shard: ShardId, first: int, count: int, take: Callable[[int, bytes], None]) -> None:
@@ -33,6 +43,10 @@ class PeerShards(Protocol):
         self, model: ModelId, block: int | None, *, embedding: bool = False, head: bool = False
     ) -> frozenset[PeerId]:
         """Return who holds a block, or an end, or (with none of them) anything of a model."""
+        ...
+
+    def helpers(self) -> Mapping[PeerId, int]:
+        """Return who gives room for parts of models, and how many bytes more."""
         ...
 
     def line(self, peer: PeerId) -> AbstractAsyncContextManager[ChunkLine]:

@@ -15,17 +15,32 @@ from meshnode.errors import PeerMisbehaved, PeerUnreachable, WireError
 from meshnode.network.bulk_socket import BulkSocket, in_thread, own_socket
 from meshnode.network.certificates import dialler_context
 from meshnode.network.direct import is_address
+from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, ShardId
 from meshnode.types.manifest import CHUNK_BYTES
-from meshnode.wire.bulk_messages import BulkMessage, Chunk, ChunksWanted, ManifestGiven, ManifestWanted
+from meshnode.wire.bulk_messages import (
+    BulkMessage,
+    Chunk,
+    ChunksWanted,
+    KeepShare,
+    ManifestGiven,
+    ManifestWanted,
+    ShareKept,
+    ShareMade,
+    ShareProgress,
+    ShareWanted,
+)
 from meshnode.wire.control_messages import Ticket
 from meshnode.wire.envelopes import Envelope
 from meshnode.wire.failures import Failed, error_from
 
-__all__ = ["BulkLine", "TakeChunk", "open_line"]
+__all__ = ["BulkLine", "TakeChunk", "TellProgress", "open_line"]
 
 TakeChunk = Callable[[int, bytes], None]
 """Told the number and the bytes of each chunk, in the line's thread. What it raises ends the fetching."""
+
+TellProgress = Callable[[int, int], None]
+"""Told how many bytes of how many have come."""
 
 _CONNECT = 2.0  # seconds for one address
 _PATIENCE = 15.0  # seconds without a byte
@@ -52,7 +67,31 @@ class BulkLine:
         """
         await in_thread(self._end, partial(self._fetch, shard, first, count, take), self._threads)
 
+    async def make_share(self, share: bytes, report: TellProgress) -> bytes:
+        """Have the peer make a share, and return what it says that it made; `report` hears of its progress, in our thread.
+
+        Raises PeerUnreachable, PeerMisbehaved, what the peer refuses with. Cancellation ends its work too.
+        """
+
+        def tell(done: int, total: int) -> None:
+            trio.from_thread.run_sync(report, done, total)
+
+        return await in_thread(self._end, partial(self._order, ShareWanted(), share, ShareMade, tell), self._threads)
+
+    async def keep_share(self, model: ModelId, blocks: BlockRange, block_count: int) -> None:
+        """Have the peer keep what it made, as blocks of a model. Raises as `make_share`."""
+        order = KeepShare(model, blocks.start, blocks.end, block_count)
+        await in_thread(
+            self._end, partial(self._order, order, b"", ShareKept, lambda _done, _total: None), self._threads
+        )
+
     # In the thread
+
+    def _order(self, order: BulkMessage, body: bytes, kind: type[BulkMessage], report: TellProgress) -> bytes:
+        self._connection.send(order, body)
+        while isinstance((envelope := self._next(kind, ShareProgress)).message, ShareProgress):
+            report(envelope.message.done, envelope.message.total)
+        return envelope.body
 
     def _manifest(self, model: ModelId) -> bytes:
         self._connection.send(ManifestWanted(model))
@@ -67,7 +106,7 @@ class BulkLine:
                 raise PeerMisbehaved(f"{self.peer} sent chunk {chunk.message.number} for {number}")
             take(number, chunk.body)
 
-    def _next(self, kind: type[BulkMessage]) -> Envelope[BulkMessage]:
+    def _next(self, *kinds: type[BulkMessage]) -> Envelope[BulkMessage]:
         try:
             envelope = self._connection.receive()
         except WireError as error:
@@ -76,7 +115,7 @@ class BulkLine:
             raise PeerUnreachable(f"{self.peer} hung up")
         if isinstance(envelope.message, Failed):
             raise error_from(envelope.message, PeerUnreachable)
-        if not isinstance(envelope.message, kind):
+        if not isinstance(envelope.message, kinds):
             raise PeerMisbehaved(f"{self.peer} answered with {type(envelope.message).__name__}")
         return envelope
 

@@ -22,14 +22,27 @@ from meshnode.errors import (
     WireError,
 )
 from meshnode.network.bulk_socket import BulkSocket, in_thread, own_socket
+from meshnode.network.bulk_work import work_and_tell
 from meshnode.network.certificates import Credentials
 from meshnode.network.direct import listen, origin_of
 from meshnode.network.ports import Shelf
 from meshnode.network.tickets import Purpose, TicketBook
 from meshnode.network.upload_limits import UploadLimits
+from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import PeerId, short
 from meshnode.types.manifest import CHUNK_BYTES
-from meshnode.wire.bulk_messages import BulkMessage, Chunk, ChunksWanted, ManifestGiven, ManifestWanted
+from meshnode.wire.bulk_messages import (
+    BulkMessage,
+    Chunk,
+    ChunksWanted,
+    KeepShare,
+    ManifestGiven,
+    ManifestWanted,
+    ShareKept,
+    ShareMade,
+    ShareWanted,
+)
+from meshnode.wire.envelopes import Envelope
 from meshnode.wire.failures import failure
 
 __all__ = ["BulkReception"]
@@ -123,7 +136,7 @@ class BulkReception:
         try:
             while (envelope := connection.receive()) is not None:
                 try:
-                    self._answer(connection, peer, envelope.message)
+                    self._answer(connection, peer, envelope)
                 except (RequestError, Unavailable, Overloaded) as error:
                     connection.send(failure(error))
         except (WireError, PeerMisbehaved) as error:
@@ -131,7 +144,8 @@ class BulkReception:
         except PeerUnreachable as error:
             _log.debug("shard connection ended", peer=short(peer), why=str(error))
 
-    def _answer(self, connection: BulkSocket, peer: PeerId, message: BulkMessage) -> None:
+    def _answer(self, connection: BulkSocket, peer: PeerId, envelope: Envelope[BulkMessage]) -> None:
+        message = envelope.message
         if self._served[peer] > _PER_PEER:
             raise Overloaded(f"at most {_PER_PEER} connections for one peer")
         match message:
@@ -139,6 +153,13 @@ class BulkReception:
                 connection.send(ManifestGiven(), trio.from_thread.run_sync(self.shelf.manifest, message.model))
             case ChunksWanted():
                 self._give_chunks(connection, peer, message)
+            case ShareWanted():
+                work = partial(self.shelf.make_share, peer, envelope.body)
+                connection.send(ShareMade(), trio.from_thread.run(work_and_tell, connection, work))
+            case KeepShare():
+                keep = partial(self.shelf.keep_share, peer, message.model, _blocks(message), message.block_count)
+                trio.from_thread.run(work_and_tell, connection, keep)
+                connection.send(ShareKept())
             case _:
                 raise PeerMisbehaved(f"{type(message).__name__} at the door where shards are given")
 
@@ -155,6 +176,13 @@ class BulkReception:
                 connection.send(Chunk(number), data)
         finally:
             os.close(descriptor)
+
+
+def _blocks(message: KeepShare) -> BlockRange:
+    try:
+        return BlockRange(message.start, message.end)
+    except ValueError as error:
+        raise PeerMisbehaved(str(error)) from error
 
 
 def _read(descriptor: int, number: int, wanted: ChunksWanted) -> bytes:

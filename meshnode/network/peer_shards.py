@@ -43,6 +43,11 @@ class KnownHolders:
             and (holding.head or not head)
         )
 
+    def helpers(self) -> dict[PeerId, int]:
+        """Return who gives room for parts of models, and how many bytes more."""
+        there = [info for info in self.table.peers() if info.connected and info.liveness is Liveness.ALIVE]
+        return {info.peer: info.offer.room_bytes for info in there if info.offer is not None and info.offer.room_bytes}
+
     def line(self, peer: PeerId) -> AbstractAsyncContextManager[BulkLine]:
         """Connect to a peer. Raises PeerUnreachable and PeerRefused on entry."""
         return self.gateway.fetching_from(peer)

@@ -1,5 +1,6 @@
 """What links are made of and what they look like to those who use them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -7,6 +8,7 @@ import attrs
 import msgspec
 import trio
 
+from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, ShardId
 
 __all__ = ["ByteStream", "Inbound", "MessageLink", "PeerStream", "Shelf"]
@@ -105,4 +107,17 @@ class Shelf(Protocol):
 
     def manifest(self, model: ModelId) -> bytes:
         """Return a manifest in msgpack. Raises Unavailable for one that is not here."""
+        ...
+
+    async def make_share(self, peer: PeerId, share: bytes, report: Callable[[int, int], None]) -> bytes:
+        """Make a share of a model that a peer divides, and return what it hashes to, msgpack.
+
+        Raises RequestError, Unavailable and Overloaded. Cancellation keeps what has been fetched.
+        """
+        ...
+
+    async def keep_share(
+        self, peer: PeerId, model: ModelId, blocks: BlockRange, block_count: int, report: Callable[[int, int], None]
+    ) -> None:
+        """Keep what was made as blocks of a model. Raises as `make_share`."""
         ...

@@ -22,7 +22,9 @@ from meshnode.engine.devices import physical_cores
 from meshnode.files.acquisition import AcquisitionManager, Supply
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
-from meshnode.files.shelf import CatalogShelf
+from meshnode.files.hub_client import Hub
+from meshnode.files.hub_shares import ShareMaker
+from meshnode.files.shelf import CatalogShelf, Helping
 from meshnode.files.sources import Source
 from meshnode.flow.lanes import Lanes
 from meshnode.inference.calls import open_generations
@@ -40,7 +42,7 @@ from meshnode.node.listeners import bind, bound_port
 from meshnode.node.mesh import NoMesh
 from meshnode.node.model_keeper import KeeperResources, ModelKeeper
 from meshnode.node.network import Mesh, network_hash
-from meshnode.node.placing import CatalogModels, MailboxShards
+from meshnode.node.placing import CatalogModels, EntrustedShares, MailboxShards
 from meshnode.node.preflight import check_machine, check_models, examine_tokenizer
 from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.observe.metrics import Metrics
@@ -109,7 +111,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     channels, health = Channels(), HealthBoard()
     host = f"[{config.api.host}]" if ":" in config.api.host else config.api.host
     url = f"http://{host}:{bound_port(listeners)}"
-    mesh = _mesh(opened, channels, health, metrics)
+    mesh = _mesh(opened, channels, lanes, health, metrics)
     models = ModelViews(catalog, channels.loaded, channels.intent, mesh.view, config.engine.context_length)
     view = NodeView(url, models, channels.progress, health, mesh)
     dashboard = Dashboard(key)
@@ -123,7 +125,8 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     blocks = None if config.models.blocks is None else BlockRange.parse(config.models.blocks)
 
     def build_acquisition(pulse: Pulse) -> AcquisitionManager:
-        supply = Supply(sources, mesh.holders())
+        hub = Hub.of(os.environ, offline=config.node.offline)
+        supply = Supply(sources, mesh.holders(), ShareMaker(hub, lanes, catalog.paths))
         return AcquisitionManager(catalog, channels.acquisitions, channels.progress, lanes, supply, health, pulse)
 
     def build_api(pulse: Pulse) -> ApiServer:
@@ -173,12 +176,18 @@ def _sources(config: NodeConfig, lanes: Lanes, paths: DataPaths) -> tuple[Source
     )
 
 
-def _mesh(opened: Opened, channels: Channels, health: HealthBoard, metrics: Metrics) -> Mesh | NoMesh:
+def _mesh(opened: Opened, channels: Channels, lanes: Lanes, health: HealthBoard, metrics: Metrics) -> Mesh | NoMesh:
     config = opened.config
     if not _has_network(config):
         return NoMesh(opened.identity.peer, channels)
-    shelf = CatalogShelf(opened.catalog) if config.transfer.share else None
+    shelf = CatalogShelf(opened.catalog, _helping(opened, channels, lanes)) if config.transfer.share else None
     return Mesh(opened.identity, config, channels, opened.addresses, health, metrics, opened.catalog, shelf)
+
+
+def _helping(opened: Opened, channels: Channels, lanes: Lanes) -> Helping:
+    hub = attrs.evolve(Hub.of(os.environ, offline=False), token=None)
+    keeper = EntrustedShares(CatalogModels(opened.catalog), channels.room, channels.entrusted)
+    return Helping(ShareMaker(hub, lanes, opened.catalog.paths), keeper)
 
 
 def _build_placement(
@@ -196,6 +205,7 @@ def _build_placement(
         hosted=channels.hosted,
         wishes=channels.wishes,
         nudge=channels.rebalance,
+        entrusted=channels.entrusted,
     )
     return AutoShardManager(resources, PlacementSettings(int(opened.config.resources.disk_bytes)), pulse)
 

@@ -14,6 +14,7 @@ from meshnode.inference.models import LoadedModel
 from meshnode.network.manager import DialRequest
 from meshnode.network.stage_links import AnyReceived, ControlReceived, Received
 from meshnode.node.model_keeper import Intent
+from meshnode.placement.ports import Entrusted
 from meshnode.placement.wishlist import Wish
 from meshnode.types.evidence import Evidence
 from meshnode.types.ids import ModelId, PeerId
@@ -85,6 +86,10 @@ class Channels:
     )
     wishes: Latest[tuple[Wish, ...]] = attrs.field(
         factory=lambda: Latest(())  # AutoShardManager -> wishlist
+    )
+    entrusted: Mailbox[Entrusted, None] = attrs.field(
+        # bulk connections of peers -> AutoShardManager, 0: they wait, and their peers hear that they do
+        factory=lambda: Mailbox("AutoShardManager", 0)
     )
     rebalance: Latest[int] = attrs.field(
         factory=lambda: Latest(0)  # ShardRebalancer -> AutoShardManager: how often members have come or gone for good

@@ -278,6 +278,7 @@ def _row(info: PeerInfo) -> dict[str, object]:
         "sessions": 0 if offer is None else offer.sessions,
         "addresses": info.addresses,
         "failures": info.failures,
+        "room_bytes": 0 if offer is None else offer.room_bytes,
         "stages": [] if offer is None else [_stage(stage) for stage in offer.stages],
     }
 

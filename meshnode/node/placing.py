@@ -8,14 +8,16 @@ import attrs
 from meshnode.files.acquisitions import AcquireModel, DropBlocks, Question
 from meshnode.files.catalog import ModelCatalog
 from meshnode.files.peer_copies import PREFIX
+from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.holdings import described
+from meshnode.placement.ports import Entrusted
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId
 from meshnode.types.manifest import ModelManifest
-from meshnode.types.peers import Holding
+from meshnode.types.peers import Holding, Room
 
-__all__ = ["CatalogModels", "MailboxShards"]
+__all__ = ["CatalogModels", "EntrustedShares", "MailboxShards"]
 
 
 @attrs.frozen(eq=False)
@@ -49,6 +51,24 @@ class MailboxShards:
     async def drop(self, model: ModelId, blocks: BlockRange) -> None:
         """Let blocks go. Raises FileError leafs, UnknownModel and Unavailable."""
         await self.mailbox.ask(DropBlocks(model, blocks))
+
+
+@attrs.frozen(eq=False)
+class EntrustedShares:
+    """Hands shares to the AutoShardManager, within the room that it tells others of."""
+
+    models: CatalogModels
+    told: Latest[Room | None]
+    mailbox: Mailbox[Entrusted, None]
+
+    def room(self) -> int:
+        """Return how many bytes more this node gives room for."""
+        room = self.told.value
+        return 0 if room is None else room.budget - sum(holding.nbytes for holding in self.models.holdings())
+
+    async def keep(self, model: ModelId, blocks: BlockRange, block_count: int) -> None:
+        """Have blocks of a model held. Raises MeshnodeError leafs; cancellation withdraws the wish."""
+        await self.mailbox.ask(Entrusted(model, blocks, block_count))
 
 
 def _existing(path: Path) -> Path:

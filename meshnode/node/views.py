@@ -155,13 +155,15 @@ class ModelRequests:
 
     mailbox: Mailbox[Question, ModelManifest]
 
-    async def add(self, reference: str, blocks: str | None) -> str:
+    async def add(self, reference: str, blocks: str | None, *, spread: bool = False) -> str:
         """Acquire a model and return its name. Raises FileError and RequestError leafs; cancellation stops it."""
         try:
             wanted = None if blocks is None else BlockRange.parse(blocks)
         except ValueError as error:
             raise RequestError(f"blocks: {error}", param="blocks") from error
-        return (await self.mailbox.ask(AcquireModel(reference, wanted))).name
+        if spread and wanted is not None:
+            raise RequestError("blocks: which blocks are held where is what spreading decides", param="blocks")
+        return (await self.mailbox.ask(AcquireModel(reference, wanted, spread=spread))).name
 
     async def export(self, name: str, folder: str) -> str:
         """Write what is here of a model into a folder and return its name. Raises FileError leafs and RequestError."""

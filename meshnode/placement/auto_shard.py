@@ -10,24 +10,27 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import MeshnodeError
+from meshnode.errors import MeshnodeError, RequestError, SourceUnavailable
 from meshnode.flow.latest import Latest
+from meshnode.flow.mailbox import Mailbox
 from meshnode.flow.rates import FadingRates
 from meshnode.placement.decisions import Decision, decide
 from meshnode.placement.ledger import PlacementLedger
 from meshnode.placement.models import Segment
 from meshnode.placement.picture import names_of, picture
-from meshnode.placement.ports import MeshMembers, OwnModels, Shards
+from meshnode.placement.ports import Entrusted, MeshMembers, OwnModels, Shards
 from meshnode.placement.view import MeshState
 from meshnode.placement.wishlist import Wish, wishlist
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, short
 from meshnode.types.peers import Room
+from meshnode.types.segments import segments_of
 
 __all__ = ["AutoShardManager", "PlacementResources", "PlacementSettings"]
 
 _PULSE_EVERY = 5.0  # seconds
+_GOSSIP_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds
 _SPARE = 0.1  # of the free disk that is left free
 _LEAST_RATE = 0.01  # requests per hour that are worth telling
 _MAX_TOLD = 64  # models
@@ -62,6 +65,7 @@ class PlacementResources:
     hosted: Latest[frozenset[ModelId]]  # models that are held of the node's own accord, to be loaded
     wishes: Latest[tuple[Wish, ...]]
     nudge: Latest[int]  # from the ShardRebalancer: somebody has come or gone for good
+    entrusted: Mailbox[Entrusted, None]  # shares that this node has made for somebody
 
 
 @attrs.define(eq=False)
@@ -84,6 +88,7 @@ class AutoShardManager:
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_pulse)
+            nursery.start_soon(self._take_entrusted)
             await self._wait(self._settings.first)
             while True:
                 await self._look()
@@ -154,6 +159,47 @@ class AutoShardManager:
             await self._forget(segment)
         finally:
             del self._fetching[segment]
+
+    async def _take_entrusted(self) -> None:
+        with self._resources.entrusted.serve() as letters:
+            async for letter in letters:
+                try:
+                    await self._keep(letter.question)
+                except MeshnodeError as error:
+                    _log.warning("share not kept", model=short(letter.question.model), error=str(error))
+                    letter.refuse(error)
+                else:
+                    letter.answer(None)
+
+    async def _keep(self, share: Entrusted) -> None:
+        """Hold a share as if it had been fetched from somebody. Raises MeshnodeError leafs; nothing is held then."""
+        shared = self._resources
+        segments = [
+            Segment(share.model, index)
+            for index, blocks in enumerate(segments_of(share.block_count))
+            if blocks.is_covered_by([share.blocks])
+        ]
+        if not segments:
+            raise RequestError(f"blocks {share.blocks} of {share.block_count} are no share")
+        try:
+            for segment in segments:
+                await shared.ledger.add(segment)
+            shared.hosted.set(shared.hosted.value | {share.model})
+            await self._acquire_announced(share)
+        except MeshnodeError:
+            for segment in segments:
+                await self._forget(segment)
+            raise
+        self._tell()
+
+    async def _acquire_announced(self, share: Entrusted) -> None:
+        """Acquire what another node has just begun to announce: gossip takes a moment."""
+        for pause in _GOSSIP_PAUSES:
+            try:
+                return await self._resources.shards.acquire(share.model, share.blocks)
+            except SourceUnavailable:
+                await trio.sleep(pause)
+        return await self._resources.shards.acquire(share.model, share.blocks)
 
     async def _drop(self, state: MeshState, segment: Segment) -> None:
         blocks = _blocks(state, segment)

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import attrs
 
 from meshnode.types.ids import ModelId
+from meshnode.types.segments import segments_of
 
 __all__ = ["ModelFacts", "Segment"]
-
-_SEGMENTS = 8  # of one model at most: a route has no more stages than that, and a node of an eighth of the memory helps
 
 
 @attrs.frozen
@@ -41,12 +40,12 @@ class ModelFacts:
     @property
     def segment_count(self) -> int:
         """How many segments it is cut into."""
-        return min(_SEGMENTS, self.block_count)
+        return len(segments_of(self.block_count))
 
     def blocks(self, index: int) -> range:
         """Return the blocks of a segment: the cut depends on the count of blocks alone, so all nodes agree."""
-        count = self.segment_count
-        return range(index * self.block_count // count, (index + 1) * self.block_count // count)
+        blocks = segments_of(self.block_count)[index]
+        return range(blocks.start, blocks.end)
 
     def segment_bytes(self, index: int) -> int:
         """Return the bytes of a segment."""

@@ -3,11 +3,22 @@
 from collections.abc import Iterable
 from typing import Protocol
 
+import attrs
+
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId
 from meshnode.types.peers import Holding, PeerInfo
 
-__all__ = ["MeshMembers", "OwnModels", "Shards"]
+__all__ = ["Entrusted", "MeshMembers", "OwnModels", "Shards"]
+
+
+@attrs.frozen
+class Entrusted:
+    """A share of a model that this node has made for somebody, and is to hold."""
+
+    model: ModelId
+    blocks: BlockRange
+    block_count: int  # of the whole model
 
 
 class MeshMembers(Protocol):

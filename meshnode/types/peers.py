@@ -104,6 +104,11 @@ class Offer:
         if self.sessions < 0:
             raise ValueError(f"{self.sessions} sessions")
 
+    @property
+    def room_bytes(self) -> int:
+        """How much more it takes of models that nobody there has asked for."""
+        return 0 if self.room is None else max(0, self.room.budget - sum(each.nbytes for each in self.holdings))
+
 
 class Liveness(enum.Enum):
     """What the failure detector says of a peer."""

@@ -1,4 +1,7 @@
-"""What nodes say to each other on bulk links: manifests and chunks of shards, asked for by one side and given by the other."""
+"""What nodes say to each other on bulk links: manifests and chunks of shards, asked for by one side and given by the other.
+
+Besides, shares of models that several nodes fetch together from outside.
+"""
 
 from typing import Annotated
 
@@ -7,7 +10,19 @@ import msgspec
 from meshnode.types.ids import ModelId, ShardId
 from meshnode.wire.failures import Failed
 
-__all__ = ["MAX_RUN", "BulkMessage", "Chunk", "ChunksWanted", "ManifestGiven", "ManifestWanted"]
+__all__ = [
+    "MAX_RUN",
+    "BulkMessage",
+    "Chunk",
+    "ChunksWanted",
+    "KeepShare",
+    "ManifestGiven",
+    "ManifestWanted",
+    "ShareKept",
+    "ShareMade",
+    "ShareProgress",
+    "ShareWanted",
+]
 
 MAX_RUN = 64
 """Chunks in one question."""
@@ -37,4 +52,49 @@ class Chunk(msgspec.Struct, frozen=True, tag="chunk", gc=False):
     number: int
 
 
-BulkMessage = ManifestWanted | ManifestGiven | ChunksWanted | Chunk | Failed
+class ShareWanted(msgspec.Struct, frozen=True, tag="share_wanted"):
+    """Ask for a share of a model from a hub to be made; meshnode.files.hub_shares.HubShare, msgpack, is the frame's body.
+
+    Answered with ShareProgress every few seconds, then ShareMade or Failed.
+    """
+
+
+class ShareProgress(msgspec.Struct, frozen=True, tag="share_progress"):
+    """How much of what a share is made of has come."""
+
+    done: Annotated[int, msgspec.Meta(ge=0)]  # bytes
+    total: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ShareMade(msgspec.Struct, frozen=True, tag="share_made"):
+    """A share is made; what its shards hash to, msgpack, is in the frame's body. Nobody but the maker has seen them yet."""
+
+
+class KeepShare(msgspec.Struct, frozen=True, tag="keep_share"):
+    """Ask for what was made to be kept as blocks `start` to `end` (exclusive) of a model, whose manifest others now have.
+
+    Answered with ShareProgress every few seconds, then ShareKept or Failed.
+    """
+
+    model: Annotated[ModelId, msgspec.Meta(min_length=64, max_length=64)]
+    start: Annotated[int, msgspec.Meta(ge=0)]
+    end: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    block_count: Annotated[int, msgspec.Meta(ge=1, le=4096)]  # of the whole model
+
+
+class ShareKept(msgspec.Struct, frozen=True, tag="share_kept"):
+    """It is kept."""
+
+
+BulkMessage = (
+    ManifestWanted
+    | ManifestGiven
+    | ChunksWanted
+    | Chunk
+    | ShareWanted
+    | ShareProgress
+    | ShareMade
+    | KeepShare
+    | ShareKept
+    | Failed
+)

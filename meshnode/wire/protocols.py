@@ -5,7 +5,18 @@ The numbers are part of the wire format. A new kind of message joins an existing
 
 import msgspec
 
-from meshnode.wire.bulk_messages import BulkMessage, Chunk, ChunksWanted, ManifestGiven, ManifestWanted
+from meshnode.wire.bulk_messages import (
+    BulkMessage,
+    Chunk,
+    ChunksWanted,
+    KeepShare,
+    ManifestGiven,
+    ManifestWanted,
+    ShareKept,
+    ShareMade,
+    ShareProgress,
+    ShareWanted,
+)
 from meshnode.wire.control_messages import (
     ControlMessage,
     Hello,
@@ -68,7 +79,11 @@ STAGE_MESSAGES: MessageSet[StageMessage] = MessageSet(
     }
 )  # fmt: skip
 BULK_MESSAGES: MessageSet[BulkMessage] = MessageSet(
-    {_LINK: (ManifestWanted, ChunksWanted, Failed), _CHUNK: (Chunk,), _MANIFEST: (ManifestGiven,)}
+    {
+        _LINK: (ManifestWanted, ChunksWanted, Failed, ShareProgress, KeepShare, ShareKept),
+        _CHUNK: (Chunk,),
+        _MANIFEST: (ManifestGiven, ShareWanted, ShareMade),
+    }
 )
 
 _OPTIONAL: dict[type[msgspec.Struct], Feature] = {

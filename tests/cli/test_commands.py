@@ -133,6 +133,22 @@ def test_token_without_a_key_names_the_next_step(invoke):
     assert "meshnode run" in result.stderr
 
 
+def test_spreading_is_asked_of_the_node(node, invoke):
+    node.answers["POST", "/api/admin/models"] = {"name": "m"}
+    node.answers["GET", "/api/admin/status"] = {"acquisitions": []}
+    assert invoke("models", "add", "hf:a/b", "--spread").stdout == "added m\n"
+    assert ("POST", "/api/admin/models", {"reference": "hf:a/b", "blocks": None, "spread": True}) in node.requests
+    refused = invoke("models", "add", "hf:a/b", "--spread", "--blocks", "0:3")
+    assert refused.exit_code == 2
+    assert "exclude each other" in refused.output
+
+
+def test_spreading_needs_a_node(invoke):
+    refused = invoke("models", "add", "hf:a/b", "--spread")
+    assert refused.exit_code == 2
+    assert "needs other nodes" in refused.output
+
+
 def test_models_are_listed_by_the_node(node, invoke):
     entry = {"name": "m", "id": "f" * 64, "loaded": True, "context_length": 2048, "quantization": "Q4_1"}
     entry |= {"shards": 33, "shards_held": 12, "copies": 2, "routes": 1}

@@ -14,6 +14,7 @@ from meshnode.files.acquisition import AcquisitionManager, Supply
 from meshnode.files.acquisitions import AcquisitionProgress
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
+from meshnode.files.hub_shares import ShareMaker
 from meshnode.files.peer_ports import PeerShards
 from meshnode.files.sources import Source
 from meshnode.flow.lanes import Lanes
@@ -71,6 +72,7 @@ class DataFolder:
     aliases: dict[str, str] = attrs.field(factory=dict)
     sources: tuple[Source, ...] | None = None
     peers: PeerShards | None = None
+    maker: ShareMaker | None = None
 
     @property
     def paths(self) -> DataPaths:
@@ -84,7 +86,9 @@ class DataFolder:
         sources = self.sources or builtin_sources(
             lanes, offline=self.offline, environment=self.environment, downloads=self.paths.transfers
         )
-        manager = AcquisitionManager(catalog, mailbox, progress, lanes, Supply(sources, self.peers), health, Pulse())
+        manager = AcquisitionManager(
+            catalog, mailbox, progress, lanes, Supply(sources, self.peers, self.maker), health, Pulse()
+        )
         node = Running(manager, catalog, mailbox, progress, health, metrics)
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)

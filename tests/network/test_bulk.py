@@ -2,6 +2,7 @@
 
 import socket
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 import pytest
@@ -13,8 +14,9 @@ from meshnode.network.bulk_reception import BulkReception
 from meshnode.network.certificates import make_credentials
 from meshnode.network.tickets import Purpose, TicketBook
 from meshnode.network.upload_limits import UploadLimits
+from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import CHUNK_BYTES
-from meshnode.wire.bulk_messages import Chunk, ChunksWanted
+from meshnode.wire.bulk_messages import Chunk, ChunksWanted, ShareWanted
 from meshnode.wire.control_messages import Ticket
 from meshnode.wire.protocols import BULK_MESSAGES
 
@@ -27,6 +29,8 @@ SIZE = 5 * CHUNK_BYTES + 77
 @attrs.define
 class Shelf:
     file: object
+    asked: list = attrs.field(factory=list)
+    work: object = trio.lowlevel.checkpoint
 
     def path(self, shard):
         if shard != SHARD:
@@ -37,6 +41,18 @@ class Shelf:
         if model != MODEL:
             raise Unavailable("no such model")
         return b"a manifest"
+
+    async def make_share(self, peer, share, report):
+        self.asked.append((peer, share))
+        report(5, 10)
+        await self.work()
+        return share[::-1]
+
+    async def keep_share(self, peer, model, blocks, block_count, _report):
+        await trio.lowlevel.checkpoint()
+        if model != MODEL:
+            raise Unavailable("no such model")
+        self.asked.append((peer, str(blocks), block_count))
 
 
 @attrs.define
@@ -81,12 +97,12 @@ def opened(tmp_path):
 
     @asynccontextmanager
     async def open_door(**limits):
-        reports = []
+        reports, shelf = [], Shelf(file)
         async with trio.open_nursery() as nursery:
             giving = BulkReception(
                 make_credentials(),
                 TicketBook(),
-                Shelf(file),
+                shelf,
                 UploadLimits(**limits),
                 lambda *each: reports.append(each),
             )
@@ -121,6 +137,63 @@ async def test_what_is_not_there_is_refused_and_the_line_goes_on(opened, ask, re
         with pytest.raises(refusal):
             await ask(line)
         assert await line.manifest(MODEL) == b"a manifest"
+
+
+async def test_a_share_is_made_and_kept_and_its_progress_heard_of(opened, monkeypatch):
+    monkeypatch.setattr("meshnode.network.bulk_work._EVERY", 0.02)
+    async with opened() as door:
+        heard, shelf = [], door.giving.shelf
+        shelf.work = partial(trio.sleep, 0.2)
+        async with door.open() as line:
+            assert await line.make_share(b"share", lambda *each: heard.append(each)) == b"erahs"
+            await line.keep_share(MODEL, BlockRange(2, 5), 9)
+            with pytest.raises(Unavailable, match="no such model"):
+                await line.keep_share(OTHER, BlockRange(2, 5), 9)
+            assert await line.manifest(MODEL) == b"a manifest"
+        assert set(heard) == {(5, 10)}
+        assert shelf.asked == [("bob", b"share"), ("bob", "2:5", 9)]
+
+
+async def test_what_cannot_be_made_is_refused_and_the_line_goes_on(opened):
+    async def fail():
+        await trio.lowlevel.checkpoint()
+        raise Unavailable("the disk is full")
+
+    async with opened() as door:
+        door.giving.shelf.work = fail
+        async with door.open() as line:
+            with pytest.raises(Unavailable, match="the disk is full"):
+                await line.make_share(b"share", lambda *_: None)
+            assert await line.manifest(MODEL) == b"a manifest"
+
+
+@pytest.mark.parametrize("leaving", ["cancelled", "silent"])
+async def test_who_leaves_ends_the_work_that_they_have_asked_for(opened, monkeypatch, leaving):
+    monkeypatch.setattr("meshnode.network.bulk_work._EVERY", 0.05)
+    begun, ended = trio.Event(), trio.Event()
+
+    async def work():
+        begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async with opened() as door:
+        door.giving.shelf.work = work
+        async with door.open() as line:
+            if leaving == "cancelled":
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(line.make_share, b"share", lambda *_: None)
+                    await begun.wait()
+                    nursery.cancel_scope.cancel()
+            else:
+                line._connection.send(ShareWanted(), b"share")
+                await begun.wait()
+        with trio.fail_after(10):
+            await ended.wait()
+        await door.is_free()
+        assert door.reports == []
 
 
 async def test_cancelling_ends_a_transfer_at_both_ends_at_once(opened):

@@ -6,11 +6,13 @@ import attrs
 import pytest
 import trio
 
-from meshnode.errors import SourceUnavailable
+from meshnode.errors import RequestError, SourceUnavailable
 from meshnode.flow.latest import Latest
+from meshnode.flow.mailbox import Mailbox
 from meshnode.flow.rates import FadingRates
 from meshnode.placement.auto_shard import AutoShardManager, PlacementResources, PlacementSettings
 from meshnode.placement.ledger import open_ledger
+from meshnode.placement.ports import Entrusted
 from meshnode.store.memory import MemoryStore
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.blocks import BlockRange
@@ -35,6 +37,7 @@ class Node:
     hosted: Latest = attrs.field(factory=lambda: Latest(frozenset()))
     wishes: Latest = attrs.field(factory=lambda: Latest(()))
     nudge: Latest = attrs.field(factory=lambda: Latest(0))
+    entrusted: Mailbox = attrs.field(factory=lambda: Mailbox("placement", 0))
     busy: bool = False
     free: int = 1 << 50
     fails: bool = False
@@ -131,6 +134,7 @@ class Mesh:
             hosted=node.hosted,
             wishes=node.wishes,
             nudge=node.nudge,
+            entrusted=node.entrusted,
         )
         manager = AutoShardManager(resources, PlacementSettings(node.disk), Pulse())
         node.scope = trio.CancelScope()
@@ -314,3 +318,29 @@ def test_a_room_that_cannot_be_is_no_room(changes):
 
     with pytest.raises(ValueError, match="a budget of"):
         Room(**changes)
+
+
+async def test_a_share_made_for_somebody_is_held_of_its_own_accord(autojump_clock):
+    async with open_mesh() as mesh:
+        giver, helper = await mesh.add("a"), await mesh.add("b", gib=4)
+
+        async def announce():
+            await trio.sleep(3)  # gossip takes a moment
+            giver.put("m")
+
+        mesh.nursery.start_soon(announce)
+        await helper.entrusted.ask(Entrusted("m", BlockRange(8, 16), COUNT))
+        assert helper.held["m"] == set(range(8, 16))
+        assert helper.hosted.value == {"m"}
+        assert helper.room.value.pinned == (), "nobody asked for it here, so it may be let go again"
+        with pytest.raises(RequestError, match="no share"):
+            await helper.entrusted.ask(Entrusted("m", BlockRange(0, 1), COUNT))
+
+
+async def test_a_share_that_cannot_be_had_is_not_held(autojump_clock):
+    async with open_mesh() as mesh:
+        helper = await mesh.add("b", gib=4)
+        with pytest.raises(SourceUnavailable):
+            await helper.entrusted.ask(Entrusted("m", BlockRange(8, 16), COUNT))
+        ledger = await open_ledger(helper.store)
+        assert ledger.own_accord() == frozenset()

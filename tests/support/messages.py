@@ -14,7 +14,17 @@ from meshnode.types.generation import (
     Usage,
 )
 from meshnode.types.ids import ModelId, PeerId, RequestId, SessionId, ShardId
-from meshnode.wire.bulk_messages import Chunk, ChunksWanted, ManifestGiven, ManifestWanted
+from meshnode.wire.bulk_messages import (
+    Chunk,
+    ChunksWanted,
+    KeepShare,
+    ManifestGiven,
+    ManifestWanted,
+    ShareKept,
+    ShareMade,
+    ShareProgress,
+    ShareWanted,
+)
 from meshnode.wire.control_messages import (
     Hello,
     Introduction,
@@ -122,9 +132,21 @@ _BULK = {
     "manifest": ManifestGiven(),
     "chunks_wanted": ChunksWanted(ShardId("cd" * 32), 8, 4),
     "chunk": Chunk(8),
+    "share_wanted": ShareWanted(),
+    "share_progress": ShareProgress(5, 1 << 40),
+    "share_made": ShareMade(),
+    "keep_share": KeepShare(_M, 7, 15, 30),
+    "share_kept": ShareKept(),
     "failed": Failed("unavailable", "it is not here"),
 }
-_BODIES = {"manifest": b"\x80", "chunk": bytes(range(64)), "step": b"\x80\x3f" * 8, "step_prompt": bytes(range(64))}
+_BODIES = {
+    "manifest": b"\x80",
+    "chunk": bytes(range(64)),
+    "share_wanted": b"\x80",
+    "share_made": b"\x90",
+    "step": b"\x80\x3f" * 8,
+    "step_prompt": bytes(range(64)),
+}
 
 EXAMPLES = {
     f"{name}/{key}": (messages, message, _BODIES.get(key, b""))

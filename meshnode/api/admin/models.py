@@ -13,10 +13,14 @@ __all__ = ["AddModel", "add_model_routes"]
 
 
 class AddModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST: which model, and which of its blocks (`START:END`, all of them if null)."""
+    """POST: which model, and which of its blocks (`START:END`, all of them if null).
+
+    With `spread`, a model of a hub is divided among the nodes that give room, each of which fetches a share of it.
+    """
 
     reference: str
     blocks: str | None = None
+    spread: bool = False
 
 
 class ExportModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +41,7 @@ def add_model_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     @app.post("/api/admin/models")
     @takes(AddModel, "Acquire a model.", timeout=dependencies.body_timeout, status=201)
     async def admin_add_model(body: AddModel) -> Response:
-        return json_reply({"name": await dependencies.admin.add(body.reference, body.blocks)}, 201)
+        return json_reply({"name": await dependencies.admin.add(body.reference, body.blocks, spread=body.spread)}, 201)
 
     @app.post("/api/admin/models/export")
     @takes(

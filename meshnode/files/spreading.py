@@ -1,0 +1,247 @@
+"""A model from a hub, fetched by several nodes: each makes a share of its shards, and nobody fetches what another does.
+
+Ids come from bytes, and of its share only a helper has seen them. So when a helper can no longer change what it said, this node
+has chunks of its choice from it and fetches a little of each from the hub; one that lied is named, and its share is made here.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import attrs
+import msgspec
+import structlog
+import trio
+from blake3 import blake3
+
+from meshnode.errors import MeshnodeError, PeerMisbehaved, RequestError, ShardCorrupt, SourceUnavailable
+from meshnode.files.catalog import Origin
+from meshnode.files.division import divide
+from meshnode.files.hub_mirror import forget_mirror
+from meshnode.files.hub_outline import Outline
+from meshnode.files.hub_shares import HubShare, SharedShard, ShareMaker, decode_made
+from meshnode.files.hub_source import HubSource
+from meshnode.files.importing import free_bytes
+from meshnode.files.jobs import ModelJobs, Part
+from meshnode.files.peer_ports import ChunkLine, PeerShards
+from meshnode.files.samples import Sample, samples
+from meshnode.files.shard_file import HashedBytes, write_shard
+from meshnode.files.transfer import ShardTransfer
+from meshnode.flow.lanes import Lanes
+from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import PeerId, short
+from meshnode.types.manifest import CHUNK_BYTES, ModelManifest, ShardDescriptor, ShardKind
+from meshnode.types.segments import segments_of
+
+__all__ = ["Spreading"]
+
+_STALL = 120.0  # seconds in which a helper gets nowhere
+_OWN = "this node"
+_log = structlog.get_logger(__name__)
+
+_Made = dict[SharedShard, HashedBytes]
+
+
+@attrs.define
+class _Progress:
+    """Bytes fetched by each, of how many."""
+
+    label: str
+    jobs: ModelJobs
+    rows: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+
+    def report(self, who: str, done: int, total: int) -> None:
+        self.rows[who] = (done, total)
+        self.jobs.board.report(
+            self.label,
+            "downloading",
+            sum(row[0] for row in self.rows.values()),
+            sum(row[1] for row in self.rows.values()),
+        )
+
+
+@attrs.frozen(eq=False)
+class Spreading:
+    """Divides models among the nodes that give room."""
+
+    jobs: ModelJobs
+    peers: PeerShards
+    maker: ShareMaker
+
+    @property
+    def lanes(self) -> Lanes:
+        """Threads for blocking work."""
+        return self.jobs.lanes
+
+    async def acquire(self, source: HubSource, reference: str) -> ModelManifest:
+        """Have a model in the mesh, here its ends and its first blocks; other blocks lie with those who fetched them.
+
+        Raises RequestError when nobody gives room, FileError leafs. What has been fetched by anybody is kept then, and on
+        cancellation, which ends the work of all helpers.
+        """
+        known = self.jobs.catalog.by_reference(reference)
+        if known is not None and known.version_of(reference) == await source.version(reference):
+            return known.manifest  # where its parts should lie is what placement looks after
+        helpers = self.peers.helpers()
+        if not helpers:
+            raise RequestError(
+                "no other node gives room for a part of the model: set resources.disk_bytes on those that should, or "
+                "leave out --spread"
+            )
+        paths = self.jobs.catalog.paths
+        async with self.jobs.staging() as scratch:
+            outline = await source.outline(reference, scratch)
+            tokenizer = await self.lanes.run("disk", _keep_tokenizer, outline, scratch, paths.transfers)
+        own, shares = await self.lanes.run("disk", self._divide, outline, helpers)
+        progress = _Progress(reference, self.jobs)
+        made, missing = await self._make_all(outline, own, shares, progress)
+        for peer in [peer for peer in shares if await self._lied(peer, outline, shares[peer], made)]:
+            missing.append(shares.pop(peer))
+        for blocks in missing:
+            share = outline.share(blocks=blocks)
+            made.update(zip(share.shards, await self.maker.make(share, partial(progress.report, _OWN)), strict=True))
+        manifest = outline.manifest(tokenizer, made)
+        kept = [own, *missing]
+        for blocks in kept:
+            fetch = partial(self._finish, manifest, reference)
+            origin = Origin(reference, outline.version)
+            manifest = await self.jobs.adopt(
+                manifest, origin, Part(blocks, both_ends=True), fetch, aliases=outline.aliases
+            )
+        await self._entrust(source, reference, manifest, shares)
+        await self.lanes.run("disk", _forget_headers, outline, paths.transfers)
+        return manifest
+
+    def _divide(self, outline: Outline, helpers: Mapping[PeerId, int]) -> tuple[BlockRange, dict[PeerId, BlockRange]]:
+        count = outline.config.block_count
+        block_bytes = max(shard.nbytes for shard in outline.whole.shards if shard.kind is ShardKind.BLOCK)
+        own = free_bytes(self.jobs.catalog.paths.transfers)
+        return divide(segments_of(count), block_bytes, own, helpers)
+
+    async def _make_all(
+        self, outline: Outline, own: BlockRange, shares: dict[PeerId, BlockRange], progress: _Progress
+    ) -> tuple[_Made, list[BlockRange]]:
+        """Have all shares made side by side; return what was made, and the blocks that helpers have failed to make."""
+        made: _Made = {}
+        missing: list[BlockRange] = []
+
+        async def here() -> None:
+            share = outline.share(ShardKind.EMBEDDING, ShardKind.HEAD, blocks=own)
+            made.update(zip(share.shards, await self.maker.make(share, partial(progress.report, _OWN)), strict=True))
+
+        async def there(peer: PeerId, blocks: BlockRange) -> None:
+            share = outline.share(blocks=blocks)
+            try:
+                made.update(zip(share.shards, await self._ask(peer, share, progress), strict=True))
+            except MeshnodeError as error:
+                _log.warning("share not made", peer=short(peer), blocks=str(blocks), why=str(error))
+                if isinstance(error, PeerMisbehaved):
+                    self.peers.accuse(peer, str(error))
+                missing.append(blocks)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(here)
+                for peer, blocks in shares.items():
+                    _log.info("share asked for", peer=short(peer), blocks=str(blocks))
+                    nursery.start_soon(there, peer, blocks)
+        except* MeshnodeError as group:
+            raise group.exceptions[0] from None
+        for peer in [peer for peer, blocks in shares.items() if blocks in missing]:
+            del shares[peer]
+        return made, missing
+
+    async def _ask(self, peer: PeerId, share: HubShare, progress: _Progress) -> tuple[HashedBytes, ...]:
+        """Have a helper make a share. Raises PeerError leafs, and what it refuses with."""
+        furthest = -1
+        with trio.CancelScope(deadline=trio.current_time() + _STALL) as scope:
+
+            def report(done: int, total: int) -> None:
+                nonlocal furthest
+                if done > furthest:
+                    furthest, scope.deadline = done, trio.current_time() + _STALL
+                progress.report(peer, min(done, share.nbytes), min(total, 2 * share.nbytes))
+
+            async with self.peers.line(peer) as line:
+                raw = await line.make_share(msgspec.msgpack.encode(share), report)
+        if scope.cancelled_caught:
+            raise PeerMisbehaved(f"{short(peer)} got no further with its share for {_STALL:.0f} s")
+        try:
+            return decode_made(raw, share)
+        except ValueError as error:
+            raise PeerMisbehaved(f"{short(peer)} says of its share what cannot be: {error}") from error
+
+    async def _lied(self, peer: PeerId, outline: Outline, blocks: BlockRange, made: _Made) -> bool:
+        """Compare some of what a helper has made with what the hub has. Raises SourceUnavailable when that cannot be asked."""
+        share = outline.share(blocks=blocks)
+        try:
+            async with self.peers.line(peer) as line:
+                for sample in samples([(shard, made[shard]) for shard in share.shards]):
+                    given = await _fetch_chunk(line, sample)
+                    if given != await self.maker.read(share, sample.shard, sample.start, sample.end):
+                        raise PeerMisbehaved(
+                            f"{short(peer)} has other bytes than the hub in block {sample.shard.block}"
+                        )
+        except SourceUnavailable:
+            raise
+        except MeshnodeError as error:
+            _log.warning("share not proved", peer=short(peer), blocks=str(blocks), why=str(error))
+            if isinstance(error, PeerMisbehaved | ShardCorrupt):
+                self.peers.accuse(peer, str(error))
+            return True
+        return False
+
+    async def _finish(
+        self, manifest: ModelManifest, label: str, shards: tuple[ShardDescriptor, ...], staging: Path
+    ) -> None:
+        """Take what was made from among the transfers."""
+        report = partial(self.jobs.board.report, label, "importing")
+        await ShardTransfer(manifest, shards, self.peers, self.jobs.catalog.paths.transfers, self.lanes, report).run(
+            staging
+        )
+
+    async def _entrust(
+        self, source: HubSource, reference: str, manifest: ModelManifest, shares: Mapping[PeerId, BlockRange]
+    ) -> None:
+        """Tell helpers that their share is to be kept; whatever one does not keep is fetched here."""
+        failed: list[BlockRange] = []
+
+        async def keep(peer: PeerId, blocks: BlockRange) -> None:
+            try:
+                async with self.peers.line(peer) as line:
+                    await line.keep_share(manifest.id, blocks, manifest.config.block_count)
+            except MeshnodeError as error:
+                _log.warning("share not kept", peer=short(peer), blocks=str(blocks), why=str(error))
+                failed.append(blocks)
+
+        async with trio.open_nursery() as nursery:
+            for peer, blocks in shares.items():
+                nursery.start_soon(keep, peer, blocks)
+        for blocks in failed:
+            await self.jobs.acquire(source, reference, Part(blocks))
+
+
+async def _fetch_chunk(line: ChunkLine, sample: Sample) -> bytes:
+    """Return the sampled bytes of a chunk, as the helper has it. Raises PeerError leafs, ShardCorrupt."""
+    taken: list[bytes] = []
+
+    def take(_number: int, data: bytes) -> None:
+        if blake3(data).hexdigest() != sample.hashed.chunks[sample.chunk]:
+            raise ShardCorrupt("a chunk has other bytes than were said of it")
+        taken.append(data)
+
+    await line.fetch(sample.hashed.id, sample.chunk, 1, take)
+    first = sample.chunk * CHUNK_BYTES
+    return taken[0][sample.start - first : sample.end - first]
+
+
+def _keep_tokenizer(outline: Outline, scratch: Path, folder: Path) -> HashedBytes:
+    """Put the tokenizer's shard among the transfers. Blocking. Raises FileError."""
+    hashed = write_shard(scratch, [outline.tokenizer])
+    (scratch / f"{hashed.id}.shard").replace(folder / f"{hashed.id}.part")
+    return hashed
+
+
+def _forget_headers(outline: Outline, folder: Path) -> None:
+    for file in outline.whole.files:
+        forget_mirror(folder, file.oid)

@@ -1,0 +1,387 @@
+"""A model from a hub that several nodes fetch together: each byte once, and whoever fails or lies costs a little time."""
+
+from contextlib import asynccontextmanager
+
+import attrs
+import msgspec
+import pytest
+import trio
+from support.hub_server import run_hub
+from support.tiny_gguf import write_tiny_llama
+
+from meshnode.errors import Overloaded, PeerUnreachable, RequestError, SourceUnavailable, Unavailable
+from meshnode.files import spreading
+from meshnode.files.acquisitions import AcquireModel
+from meshnode.files.hub_client import Hub
+from meshnode.files.hub_shares import HubShare, ShareMaker, decode_made, decode_share
+from meshnode.files.hub_source import HubSource
+from meshnode.files.importing import import_gguf
+from meshnode.files.local_gguf import LocalGGUF
+from meshnode.files.peer_copies import PREFIX
+from meshnode.files.shard_file import hash_pieces
+from meshnode.files.shelf import CatalogShelf, Helping
+from meshnode.flow.lanes import Lanes
+from meshnode.store.memory import MemoryStore
+from meshnode.types.manifest import CHUNK_BYTES
+from meshnode.types.model_names import ModelNames
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.timeout(120),
+    # httpx leaves its generators to the garbage collector when an answer breaks off, which Trio points out.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+REFERENCE = "hf:someone/wide-GGUF"
+ROOM = 1 << 40
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model of some 60 MB, which has an embedding that its head shares."""
+    return write_tiny_llama(
+        tmp_path_factory.mktemp("wide") / "wide-Q8_0.gguf",
+        name="Wide",
+        quantization="Q8_0",
+        blocks=8,
+        hidden=512,
+        heads=4,
+        feed_forward=4096,
+        tied=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def wide_id(wide, tmp_path_factory):
+    return import_gguf(wide, tmp_path_factory.mktemp("shards")).id
+
+
+@pytest.fixture
+def hub(wide):
+    with run_hub() as hub:
+        hub.repositories["someone/wide-GGUF"] = {"wide-Q8_0.gguf": wide.read_bytes()}
+        yield hub
+
+
+@attrs.define(eq=False, slots=False)
+class Helper:
+    """A node that gives room; its `room` and `keep` are what an AutoShardManager would do."""
+
+    node: object
+    maker: ShareMaker
+    given: int = ROOM
+    kept: list = attrs.field(factory=list)
+    making: trio.Event = attrs.field(factory=trio.Event)
+    shelf: CatalogShelf = attrs.field(init=False)
+
+    def __attrs_post_init__(self):
+        self.shelf = CatalogShelf(self.node.catalog, Helping(self.maker, self))
+
+    def room(self):
+        return self.given
+
+    async def keep(self, model, blocks, block_count):
+        self.kept.append((str(blocks), block_count))
+        await self.node.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks))
+
+    async def make_share(self, share, report):
+        self.making.set()
+        return await self.shelf.make_share("asker", share, report)
+
+    async def keep_share(self, model, blocks, block_count):
+        await self.shelf.keep_share("asker", model, blocks, block_count)
+
+    # As one who has shards
+
+    async def manifest(self, model):
+        await trio.lowlevel.checkpoint()
+        return self.shelf.manifest(model)
+
+    async def fetch(self, shard, first, count, take):
+        with self.shelf.path(shard).open("rb") as file:
+            for number in range(first, first + count):
+                await trio.lowlevel.checkpoint()
+                file.seek(number * CHUNK_BYTES)
+                take(number, file.read(CHUNK_BYTES))
+
+
+@attrs.define(eq=False, slots=False)
+class Mesh:
+    """Everybody's peers; what a node holds counts for all others at once."""
+
+    members: dict = attrs.field(factory=dict)
+    accused: list = attrs.field(factory=list)
+    helping: tuple = ()
+
+    def helpers(self):
+        return {name: self.members[name].room() for name in self.helping}
+
+    def models(self):
+        return tuple(
+            {
+                each.id: ModelNames(each.id, each.name)
+                for member in self.members.values()
+                for each in member.node.catalog.manifests()
+            }.values()
+        )
+
+    def holders(self, model, block, *, embedding=False, head=False):
+        def has(member):
+            held = member.node.catalog.held(model)
+            entry = member.node.catalog.entry(model)
+            return entry is not None and any(
+                shard.id in held
+                and (
+                    shard.block == block if block is not None else shard.kind.value == ("head" if head else "embedding")
+                )
+                for shard in entry.manifest.shards
+            )
+
+        if block is None and not embedding and not head:
+            return frozenset(name for name, member in self.members.items() if member.node.catalog.held(model))
+        return frozenset(name for name, member in self.members.items() if has(member))
+
+    @asynccontextmanager
+    async def line(self, peer):
+        await trio.lowlevel.checkpoint()
+        if peer not in self.members:
+            raise PeerUnreachable("it is gone")
+        yield self.members[peer]
+
+    def accuse(self, peer, what):
+        self.accused.append(peer)
+
+
+@attrs.define
+class World:
+    mesh: Mesh
+    asker: object
+
+    async def spread(self):
+        return await self.asker.mailbox.ask(AcquireModel(REFERENCE, spread=True))
+
+    def whole(self, manifest):
+        """Every shard is verified somewhere, and what was fetched lies nowhere else."""
+        held = frozenset().union(*(member.node.catalog.held(manifest.id) for member in self.mesh.members.values()))
+        return held == {shard.id for shard in manifest.shards}
+
+
+@pytest.fixture
+async def world(data, hub, tmp_path):
+    mesh = Mesh()
+    source = {"endpoint": hub.endpoint, "token": hub.token, "stall": 3.0}
+    folders = [attrs.evolve(data, root=tmp_path / name, store=MemoryStore(), peers=mesh) for name in "bcd"]
+    data.peers = mesh
+    async with trio.open_nursery() as nursery:
+
+        async def run(folder, name, *, task_status):
+            lanes = Lanes()
+            folder.maker = ShareMaker(Hub(**source), lanes, folder.paths, pause=0.01)
+            folder.sources = (HubSource(Hub(**source), lanes, folder.paths.transfers, pause=0.01), LocalGGUF())
+            async with folder.running() as node:
+                mesh.members[name] = Helper(node, folder.maker)
+                task_status.started(node)
+                await trio.sleep_forever()
+
+        asker = await nursery.start(run, data, "a")
+        for name, folder in zip("bcd", folders, strict=True):
+            await nursery.start(run, folder, name)
+        mesh.helping = ("b", "c", "d")
+        yield World(mesh, asker)
+        nursery.cancel_scope.cancel()
+
+
+async def test_every_byte_comes_once_from_outside_and_the_model_is_the_same(world, hub, wide, wide_id):
+    manifest = await world.spread()
+    assert manifest.id == wide_id
+    assert hub.sent_bytes <= 1.05 * wide.stat().st_size
+    assert world.whole(manifest)
+    kept = [world.mesh.members[name].kept for name in "bcd"]
+    assert sorted(kept) == [[("2:4", 8)], [("4:6", 8)], [("6:8", 8)]]
+    own = world.asker.catalog.held(manifest.id)
+    assert {shard.block for shard in manifest.shards if shard.id in own} == {None, 0, 1}
+    assert world.mesh.accused == []
+    assert not list(world.asker.catalog.paths.transfers.iterdir())
+
+
+async def test_what_is_here_is_not_divided_again(world, hub):
+    manifest = await world.spread()
+    sent = hub.sent_bytes
+    assert await world.spread() == manifest
+    assert hub.sent_bytes == sent
+
+
+async def test_without_anybody_who_gives_room_it_is_said_what_to_do(world):
+    world.mesh.helping = ()
+    with pytest.raises(RequestError, match=r"set resources\.disk_bytes on those that should"):
+        await world.spread()
+
+
+async def test_only_what_comes_from_a_hub_is_divided(world, wide):
+    with pytest.raises(RequestError, match="divides what comes from a hub"):
+        await world.asker.mailbox.ask(AcquireModel(str(wide), spread=True))
+
+
+async def fails(_share, _report):
+    await trio.lowlevel.checkpoint()
+    raise PeerUnreachable("its cable was pulled")
+
+
+async def test_who_fails_is_done_without(world, hub, wide, wide_id, monkeypatch):
+    monkeypatch.setattr(world.mesh.members["c"], "make_share", fails)
+    monkeypatch.setattr(world.mesh.members["d"], "given", 1000)  # it gives less than it says, or has given it meanwhile
+    monkeypatch.setattr(world.mesh, "helpers", lambda: dict.fromkeys("bcd", ROOM))
+    manifest = await world.spread()
+    assert manifest.id == wide_id
+    assert world.whole(manifest)
+    assert hub.sent_bytes <= 1.05 * wide.stat().st_size
+    assert world.mesh.accused == []
+
+
+async def test_who_does_not_keep_its_share_is_done_without(world, wide_id, monkeypatch):
+    async def refuse(*_):
+        await trio.lowlevel.checkpoint()
+        raise Unavailable("the disk is full")
+
+    monkeypatch.setattr(world.mesh.members["c"], "keep_share", refuse)
+    manifest = await world.spread()
+    assert manifest.id == wide_id
+    assert world.whole(manifest)
+
+
+@pytest.mark.parametrize("lie", ["bytes", "hashes", "sizes", "garbage", "fewer"])
+async def test_a_liar_is_named_and_its_share_made_here(world, wide_id, monkeypatch, lie):
+    helper = world.mesh.members["c"]
+    honest = helper.make_share
+
+    async def lying(share, report):
+        made = msgspec.msgpack.decode(await honest(share, report))
+        match lie:
+            case "bytes":
+                for each in made:
+                    path = helper.shelf.path(each["id"])
+                    path.write_bytes(bytes(path.stat().st_size))
+                    each |= msgspec.to_builtins(hash_pieces([path.read_bytes()]))
+                    helper.shelf.helping.made[each["id"]] = path
+            case "hashes":
+                for each in made:
+                    each["chunks"] = ["0" * 64] * len(each["chunks"])
+            case "sizes":
+                made[0]["nbytes"] += 1
+            case "fewer":
+                del made[0]
+            case "garbage":
+                return b"\xc1"
+        return msgspec.msgpack.encode(made)
+
+    monkeypatch.setattr(helper, "make_share", lying)
+    manifest = await world.spread()
+    assert manifest.id == wide_id
+    assert world.whole(manifest)
+    assert world.mesh.accused == ["c"]
+    assert helper.kept == []
+
+
+async def test_one_who_gets_nowhere_is_given_up(world, wide_id, monkeypatch):
+    async def stuck(_share, report):
+        while True:
+            await trio.sleep(0.05)
+            report(5, 100)
+
+    monkeypatch.setattr(spreading, "_STALL", 1.0)
+    monkeypatch.setattr(world.mesh.members["b"], "make_share", stuck)
+    manifest = await world.spread()
+    assert manifest.id == wide_id
+    assert world.whole(manifest)
+    assert world.mesh.accused == ["b"]
+
+
+async def test_cancelling_ends_the_work_of_all(world, hub):
+    hub.faults.extend(["", *["stall"] * 50])  # the header comes
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.spread)
+        with trio.fail_after(20):
+            for name in "bcd":
+                await world.mesh.members[name].making.wait()
+        nursery.cancel_scope.cancel()
+    hub.faults.clear()
+    for member in world.mesh.members.values():
+        with trio.fail_after(10):
+            while member.shelf.helping._is_busy:  # noqa: ASYNC110  # nobody is told
+                await trio.sleep(0.02)
+        assert list(member.node.catalog.paths.partial.glob("*")) == []
+        assert member.node.catalog.manifests() == ()
+
+
+async def test_a_hub_that_is_not_there_is_one_sentence(world, hub):
+    hub.lookup_faults.extend([404] * 20)
+    with pytest.raises(SourceUnavailable, match="has no someone/wide-GGUF"):
+        await world.spread()
+
+
+# What a peer may ask
+
+
+@pytest.fixture
+async def share(data, hub):
+    lanes = Lanes()
+    source = HubSource(Hub(endpoint=hub.endpoint), lanes, data.paths.transfers, pause=0.01)
+    scratch = data.root / "scratch"
+    scratch.mkdir(parents=True)
+    return (await source.outline(REFERENCE, scratch)).whole
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"repository": "../../etc"}, "not a hub reference"),
+        ({"commit": "main/../x"}, "not a hub reference"),
+        ({"files": []}, "0 files"),
+        ({"shards": []}, "0 shards"),
+        ({"path": "a/../../b"}, "a file"),
+        ({"path": "a\nb"}, "a file"),
+        ({"offset": -1}, "outside its file"),
+        ({"offset": 1 << 60}, "outside its file"),
+        ({"tensor bytes": 0}, "outside its file"),
+        ({"file": 7}, "outside its file"),
+        ({"shape": []}, "has the shape"),
+        ({"shape": [0, 3]}, "has the shape"),
+    ],
+    ids=str,
+)
+async def test_shares_that_cannot_be_are_refused(share, change, reason):
+    raw = msgspec.msgpack.decode(msgspec.msgpack.encode(share))
+    for field, value in change.items():
+        tensor = raw["shards"][0]["tensors"][0]
+        if field in raw:
+            raw[field] = value
+        elif field == "path":
+            raw["files"][0]["path"] = value
+        else:
+            tensor["nbytes" if field == "tensor bytes" else field] = value
+    with pytest.raises(RequestError, match=reason):
+        decode_share(msgspec.msgpack.encode(raw))
+
+
+async def test_garbage_is_no_share():
+    for raw in (b"", b"\xc1", msgspec.msgpack.encode([1, 2]), msgspec.msgpack.encode({"repository": "a/b"})):
+        with pytest.raises(RequestError, match="cannot be made"):
+            decode_share(raw)
+
+
+async def test_a_share_travels_as_it_is(share):
+    assert decode_share(msgspec.msgpack.encode(share)) == share
+    with pytest.raises(ValueError, match="shorter"):
+        decode_made(msgspec.msgpack.encode([]), share)
+    assert isinstance(share, HubShare)
+
+
+async def test_one_share_at_a_time(world, hub, share):
+    helper = world.mesh.members["b"]
+    hub.faults.append("stall")
+    async with trio.open_nursery() as nursery:
+        raw = msgspec.msgpack.encode(share)
+        nursery.start_soon(helper.make_share, raw, lambda *_: None)
+        await trio.sleep(0.3)
+        with pytest.raises(Overloaded, match="making a share already"):
+            await helper.make_share(raw, lambda *_: None)
+        nursery.cancel_scope.cancel()
