@@ -31,6 +31,11 @@ from meshnode.types.model_names import ModelNames
 pytestmark = pytest.mark.timeout(60)
 
 
+@pytest.fixture(autouse=True)
+def _no_long_pauses(monkeypatch):
+    monkeypatch.setattr("meshnode.files.transfer._PAUSE", 0.01)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Blocks of several chunks each."""
