@@ -34,6 +34,9 @@ MeshnodeError
 ├── EconomyError
 ├── PoolError
 ├── UpdateError
+│   ├── ReleaseRefused       not signed as it must be, expired, older than what was seen, or not these bytes
+│   ├── UpdateUnavailable    the place it should come from does not answer
+│   └── UpdateBlocked        good, but not for this machine as it is
 ├── Unavailable              a subsystem is down or draining; try again
 └── Fatal                    ends the process with its exit code
 
@@ -66,6 +69,7 @@ __all__ = [
     "PeerRefused",
     "PeerUnreachable",
     "PoolError",
+    "ReleaseRefused",
     "RequestError",
     "SessionLost",
     "ShardCorrupt",
@@ -76,7 +80,9 @@ __all__ = [
     "UnknownModel",
     "UnknownResponse",
     "UnsupportedModel",
+    "UpdateBlocked",
     "UpdateError",
+    "UpdateUnavailable",
     "VersionMismatch",
     "WireError",
     "WorkerLost",
@@ -293,6 +299,24 @@ class UpdateError(MeshnodeError):
     """A release could not be verified or applied."""
 
     code = "update"
+
+
+class ReleaseRefused(UpdateError):
+    """A release is not to be trusted: signatures, expiry, a downgrade, or other bytes than were signed."""
+
+    code = "release_refused"
+
+
+class UpdateUnavailable(UpdateError):
+    """The place a release should come from does not answer, or not as it should; the next look may go better."""
+
+    code = "update_unavailable"
+
+
+class UpdateBlocked(UpdateError):
+    """A good release that cannot be installed here as things are; the message says what a person can do."""
+
+    code = "update_blocked"
 
 
 class Unavailable(MeshnodeError):

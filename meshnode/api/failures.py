@@ -58,6 +58,9 @@ STATUSES: Mapping[type[errors.MeshnodeError], tuple[int, str]] = {
     errors.EconomyError: (500, _OURS),
     errors.PoolError: (403, _THEIRS),
     errors.UpdateError: (500, _OURS),
+    errors.ReleaseRefused: (502, _OURS),
+    errors.UpdateUnavailable: (502, _OURS),
+    errors.UpdateBlocked: (409, _THEIRS),
     errors.Unavailable: (503, _OURS),
     errors.Fatal: (500, _OURS),
 }
