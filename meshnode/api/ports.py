@@ -99,10 +99,6 @@ class MeshAdmin(Protocol):
         """Connect to a node and return its peer id. Raises RequestError and PeerError leafs."""
         ...
 
-    def wishlist(self) -> list[dict[str, object]]:
-        """Return what each model of the mesh lacks, JSON values, as of the last look."""
-        ...
-
 
 @attrs.frozen(eq=False)
 class ApiDependencies:
@@ -113,6 +109,7 @@ class ApiDependencies:
     models: ModelList
     admin: ModelAdmin
     mesh: MeshAdmin
+    wishes: Callable[[], Sequence[object]]  # what each model lacks, as of the last look; attrs values
     status: Callable[[], dict[str, object]]  # for /api/admin/status, JSON values
     unready: Callable[[], tuple[str, ...]]  # names of subsystems and models that are not ready
     request_shutdown: Callable[[], None]

@@ -105,7 +105,11 @@ def running(
     ]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
     wheel = os.environ.get("MESHNODE_STARTER_WHEEL")
-    environment = clean | {"MESHNODE_NETWORK_HOST": "127.0.0.1", "MESHNODE_NETWORK_NETWORK_ID": network}
+    environment = clean | {
+        "MESHNODE_NETWORK_HOST": "127.0.0.1",
+        "MESHNODE_NETWORK_NETWORK_ID": network,
+        "MESHNODE_HUB_WATCH": "false",
+    }
     if wheel:
         environment["MESHNODE_STARTER_WHEEL"] = wheel
     with (folder / "log").open("wb") as log:

@@ -19,6 +19,7 @@ __all__ = [
     "ChatConfig",
     "CommandLineConfig",
     "EngineConfig",
+    "HubConfig",
     "InferenceConfig",
     "LogConfig",
     "ModelsConfig",
@@ -168,6 +169,28 @@ class ResourcesConfig:
 
 
 @attrs.frozen
+class HubConfig:
+    """What this node asks a hub of its own accord: what is popular there. Nothing is downloaded without being asked for."""
+
+    watch: bool = True  # false: no looks
+    interval: float = attrs.field(default=3600.0, validator=_between(1, 30 * 86400))  # seconds between two looks
+    publishers: tuple[str, ...] = (  # whose repositories are trusted with a tenth of the downloads
+        "HuggingFaceTB",
+        "Qwen",
+        "bartowski",
+        "ggml-org",
+        "google",
+        "ibm-granite",
+        "lmstudio-community",
+        "meta-llama",
+        "microsoft",
+        "mistralai",
+        "unsloth",
+    )
+    min_age_hours: float = attrs.field(default=24.0, validator=_between(0, 24 * 365))  # of a repository that is trusted
+
+
+@attrs.frozen
 class TransferConfig:
     """Shards that peers fetch from here."""
 
@@ -216,6 +239,7 @@ class NodeConfig:
     network: NetworkConfig = attrs.field(factory=NetworkConfig)
     resources: ResourcesConfig = attrs.field(factory=ResourcesConfig)
     transfer: TransferConfig = attrs.field(factory=TransferConfig)
+    hub: HubConfig = attrs.field(factory=HubConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
     chat: ChatConfig = attrs.field(factory=ChatConfig)
     cli: CommandLineConfig = attrs.field(factory=CommandLineConfig)

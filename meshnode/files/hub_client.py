@@ -106,21 +106,24 @@ class Hub:
     async def repository(self, connections: httpx.AsyncClient, reference: HubReference) -> HubRepository:
         """Return what a repository has. Raises SourceUnavailable, and HubTrouble for what may pass."""
         revision = quote(reference.revision or "main", safe="")
-        url = f"{self.endpoint}/api/models/{reference.repository}/revision/{revision}?blobs=true"
-        with _troubles():
-            async with connections.stream("GET", url) as reply:
-                self._check(reply, reference.repository)
-                data = await _read(reply, _LIST_BYTES)
-                if data is None:
-                    raise SourceUnavailable(
-                        f"the list of files of {reference.repository} is longer than {_LIST_BYTES} bytes"
-                    )
+        path = f"/api/models/{reference.repository}/revision/{revision}?blobs=true"
+        data = await self.read(connections, path, reference.repository, _LIST_BYTES)
         try:
             info = msgspec.json.decode(data, type=_Info)
         except msgspec.MsgspecError as error:
             raise SourceUnavailable(f"{self.endpoint} does not answer as a hub does: {error}") from error
         files = tuple(_file(each) for each in info.siblings if each.size and _PATH.fullmatch(each.rfilename))
         return HubRepository(reference.repository, info.sha, files)
+
+    async def read(self, connections: httpx.AsyncClient, path: str, what: str, limit: int) -> bytes:
+        """Return what is at a path, at most `limit` bytes. Raises SourceUnavailable, and HubTrouble for what may pass."""
+        with _troubles():
+            async with connections.stream("GET", f"{self.endpoint}{path}") as reply:
+                self._check(reply, what)
+                data = await _read(reply, limit)
+                if data is None:
+                    raise SourceUnavailable(f"{self.endpoint} tells more than {limit} bytes of {what}")
+                return data
 
     @asynccontextmanager
     async def open_range(

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,15 +16,18 @@ from meshnode.api.server import ApiServer
 from meshnode.api.serving import ServingLimits
 from meshnode.config.loading import LoadedConfig
 from meshnode.config.paths import DataPaths
-from meshnode.config.schema import NodeConfig
+from meshnode.config.schema import HubConfig, NodeConfig
 from meshnode.crypto.identity import Identity, load_identity
 from meshnode.dashboard.routes import Dashboard
 from meshnode.engine.devices import physical_cores
 from meshnode.files.acquisition import AcquisitionManager, Supply
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
+from meshnode.files.hf_watcher import HfWatcher, WatcherResources, WatcherSettings, open_standings
 from meshnode.files.hub_client import Hub
 from meshnode.files.hub_shares import ShareMaker
+from meshnode.files.hub_trending import fetch_trending
+from meshnode.files.hub_trust import Standing, TrustRules
 from meshnode.files.shelf import CatalogShelf, Helping
 from meshnode.files.sources import Source
 from meshnode.flow.lanes import Lanes
@@ -34,6 +38,7 @@ from meshnode.inference.privacy import Privacy
 from meshnode.inference.router import InferenceRouter, RouterResources, RouterSettings
 from meshnode.network.address_book import AddressBook, open_address_book
 from meshnode.node.api_key import load_api_key
+from meshnode.node.candidates import candidates, facts_of
 from meshnode.node.channels import Channels
 from meshnode.node.children import Builders, child_specs
 from meshnode.node.data_folder import announce, hold_data_folder
@@ -48,7 +53,9 @@ from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.observe.metrics import Metrics
 from meshnode.placement.auto_shard import AutoShardManager, PlacementResources, PlacementSettings
 from meshnode.placement.ledger import PlacementLedger, open_ledger
+from meshnode.placement.wishlist import Wish
 from meshnode.store.opening import open_store
+from meshnode.store.tables import Table
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.supervise.supervisor import Supervisor
@@ -87,7 +94,7 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
             if _has_network(config):  # libp2p takes a second to import: not on the loop
                 await lanes.run("disk", importlib.import_module, "meshnode.network.host")
             with announce(paths, config.api.host, bound_port(listeners)):
-                tables = await open_archive(store), await open_ledger(store)
+                tables = await open_archive(store), await open_ledger(store), await open_standings(store)
                 opened = Opened(config, key, listeners, catalog, identity, addresses, *tables)
                 yield _connect(opened, lanes, metrics, watchdog)
 
@@ -104,6 +111,7 @@ class Opened:
     addresses: AddressBook
     responses: ResponseArchive
     ledger: PlacementLedger
+    standings: Table[str, Standing]
 
 
 def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownWatchdog) -> Node:
@@ -136,6 +144,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
             models=models.served,
             admin=ModelRequests(channels.acquisitions),
             mesh=mesh,
+            wishes=lambda: (*channels.wishes.value, *_candidates(opened, channels)),
             status=lambda: view.status(supervisor.states()),
             unready=lambda: view.unready(supervisor.states()),
             request_shutdown=supervisor.request_stop,
@@ -149,6 +158,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         )
         return ApiServer(dependencies, listeners, _serving_limits(config), pulse)
 
+    watches = config.hub.watch and not Hub.of(os.environ, offline=config.node.offline).offline
     builders = Builders(
         network=mesh.builders(),
         acquisition=build_acquisition,
@@ -156,6 +166,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         keeper=lambda: ModelKeeper(keeper, config.models.names, blocks, config.inference.boomerang),
         placement=partial(_build_placement, opened, channels, mesh, router) if isinstance(mesh, Mesh) else None,
         api=build_api,
+        watcher=partial(_build_watcher, opened, channels, mesh, health) if watches else None,
     )
     supervisor = Supervisor(
         child_specs(builders, api_drain=config.api.drain_timeout),
@@ -208,6 +219,30 @@ def _build_placement(
         entrusted=channels.entrusted,
     )
     return AutoShardManager(resources, PlacementSettings(int(opened.config.resources.disk_bytes)), pulse)
+
+
+def _build_watcher(
+    opened: Opened, channels: Channels, mesh: Mesh | NoMesh, health: HealthBoard, pulse: Pulse
+) -> HfWatcher:
+    hub, settings = Hub.of(os.environ, offline=False), opened.config.hub
+    resources = WatcherResources(
+        fetch=partial(fetch_trending, hub),
+        standings=opened.standings,
+        seen=channels.trending,
+        facts=lambda: facts_of(opened.catalog, mesh.view.peers(), channels.room.value),
+        health=health,
+    )
+    return HfWatcher(resources, WatcherSettings(_trust_rules(settings), settings.interval), pulse)
+
+
+def _candidates(opened: Opened, channels: Channels) -> tuple[Wish, ...]:
+    rules = _trust_rules(opened.config.hub)
+    return candidates(channels.trending.value, opened.catalog.manifests(), rules, time.time())
+
+
+def _trust_rules(settings: HubConfig) -> TrustRules:
+    publishers = frozenset(publisher.lower() for publisher in settings.publishers)
+    return TrustRules(publishers, settings.min_age_hours * 3600)
 
 
 def _has_network(config: NodeConfig) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import attrs
 
 from meshnode.files.acquisitions import AcquisitionProgress, Question
+from meshnode.files.hub_trust import Standing
 from meshnode.flow.broadcast import Broadcast
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
@@ -86,6 +87,9 @@ class Channels:
     )
     wishes: Latest[tuple[Wish, ...]] = attrs.field(
         factory=lambda: Latest(())  # AutoShardManager -> wishlist
+    )
+    trending: Latest[tuple[Standing, ...]] = attrs.field(
+        factory=lambda: Latest(())  # HfWatcher -> wishlist
     )
     entrusted: Mailbox[Entrusted, None] = attrs.field(
         # bulk connections of peers -> AutoShardManager, 0: they wait, and their peers hear that they do

@@ -31,6 +31,7 @@ class Builders:
     keeper: Callable[[], Subsystem]
     placement: Callable[[Pulse], Subsystem] | None  # None: a node without peers
     api: Callable[[Pulse], Subsystem]
+    watcher: Callable[[Pulse], Subsystem] | None = None  # None: the hub is not looked at
 
 
 def child_specs(builders: Builders, *, api_drain: float) -> tuple[ChildSpec, ...]:
@@ -63,6 +64,7 @@ def child_specs(builders: Builders, *, api_drain: float) -> tuple[ChildSpec, ...
             stop_timeout=2.0,
         ),
         *(() if builders.network is None or builders.placement is None else _placement_specs(builders)),
+        *(() if builders.watcher is None else _watcher_specs(builders.watcher)),
         ChildSpec(
             "ApiServer",
             lambda: builders.api(api),
@@ -127,5 +129,19 @@ def _placement_specs(builders: Builders) -> tuple[ChildSpec, ...]:
             RestartPolicy(max_restarts=3, period=60.0),
             stop_timeout=2.0,
             pulse=placement,
+        ),
+    )
+
+
+def _watcher_specs(build: Callable[[Pulse], Subsystem]) -> tuple[ChildSpec, ...]:
+    pulse = Pulse()
+    return (
+        ChildSpec(
+            "HfWatcher",
+            lambda: build(pulse),
+            NON_CRITICAL,  # the wishlist is shorter without it
+            RestartPolicy(max_restarts=3, period=600.0),
+            stop_timeout=2.0,
+            pulse=pulse,
         ),
     )

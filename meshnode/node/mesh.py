@@ -67,10 +67,6 @@ class NoMesh:
         """Raise RequestError."""
         raise RequestError(_WHY)
 
-    def wishlist(self) -> list[dict[str, object]]:
-        """Return nothing."""
-        return []
-
     async def join(self, addresses: tuple[str, ...]) -> str:
         """Raise RequestError."""
         raise RequestError(f"{_WHY}; {', '.join(addresses)} cannot be reached")

@@ -245,10 +245,6 @@ class Mesh:
             raise RequestError("this node is not listening for peers yet; try again in a moment")
         return encode_invitation(Invitation(self.config.network.network_id, addresses))
 
-    def wishlist(self) -> list[dict[str, object]]:
-        """Return what each model of the mesh lacks, JSON values."""
-        return [attrs.asdict(wish) for wish in self.channels.wishes.value]
-
     async def join(self, addresses: tuple[str, ...]) -> str:
         """Connect to the node at these addresses and return its id. Raises RequestError and PeerError leafs."""
         for address in addresses:

@@ -16,14 +16,18 @@ __all__ = ["Wish", "wishlist"]
 class Wish:
     """One row."""
 
-    model: ModelId
+    model: ModelId | None  # None: of a hub, and nobody knows its bytes yet
     name: str
-    status: str  # hosting, serveable, wanted, unreachable or candidate
+    status: str  # hosting, serveable, wanted, unreachable, candidate or blocked
     reasons: tuple[str, ...]
     copies: int  # of the segment that has the fewest, those on their way counted
     target: int  # copies that the mesh wants; 0: nobody wants it
     demand: float  # requests per hour, all members together
     held_percent: int  # of it, by this node
+    reference: str = ""  # what fetches it from the hub
+    trust: str = ""  # how far a repository of the hub is trusted
+    downloads: int = 0  # of it, by the hub's count
+    likes: int = 0
 
 
 def wishlist(state: MeshState, own: PeerId, names: Mapping[ModelId, str], decision: Decision) -> tuple[Wish, ...]:

@@ -83,6 +83,9 @@ CASES = {
         ("invalid_request_error", "not_found_error"),
         error=errors.UnknownModel("no"),
     ),
+    "409: what cannot be done as things are": case(
+        openai.ConflictError, anthropic.ConflictError, 409, BAD, error=errors.UpdateBlocked("no")
+    ),
     "413: a body that is too large": case(
         openai.APIStatusError,
         anthropic.ContentTooLargeError,

@@ -27,6 +27,8 @@ RANGES = [
     ("network.port", 0, 65535),
     ("network.max_peers", 1, 4096),
     ("resources.disk_bytes", 0, 1 << 50),
+    ("hub.interval", 1, 30 * 86400),
+    ("hub.min_age_hours", 0, 24 * 365),
     ("transfer.upload_bytes_per_second", 0, 1e12),
     ("transfer.upload_bytes_per_second_per_peer", 0, 1e12),
     ("chat.temperature", 0, 2),

@@ -34,6 +34,7 @@ def specs(network):
             keeper=lambda: "keeper",
             placement=lambda pulse: ("placement", pulse),
             api=lambda pulse: ("api", pulse),
+            watcher=None if network is None else lambda pulse: ("watcher", pulse),
         ),
         api_drain=7.0,
     )
@@ -41,7 +42,7 @@ def specs(network):
 
 OWN = ["AcquisitionManager", "InferenceRouter", "ModelKeeper"]
 MESH = ["NetworkManager", "MessageDispatcher", "HealthMonitor"]
-PLACEMENT = ["ShardRebalancer", "AutoShardManager"]
+PLACEMENT = ["ShardRebalancer", "AutoShardManager", "HfWatcher"]
 
 
 def test_the_api_starts_last_and_so_stops_first(specs, network):

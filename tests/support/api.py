@@ -106,7 +106,7 @@ class FakeMesh:
 class FakeAdmin:
     """Knows one reference."""
 
-    async def add(self, reference, blocks):
+    async def add(self, reference, blocks, *, spread=False):
         if reference != "starter":
             raise UnknownModel(f"nothing is known as {reference!r}", param="reference")
         return "tiny"
@@ -151,6 +151,7 @@ def serve():
         router, stopped = router or FakeRouter(), []
         dependencies = ApiDependencies(
             mesh=FakeMesh(),
+            wishes=tuple,
             key=KEY,
             generate=router.generate,
             models=lambda: (MODEL,),

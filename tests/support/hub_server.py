@@ -63,6 +63,8 @@ class _Front(_Handler):
         if hub.token is not None and self.headers.get("authorization") != f"Bearer {hub.token}":
             return self.reply(401)
         if path.path == "/api/models":
+            if hub.lookup_faults:
+                return self.reply(hub.lookup_faults.pop(0), retry_after="0")
             return self.reply(200, json.dumps(hub.trending).encode())
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path.path):
             return self._describe(found[1], unquote(found[2]))

@@ -17,7 +17,10 @@ class Node:
         command = [sys.executable, *program, "run", "--no-browser", "--port", "0", "--data-dir", str(folder)]
         self.folder, self.not_ready, self.path = folder, [], "/health/ready" if until_ready else "/health"
         self.process = subprocess.Popen(
-            [*command, *arguments], env={**kept, **extra}, stderr=subprocess.PIPE, text=True
+            [*command, *arguments],
+            env={"MESHNODE_HUB_WATCH": "false", **kept, **extra},
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.log = []
         self._reader = threading.Thread(target=lambda: self.log.extend(map(json.loads, self.process.stderr)))

@@ -26,9 +26,11 @@ def add_mesh_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
         return json_reply({"peers": dependencies.mesh.peers()})
 
     @app.get("/api/admin/wishlist")
-    @describes(Operation("List the models of the mesh: copies, targets, and why this node holds them or not."))
+    @describes(
+        Operation("List the models of the mesh and of the hub: copies, targets, and why this node holds them or not.")
+    )
     async def admin_wishlist() -> Response:
-        return json_reply({"models": dependencies.mesh.wishlist()})
+        return json_reply({"models": dependencies.wishes()})
 
     @app.post("/api/admin/invitation")
     @describes(Operation("Make a code that leads to this node.", status=201))
