@@ -9,6 +9,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from meshnode.api.admin.mesh import add_mesh_routes
 from meshnode.api.admin.models import add_model_routes
 from meshnode.api.admin.node import add_node_routes
+from meshnode.api.admin.updates import add_update_routes
 from meshnode.api.anthropic.routes import add_anthropic_routes
 from meshnode.api.anthropic.version import speaks_anthropic
 from meshnode.api.exposition import OPEN_PATHS, add_public_routes
@@ -61,6 +62,8 @@ def create_app(dependencies: ApiDependencies, mcp: McpSurface, responses: Respon
     add_model_routes(app, dependencies)
     add_node_routes(app, dependencies)
     add_mesh_routes(app, dependencies)
+    if dependencies.updates is not None:
+        add_update_routes(app, dependencies.updates)
     add_openapi_route(app, pages)
     return app
 

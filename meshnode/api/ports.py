@@ -11,7 +11,17 @@ from meshnode.api.responses.archive import ResponseArchive
 from meshnode.observe.metrics import Metrics
 from meshnode.types.generation import GenerationEvent, GenerationRequest
 
-__all__ = ["ApiDependencies", "Events", "Generate", "MeshAdmin", "ModelAdmin", "ModelList", "Pages", "ServedModel"]
+__all__ = [
+    "ApiDependencies",
+    "Events",
+    "Generate",
+    "MeshAdmin",
+    "ModelAdmin",
+    "ModelList",
+    "Pages",
+    "ServedModel",
+    "UpdateAdmin",
+]
 
 
 class Events(Protocol):
@@ -100,6 +110,22 @@ class MeshAdmin(Protocol):
         ...
 
 
+class UpdateAdmin(Protocol):
+    """New versions of the node itself."""
+
+    def status(self) -> dict[str, object]:
+        """Return what runs, what there is, and what came of it, JSON values."""
+        ...
+
+    async def check(self) -> dict[str, object]:
+        """Look now and return the status. Raises UpdateError leafs; cancellation leaves the look to its end."""
+        ...
+
+    async def apply(self) -> dict[str, object]:
+        """Install what is newer, return the status, and restart the node. Raises UpdateError leafs, before anything changes."""
+        ...
+
+
 @attrs.frozen(eq=False)
 class ApiDependencies:
     """Everything `create_app` is made from."""
@@ -116,6 +142,7 @@ class ApiDependencies:
     metrics: Metrics
     responses: ResponseArchive
     pages: Pages = _no_pages
+    updates: UpdateAdmin | None = None  # None: a server without its routes
     requests_per_minute: int = 6000
     body_limit_bytes: int = 8 << 20
     body_timeout: float = 20.0  # seconds for a request's body to arrive

@@ -20,6 +20,7 @@ _COMMANDS = (
     ("demo", "meshnode.cli.demo:demo", "See a mesh lose a node and finish its answer, on this machine."),
     ("models", "meshnode.cli.models:models", "List, add and remove models."),
     ("token", "meshnode.cli.api_token:token", "Print the key of the HTTP API."),
+    ("update", "meshnode.cli.update:update", "See, check and apply new versions of meshnode."),
     ("config", "meshnode.cli.configure:config", "Show and change settings."),
 )
 

@@ -104,7 +104,17 @@ def run(
         "log.level": log_level,
     }
     loaded = load_config(flags=flags, env=os.environ, file=None)
+    if loaded.config.updates.enabled:
+        from meshnode.node.booting import boot
+
+        code = boot(loaded)  # does not return where another version is to run
+        if code is not None:
+            ctx.exit(code)
     from meshnode.node.process import run_node
+    from meshnode.update.reexec import EXIT_RESTART, restart
 
     for_person = sys.stderr.isatty() and loaded.config.log.format != "json"
-    ctx.exit(run_node(loaded, Screen(sys.stderr, loaded) if for_person else None))
+    code = run_node(loaded, Screen(sys.stderr, loaded) if for_person else None)
+    if code == EXIT_RESTART:
+        restart()
+    ctx.exit(code)

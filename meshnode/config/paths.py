@@ -55,6 +55,11 @@ class DataPaths:
         return self.root / "quarantine"
 
     @property
+    def updates(self) -> Path:
+        """Other versions of meshnode, and which of them runs."""
+        return self.root / "updates"
+
+    @property
     def config_file(self) -> Path:
         """The settings file."""
         return self.root / "config.toml"

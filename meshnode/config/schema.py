@@ -4,6 +4,7 @@ A setting's key is `section.field`, in `config.toml` and in error messages; its 
 `MESHNODE_SECTION_FIELD`. Settings with a command-line flag also answer to `MESHNODE_` plus the flag's name.
 """
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import attrs
 from attrs.validators import optional
 
 from meshnode.config.paths import default_data_dir
+from meshnode.config.urls import is_safe_url
 from meshnode.types.blocks import BlockRange
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "NodeSection",
     "ResourcesConfig",
     "TransferConfig",
+    "UpdatesConfig",
 ]
 
 _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -68,6 +71,25 @@ def _block_range(_instance: object, _attribute: "attrs.Attribute[Any]", value: s
 def _key(_instance: object, _attribute: "attrs.Attribute[Any]", value: str) -> None:
     if len(value) < 8 or not all("!" <= character <= "~" for character in value):
         raise ValueError("must be at least 8 characters of ASCII without spaces")  # and the text does not quote it
+
+
+def _safe_url(_instance: object, _attribute: "attrs.Attribute[Any]", value: str | None) -> None:
+    if value is not None and not is_safe_url(value):
+        raise ValueError(f"must be an https address, or an http one of this machine itself, not {value!r}")
+
+
+def _public_keys(_instance: object, _attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+    keys = set()
+    for text in value:
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except ValueError:
+            raw = b""
+        if len(raw) != 32:
+            raise ValueError(f"must be Ed25519 public keys, 32 bytes each in base64; {text!r} is not")
+        keys.add(raw)
+    if len(keys) < len(value):
+        raise ValueError("names a key twice")
 
 
 @attrs.frozen
@@ -202,6 +224,22 @@ class TransferConfig:
 
 
 @attrs.frozen
+class UpdatesConfig:
+    """New versions of meshnode itself; docs/updates.md."""
+
+    enabled: bool = False  # true: look for signed releases, and run the version that was applied last
+    url: str | None = attrs.field(default=None, validator=optional(_safe_url))  # of the release document
+    keys: tuple[str, ...] = attrs.field(default=(), validator=_public_keys)  # Ed25519 public keys in base64
+    threshold: int = attrs.field(default=2, validator=_between(2, 16))  # different keys that must have signed
+    channel: str = attrs.field(default="stable", validator=_not_empty)  # releases of another one are refused
+    interval: float = attrs.field(default=3600.0, validator=_between(60, 2_592_000))  # seconds between looks, +-10 %
+    apply: bool = False  # true: install and restart by itself when nothing runs; false: only say that there is one
+    ready_timeout: float = attrs.field(  # seconds a new version has to become ready before the old one is back
+        default=40.0, validator=_between(5, 600)
+    )
+
+
+@attrs.frozen
 class LogConfig:
     """The log on standard error."""
 
@@ -240,6 +278,7 @@ class NodeConfig:
     resources: ResourcesConfig = attrs.field(factory=ResourcesConfig)
     transfer: TransferConfig = attrs.field(factory=TransferConfig)
     hub: HubConfig = attrs.field(factory=HubConfig)
+    updates: UpdatesConfig = attrs.field(factory=UpdatesConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
     chat: ChatConfig = attrs.field(factory=ChatConfig)
     cli: CommandLineConfig = attrs.field(factory=CommandLineConfig)

@@ -1,26 +1,19 @@
-"""Fetches one wheel with pip, watched, and ended with us."""
+"""Fetches one wheel with pip, and tells how far it is."""
 
 import os
-import subprocess
-import sys
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from signal import SIGKILL
 
 import trio
 
 from meshnode.errors import FileError, SourceUnavailable
-from meshnode.files import tethered
+from meshnode.files.pip_process import run_pip
 from meshnode.flow.lanes import Lanes
 
 __all__ = ["download_wheel"]
 
 _LOOK_EVERY = 0.2  # seconds between two looks at the growing file
-_LAST_LINES = 4
-_LAST_CHARACTERS = 800
-_FULL = ("[Errno 28]", "No space left on device", "[Errno 122]")  # of a disk, and of a quota
 
 
 async def download_wheel(requirement: str, scratch: Path, lanes: Lanes, report: Callable[[int], None]) -> Path:
@@ -31,27 +24,20 @@ async def download_wheel(requirement: str, scratch: Path, lanes: Lanes, report: 
     """
     target, temporary = scratch / "wheels", scratch / "pip"
     await lanes.run("disk", _make_folders, target, temporary)
-    command = [
-        *(sys.executable, "-P", tethered.__file__, "pip", "download"),
-        *("--no-deps", "--only-binary", ":all:", "--dest", str(target)),
-        *("--no-input", "--no-color", "--progress-bar", "off", "--disable-pip-version-check", requirement),
-    ]
-    lines: deque[str] = deque(maxlen=_LAST_LINES)
-    async with (
-        _tethered_process(command, os.environ | {"TMPDIR": str(temporary)}) as process,
-        trio.open_nursery() as nursery,
-    ):
+    arguments = (
+        *("download", "--no-deps", "--only-binary", ":all:", "--dest", str(target)),
+        *("--progress-bar", "off", requirement),
+    )
+    async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_growth, scratch, lanes, report)
-        await _read_lines(process, lines)
-        code = await process.wait()
+        result = await run_pip(arguments, temporary)
         nursery.cancel_scope.cancel()
-    if code != 0 and any(text in line for line in lines for text in _FULL):
+    if result.is_disk_full:
         raise FileError(
             f"the disk of {scratch} is full; free some space, or choose another data folder with --data-dir"
         )
-    if code != 0:
-        said = " / ".join(lines)[-_LAST_CHARACTERS:] or f"it ended with status {code} and said nothing"
-        raise SourceUnavailable(f"pip could not fetch {requirement}: {said}")
+    if result.code != 0:
+        raise SourceUnavailable(f"pip could not fetch {requirement}: {result.said}")
     return target
 
 
@@ -61,42 +47,6 @@ def _make_folders(*folders: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"cannot make a folder in {folders[0].parent}: {error.strerror}") from error
-
-
-@asynccontextmanager
-async def _tethered_process(command: list[str], environment: dict[str, str]) -> AsyncIterator[trio.Process]:
-    try:
-        process = await trio.lowlevel.open_process(
-            command,
-            stdin=subprocess.PIPE,  # closes when we go, which ends the child: see tethered.py
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise SourceUnavailable(f"cannot run {sys.executable or 'Python'}: {error.strerror}") from error
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, SIGKILL)
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    await pipe.aclose()
-
-
-async def _read_lines(process: trio.Process, lines: deque[str]) -> None:
-    assert process.stdout is not None
-    rest = ""
-    async for data in process.stdout:
-        *complete, rest = (rest[-_LAST_CHARACTERS:] + data.decode(errors="replace")).split("\n")
-        lines.extend(line.strip() for line in complete if line.strip())
-    if rest.strip():
-        lines.append(rest.strip())
 
 
 async def _watch_growth(scratch: Path, lanes: Lanes, report: Callable[[int], None]) -> None:

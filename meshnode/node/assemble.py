@@ -43,12 +43,14 @@ from meshnode.node.channels import Channels
 from meshnode.node.children import Builders, child_specs
 from meshnode.node.data_folder import announce, hold_data_folder
 from meshnode.node.executors import Executors
+from meshnode.node.lifecycle import Restart
 from meshnode.node.listeners import bind, bound_port
 from meshnode.node.mesh import NoMesh
 from meshnode.node.model_keeper import KeeperResources, ModelKeeper
 from meshnode.node.network import Mesh, network_hash
 from meshnode.node.placing import CatalogModels, EntrustedShares, MailboxShards
 from meshnode.node.preflight import check_machine, check_models, examine_tokenizer
+from meshnode.node.updating import UpdateRequests, check_updates, updates_builder
 from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.observe.metrics import Metrics
 from meshnode.placement.auto_shard import AutoShardManager, PlacementResources, PlacementSettings
@@ -74,6 +76,7 @@ class Node:
     view: NodeView
     dashboard: Dashboard
     executors: Executors
+    restart: Restart
 
 
 @asynccontextmanager
@@ -84,6 +87,7 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
     """
     config, lanes = loaded.config, Lanes()
     check_machine(config)
+    check_updates(config)
     with hold_data_folder(config.node.data_dir) as paths:
         key = load_api_key(paths.api_key, os.environ, chosen=config.api.key)
         async with bind(config.api.host, config.api.port) as listeners, open_store(paths.store, lanes) as store:
@@ -151,6 +155,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
             metrics=metrics,
             responses=opened.responses,
             pages=dashboard.add_to,
+            updates=UpdateRequests(config, channels.updates, channels.update_state),
             requests_per_minute=config.api.requests_per_minute,
             body_limit_bytes=config.api.body_limit_bytes,
             body_timeout=config.api.body_timeout,
@@ -166,6 +171,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         keeper=lambda: ModelKeeper(keeper, config.models.names, blocks, config.inference.boomerang),
         placement=partial(_build_placement, opened, channels, mesh, router) if isinstance(mesh, Mesh) else None,
         api=build_api,
+        updates=updates_builder(config, channels, lanes, health, lambda: restart.request()),
         watcher=partial(_build_watcher, opened, channels, mesh, health) if watches else None,
     )
     supervisor = Supervisor(
@@ -174,7 +180,8 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         on_crash=lambda name: metrics.supervise_restarts_total.labels(subsystem=name).inc(),
         watchdog=watchdog,
     )
-    return Node(supervisor, health, view, dashboard, executors)
+    restart = Restart(supervisor)
+    return Node(supervisor, health, view, dashboard, executors, restart)
 
 
 def _sources(config: NodeConfig, lanes: Lanes, paths: DataPaths) -> tuple[Source, ...]:

@@ -21,6 +21,7 @@ from meshnode.types.evidence import Evidence
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
 from meshnode.types.peers import Offering, Room
+from meshnode.update.checker import UpdateQuestion, UpdateState
 
 __all__ = ["Channels"]
 
@@ -97,6 +98,13 @@ class Channels:
     )
     rebalance: Latest[int] = attrs.field(
         factory=lambda: Latest(0)  # ShardRebalancer -> AutoShardManager: how often members have come or gone for good
+    )
+    updates: Mailbox[UpdateQuestion, UpdateState] = attrs.field(
+        # ApiServer -> UpdateChecker, 4: one look at a time, and a few may wait for it
+        factory=lambda: Mailbox("UpdateChecker", 4)
+    )
+    update_state: Latest[UpdateState] = attrs.field(
+        factory=lambda: Latest(UpdateState())  # UpdateChecker -> admin API: what the last look found
     )
     wanted: Latest[frozenset[ModelId]] = attrs.field(
         factory=lambda: Latest(

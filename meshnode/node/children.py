@@ -32,6 +32,7 @@ class Builders:
     placement: Callable[[Pulse], Subsystem] | None  # None: a node without peers
     api: Callable[[Pulse], Subsystem]
     watcher: Callable[[Pulse], Subsystem] | None = None  # None: the hub is not looked at
+    updates: Callable[[Pulse], Subsystem] | None = None  # None: off, or offline
 
 
 def child_specs(builders: Builders, *, api_drain: float) -> tuple[ChildSpec, ...]:
@@ -65,6 +66,7 @@ def child_specs(builders: Builders, *, api_drain: float) -> tuple[ChildSpec, ...
         ),
         *(() if builders.network is None or builders.placement is None else _placement_specs(builders)),
         *(() if builders.watcher is None else _watcher_specs(builders.watcher)),
+        *(() if builders.updates is None else _update_specs(builders.updates)),
         ChildSpec(
             "ApiServer",
             lambda: builders.api(api),
@@ -104,6 +106,20 @@ def _network_specs(builders: NetworkBuilders) -> tuple[ChildSpec, ...]:
             RestartPolicy(max_restarts=5, period=60.0),
             stop_timeout=2.0,
             pulse=monitor,
+        ),
+    )
+
+
+def _update_specs(build: Callable[[Pulse], Subsystem]) -> tuple[ChildSpec, ...]:
+    updates = Pulse()
+    return (
+        ChildSpec(
+            "UpdateChecker",
+            lambda: build(updates),
+            NON_CRITICAL,  # the version that runs goes on running
+            RestartPolicy(max_restarts=3, period=600.0),
+            stop_timeout=2.0,
+            pulse=updates,
         ),
     )
 

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import AsyncIterator
 
+import attrs
 import structlog
 import trio
 
@@ -11,15 +12,34 @@ from meshnode.node.notify import ServiceManager
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.supervisor import Supervisor
 
-__all__ = ["run_tree"]
+__all__ = ["Restart", "run_tree"]
 
 _STATUS_PERIOD = 5.0  # seconds between looks at the conditions when no watchdog sets the pace
 
 _log = structlog.get_logger(__name__)
 
 
+@attrs.define(eq=False)
+class Restart:
+    """Whether the stop that is under way is to lead to another start of this process."""
+
+    supervisor: Supervisor
+    wanted: bool = attrs.field(default=False, init=False)
+
+    def request(self) -> None:
+        """Stop as at a signal, and start anew; a signal that comes meanwhile means the end."""
+        self.wanted = True
+        self.supervisor.request_stop()
+
+
 async def run_tree(
-    supervisor: Supervisor, health: HealthBoard, manager: ServiceManager, *, url: str, signals: AsyncIterator[int]
+    supervisor: Supervisor,
+    health: HealthBoard,
+    manager: ServiceManager,
+    *,
+    url: str,
+    signals: AsyncIterator[int],
+    restart: Restart | None = None,
 ) -> None:
     """Run the supervisor until it has stopped, and keep the service manager informed.
 
@@ -27,17 +47,19 @@ async def run_tree(
     raises, in a group. Cancellation stops the tree in order first.
     """
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_obey, supervisor, signals)
+        nursery.start_soon(_obey, supervisor, signals, restart)
         nursery.start_soon(_tell_of_start, supervisor, manager, url)
-        nursery.start_soon(_tell_of_stop, supervisor, manager)
+        nursery.start_soon(_tell_of_stop, supervisor, manager, restart)
         nursery.start_soon(_beat, supervisor, health, manager, url)
         await supervisor.run()
         nursery.cancel_scope.cancel()
 
 
-async def _obey(supervisor: Supervisor, signals: AsyncIterator[int]) -> None:
+async def _obey(supervisor: Supervisor, signals: AsyncIterator[int], restart: Restart | None) -> None:
     async for number in signals:
         _log.info("asked to stop", signal=signal.Signals(number).name)
+        if restart is not None:
+            restart.wanted = False
         supervisor.request_stop()
 
 
@@ -47,9 +69,12 @@ async def _tell_of_start(supervisor: Supervisor, manager: ServiceManager, url: s
     _log.info("node is ready", url=url)
 
 
-async def _tell_of_stop(supervisor: Supervisor, manager: ServiceManager) -> None:
+async def _tell_of_stop(supervisor: Supervisor, manager: ServiceManager, restart: Restart | None) -> None:
     await supervisor.stopping.wait()
-    manager.stopping()
+    if restart is not None and restart.wanted:
+        manager.restarting()
+    else:
+        manager.stopping()
 
 
 async def _beat(supervisor: Supervisor, health: HealthBoard, manager: ServiceManager, url: str) -> None:

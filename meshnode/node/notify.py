@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 import attrs
@@ -34,6 +35,10 @@ class ServiceManager:
     def watchdog(self) -> None:
         """Say that the node still works."""
         self._send("WATCHDOG=1")
+
+    def restarting(self) -> None:
+        """Say that the node will be ready again, in this process: for systemd that is a reload, and no end."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nWATCHDOG=1\nSTATUS=restarting")
 
     def stopping(self) -> None:
         """Say that the node has begun to stop."""

@@ -15,12 +15,14 @@ from meshnode.node.audience import Screen, inform
 from meshnode.node.browser import open_page, page_address, should_open
 from meshnode.node.lifecycle import run_tree
 from meshnode.node.notify import ServiceManager
+from meshnode.node.updating import confirm_when_ready
 from meshnode.observe.logging import configure_logging
 from meshnode.observe.loop_stalls import LoopStalls
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.causes import describe, leaves
 from meshnode.supervise.subsystem import SubsystemFailed
 from meshnode.supervise.watchdog import STUCK_EXIT_CODE, ShutdownWatchdog
+from meshnode.update.reexec import EXIT_RESTART
 
 __all__ = ["EXIT_CONFIGURATION", "EXIT_INTERRUPTED", "EXIT_SUBSYSTEM", "exit_code_of", "run_node"]
 
@@ -34,13 +36,14 @@ _log = structlog.get_logger(__name__)
 def run_node(loaded: LoadedConfig, screen: Screen | None = None) -> int:
     """Run a node until it is asked to stop, and return the exit code: 0, 64 configuration, 69 subsystem, 70 stuck or a bug.
 
+    EXIT_RESTART means that the process is to start anew, for an update has been installed.
     With a `screen` a person is told how far it is.
     """
     chosen = {"auto": None, "text": False, "json": True}[loaded.config.log.format]
     configure_logging(loaded.config.log.level, json=chosen, stream=None if screen is None else screen.log)
     metrics, watchdog = Metrics(), ShutdownWatchdog()
     try:
-        trio.run(
+        restart = trio.run(
             partial(_serve, loaded, screen, metrics=metrics, watchdog=watchdog),
             instruments=[LoopStalls(metrics.supervise_loop_stalls_total)],
             restrict_keyboard_interrupt_to_checkpoints=True,
@@ -52,10 +55,11 @@ def run_node(loaded: LoadedConfig, screen: Screen | None = None) -> int:
     finally:
         watchdog.disarm()
     _log.info("node has stopped")
-    return 0
+    return EXIT_RESTART if restart else 0
 
 
-async def _serve(loaded: LoadedConfig, screen: Screen | None, *, metrics: Metrics, watchdog: ShutdownWatchdog) -> None:
+async def _serve(loaded: LoadedConfig, screen: Screen | None, *, metrics: Metrics, watchdog: ShutdownWatchdog) -> bool:
+    """Run the node, and return whether it is to start anew."""
     manager = ServiceManager.from_environment(os.environ)
     wants_browser, has_terminal = loaded.config.api.open_browser, sys.stdout.isatty()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -64,13 +68,19 @@ async def _serve(loaded: LoadedConfig, screen: Screen | None, *, metrics: Metric
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(node.executors.watch)
+            nursery.start_soon(confirm_when_ready, node.supervisor.started, loaded.config)
             if screen is not None:
                 nursery.start_soon(inform, screen, node.supervisor.started, node.view)
             if should_open(wants_browser, has_terminal=has_terminal, env=os.environ, platform=sys.platform):
                 issue = node.dashboard.tickets.issue
                 nursery.start_soon(open_page, node.supervisor.started, lambda: page_address(node.view.url, issue()))
-            await run_tree(node.supervisor, node.health, manager, url=node.view.url, signals=signals)
+            await run_tree(
+                node.supervisor, node.health, manager, url=node.view.url, signals=signals, restart=node.restart
+            )
             nursery.cancel_scope.cancel()
+    if node.restart.wanted:
+        manager.watchdog()  # what starts now has the manager's whole patience
+    return node.restart.wanted
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -9,7 +9,7 @@ import base64
 import binascii
 import datetime
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import msgspec
 from blake3 import blake3
@@ -35,7 +35,7 @@ __all__ = [
     "check_rollback",
     "choose_artifact",
     "decode_key",
-    "sign_release",
+    "draft_release",
     "verify_release",
 ]
 
@@ -122,12 +122,7 @@ def verify_release(
 
     Nothing of the signed part is looked at before that. Raises ReleaseRefused, which says what is wrong.
     """
-    if len(document) > MAX_DOCUMENT_BYTES:
-        raise ReleaseRefused(f"the release document is longer than {MAX_DOCUMENT_BYTES} bytes")
-    try:
-        envelope = msgspec.json.decode(document, type=_Document)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ReleaseRefused(f"what lies at updates.url is not a release document: {error}") from error
+    envelope = _decode_document(document)
     signed = envelope.signed.encode()
     _check_signatures(envelope, signed, keys, threshold)
     release = _decode_release(signed)
@@ -171,15 +166,22 @@ def choose_artifact(release: Release, platform: str) -> Artifact:
     raise UpdateBlocked(f"meshnode {release.version} was not released for {platform}; it is there for {there}")
 
 
-def sign_release(release: Release, private_keys: Sequence[Ed25519PrivateKey]) -> bytes:
-    """Return the document of a release with a signature of each key. Raises ReleaseRefused when nobody would take it."""
+def draft_release(release: Release) -> bytes:
+    """Return the document of a release that nobody has signed yet. Raises ReleaseRefused when nobody would take it."""
     text = msgspec.json.encode(release).decode()
     _check_release(_decode_release(text.encode()), release.channel, datetime.datetime.now(datetime.UTC))
-    payload = signed_bytes(_DOMAIN, text.encode())
-    signatures = tuple(
-        _Signature(_encode(key.public_key().public_bytes_raw()), _encode(key.sign(payload))) for key in private_keys
-    )
-    return msgspec.json.format(msgspec.json.encode(_Document(text, signatures))) + b"\n"
+    return _encode_document(_Document(text, ()))
+
+
+def add_signature(document: bytes, private_key: Ed25519PrivateKey) -> tuple[bytes, Release]:
+    """Return the document with a signature of one more key, and what it was that was signed. Raises ReleaseRefused."""
+    envelope = _decode_document(document)
+    release = _decode_release(envelope.signed.encode())
+    _check_release(release, release.channel, datetime.datetime.now(datetime.UTC))
+    key = _encode(private_key.public_key().public_bytes_raw())
+    signature = _encode(private_key.sign(signed_bytes(_DOMAIN, envelope.signed.encode())))
+    others = tuple(each for each in envelope.signatures if each.key != key)
+    return _encode_document(_Document(envelope.signed, (*others, _Signature(key, signature)))), release
 
 
 def _check_signatures(envelope: _Document, signed: bytes, keys: Collection[bytes], threshold: int) -> None:
@@ -201,6 +203,19 @@ def _check_signatures(envelope: _Document, signed: bytes, keys: Collection[bytes
         raise ReleaseRefused(
             f"the release is signed by {len(good)} of the keys in updates.keys, and {threshold} different ones are needed"
         )
+
+
+def _decode_document(document: bytes) -> _Document:
+    if len(document) > MAX_DOCUMENT_BYTES:
+        raise ReleaseRefused(f"the release document is longer than {MAX_DOCUMENT_BYTES} bytes")
+    try:
+        return msgspec.json.decode(document, type=_Document)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ReleaseRefused(f"this is not a release document: {error}") from error
+
+
+def _encode_document(envelope: _Document) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(envelope)) + b"\n"
 
 
 def _decode_release(signed: bytes) -> Release:
@@ -231,7 +246,8 @@ def _check_release(release: Release, channel: str, now: datetime.datetime) -> No
     if release.sequence < 1:
         raise ReleaseRefused(f"the release has sequence {release.sequence}; the first is 1")
     try:
-        Version(release.version)
+        if str(Version(release.version)) != release.version:  # it is the name of a folder, too
+            raise ReleaseRefused(f"{release.version!r} is to be written {Version(release.version)}")
         SpecifierSet(release.requires_python)
     except (InvalidVersion, InvalidSpecifier) as error:
         raise ReleaseRefused(f"the release is not well-formed, though it is signed: {error}") from error

@@ -71,7 +71,9 @@ def test_variables_have_list_table_and_negated_forms(tmp_path):
 def test_every_setting_has_a_variable_of_its_own(tmp_path):
     written = {bool: "true", int: "1", float: "1", str: "cpu", Path: "/x", tuple[str, ...]: "a", dict[str, str]: "a=b"}
     special = {"models.blocks": "0:1", "log.level": "info", "log.format": "json", "api.body_limit_bytes": "2048"}
-    special |= {"api.key": "a-long-key", "inference.privacy": "anyone"}
+    special |= {"api.key": "a-long-key", "inference.privacy": "anyone", "updates.url": "https://x/y"}
+    special |= {"updates.keys": "A" * 43 + "=", "updates.threshold": "2", "updates.interval": "60"}
+    special |= {"updates.ready_timeout": "5"}
     for key, wanted in known_keys().items():
         plain = wanted if wanted in written else next(kind for kind in written if wanted == kind | None)
         variable = "MESHNODE_" + key.replace(".", "_").upper()

@@ -50,6 +50,17 @@ def test_the_api_starts_last_and_so_stops_first(specs, network):
     assert names == [*OWN, "ApiServer"] if network is None else [*MESH, *OWN, *PLACEMENT, "ApiServer"]
 
 
+def test_updates_are_looked_for_after_everything_that_works_and_only_where_they_are_on():
+    builders = Builders(NETWORK, *[lambda *pulse: pulse] * 6, updates=lambda pulse: ("updates", pulse))
+    specs = child_specs(builders, api_drain=7.0)
+    assert [spec.name for spec in specs[:-2]] == [*MESH, *OWN, *PLACEMENT]
+    assert [spec.name for spec in specs[-2:]] == ["UpdateChecker", "ApiServer"]
+    updates = specs[-2]
+    assert updates.criticality is Criticality.NON_CRITICAL
+    assert (updates.restart.max_restarts, updates.restart.period, updates.stop_timeout) == (3, 600.0, 2.0)
+    assert updates.build() == ("updates", updates.pulse)
+
+
 def test_what_answers_requests_is_critical_and_has_a_pulse(specs, network):
     critical = {spec.name for spec in specs if spec.criticality is Criticality.CRITICAL}
     answering = {"InferenceRouter", "ApiServer"}
@@ -104,7 +115,7 @@ class Timed:
 
 async def test_a_stop_that_takes_all_its_time_is_over_before_the_watchdog_takes_it_for_stuck(autojump_clock):
     network = NetworkBuilders(Sluggish, Sluggish, Sluggish, Sluggish)
-    builders = Builders(network, *[Sluggish] * 5)
+    builders = Builders(network, *[Sluggish] * 7)
     watchdog = Timed()
     supervisor = Supervisor(
         child_specs(builders, api_drain=25.0), health=HealthBoard(), rng=random.Random(0), watchdog=watchdog

@@ -7,7 +7,7 @@ import pytest
 import structlog
 import trio
 
-from meshnode.node.lifecycle import run_tree
+from meshnode.node.lifecycle import Restart, run_tree
 from meshnode.node.notify import ServiceManager
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildSpec, Criticality, Pulse, RestartPolicy, SubsystemFailed
@@ -61,6 +61,34 @@ async def test_ready_comes_after_the_start_and_stopping_with_the_signal(autojump
     assert manager.times("WATCHDOG=1") == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     assert manager.times("STOPPING=1") == [8]
     assert trio.current_time() == 12
+
+
+async def _restart(manager, *signal_times):
+    """Ask for a restart at 8 s, and return whether it is still wanted at the end."""
+    health = HealthBoard()
+    supervisor = Supervisor((ChildSpec("a", Slow, drain_timeout=10.0),), health=health)
+    restart = Restart(supervisor)
+
+    async def ask():
+        await trio.sleep(8)
+        restart.request()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await run_tree(supervisor, health, manager, url="http://here", signals=_signals(*signal_times), restart=restart)
+    return restart.wanted
+
+
+async def test_a_restart_drains_as_a_stop_does_and_is_no_end_to_the_manager(autojump_clock):
+    manager = Recorder(watchdog_interval=3.0)
+    assert await _restart(manager)
+    assert manager.times("RELOADING=1\nMONOTONIC_USEC=") == [8]
+    assert manager.times("STOPPING=1") == []
+    assert trio.current_time() == 12
+
+
+async def test_a_signal_while_it_restarts_means_the_end(autojump_clock):
+    assert not await _restart(Recorder(), 9)
 
 
 async def test_the_second_signal_ends_draining(autojump_clock):

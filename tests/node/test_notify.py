@@ -1,6 +1,7 @@
 """Messages arrive as systemd wants them, and a manager that is not there is no trouble."""
 
 import os
+import re
 import socket
 
 import pytest
@@ -24,12 +25,14 @@ def test_each_message_is_one_datagram(manager_socket):
     manager.status("two\nlines")
     manager.watchdog()
     manager.stopping()
+    manager.restarting()
     assert [line.recv(1000) for _ in range(4)] == [
         b"READY=1\nSTATUS=serving",
         b"STATUS=two lines",
         b"WATCHDOG=1",
         b"STOPPING=1\nSTATUS=stopping",
     ]
+    assert re.fullmatch(rb"RELOADING=1\nMONOTONIC_USEC=\d+\nWATCHDOG=1\nSTATUS=restarting", line.recv(1000))
 
 
 @pytest.mark.parametrize("address", [None, "/nowhere/notify", "@meshnode-nobody"])

@@ -11,6 +11,13 @@ import httpx
 import psutil
 
 
+def _line(text):
+    try:
+        return json.loads(text)
+    except ValueError:  # a traceback
+        return {"event": text.rstrip()}
+
+
 class Node:
     def __init__(self, folder, *arguments, until_ready=True, program=("-m", "meshnode"), **extra):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
@@ -23,7 +30,7 @@ class Node:
             text=True,
         )
         self.log = []
-        self._reader = threading.Thread(target=lambda: self.log.extend(map(json.loads, self.process.stderr)))
+        self._reader = threading.Thread(target=lambda: self.log.extend(map(_line, self.process.stderr)))
         self._reader.start()
 
     def __enter__(self):

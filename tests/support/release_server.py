@@ -14,7 +14,7 @@ import attrs
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshnode.update.release import FORMAT, PRODUCT, Artifact, Release, sign_release
+from meshnode.update.release import FORMAT, PRODUCT, Artifact, Release, add_signature, draft_release
 
 KEYS = tuple(Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2, 3))
 STRANGER = Ed25519PrivateKey.from_private_bytes(bytes([9]) * 32)
@@ -62,6 +62,13 @@ def make_release(wheel=b"wheel", **changes):
         "artifacts": (artifact(wheel),),
     }
     return Release(**values | changes)
+
+
+def sign_release(release, keys):
+    document = draft_release(release)
+    for key in keys:
+        document, _ = add_signature(document, key)
+    return document
 
 
 def make_document(wheel=b"wheel", keys=KEYS[:2], **changes):

@@ -5,7 +5,16 @@ import json
 
 import msgspec
 import pytest
-from support.release_server import KEYS, RAW_KEYS, STRANGER, artifact, key_text, make_document, make_release
+from support.release_server import (
+    KEYS,
+    RAW_KEYS,
+    STRANGER,
+    artifact,
+    key_text,
+    make_document,
+    make_release,
+    sign_release,
+)
 
 from meshnode.errors import ReleaseRefused, UpdateBlocked
 from meshnode.update.release import (
@@ -15,7 +24,6 @@ from meshnode.update.release import (
     check_rollback,
     choose_artifact,
     decode_key,
-    sign_release,
     verify_release,
 )
 
@@ -74,6 +82,14 @@ def test_a_signature_of_other_bytes_is_seen():
 
 
 def test_one_key_twice_counts_once():
+    def change(value):
+        value["signatures"] *= 2
+
+    with pytest.raises(ReleaseRefused, match=r"by 1 of the keys in updates\.keys, and 2 different ones"):
+        verified(edited(make_document(keys=KEYS[:1]), change))
+
+
+def test_who_signs_twice_has_signed_once():
     with pytest.raises(ReleaseRefused, match=r"by 1 of the keys in updates\.keys, and 2 different ones"):
         verified(make_document(keys=(KEYS[0], KEYS[0])))
 
@@ -116,6 +132,8 @@ def test_an_expired_release_is_refused_and_one_second_earlier_not():
         ({"format": 2}, "format 2"),
         ({"sequence": 0}, "sequence 0"),
         ({"version": "newest"}, "not well-formed"),
+        ({"version": "V1.0-rc1"}, "to be written 1.0rc1"),
+        ({"version": "../../1.0"}, "not well-formed"),
         ({"requires_python": "three"}, "not well-formed"),
         ({"expires": "2099-01-01T00:00:00"}, "time zone"),
         ({"artifacts": []}, "no artifacts"),

@@ -3,4 +3,4 @@
 Knows nothing of how models are acquired or stopped; it asks. Owns no state.
 """
 
-__all__ = ["models", "node"]
+__all__ = ["models", "node", "updates"]
