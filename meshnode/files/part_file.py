@@ -51,6 +51,13 @@ class PartFile:
             raise _cannot_write(self.path, error) from error
         self.held.add(number)
 
+    def sync(self) -> None:
+        """Bring to the disk what has been written. Raises FileError."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
     def finish(self, staging: Path) -> None:
         """Move the whole shard into `staging`, durably, and close. Raises FileError."""
         try:

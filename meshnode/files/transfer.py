@@ -1,6 +1,6 @@
 """Fetches shards from several peers at once: rarest first, every chunk verified, a liar named and left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -64,21 +64,31 @@ class ShardTransfer:
         limiter = trio.CapacityLimiter(_PEERS)
         try:
             async with trio.open_nursery() as nursery:
+
+                def whole(part: PartFile) -> None:
+                    nursery.start_soon(self._sync, part)
+
                 for peer in candidates:
-                    nursery.start_soon(self._fetch_from, peer, plan, limiter)
+                    nursery.start_soon(self._fetch_from, peer, plan, limiter, whole)
         except* FileError as group:
             raise group.exceptions[0] from None
         lacking = [shard for shard in self.shards if self._lacks(shard.id)]
         if lacking:
             raise SourceUnavailable(self._explain(lacking, holders))
 
-    async def _fetch_from(self, peer: PeerId, plan: ChunkPlan, limiter: trio.CapacityLimiter) -> None:
+    async def _sync(self, part: PartFile) -> None:
+        """Bring a whole shard to the disk while others are still coming."""
+        await self.lanes.run("disk", part.sync)
+
+    async def _fetch_from(
+        self, peer: PeerId, plan: ChunkPlan, limiter: trio.CapacityLimiter, whole: Callable[[PartFile], None]
+    ) -> None:
         """Fetch from one peer until it can help no more, or has failed too often. Raises FileError when the disk is full."""
         async with limiter:
             while self._can_help(peer, plan):
                 try:
                     async with self.peers.line(peer) as line:
-                        await self._drain(peer, line, plan)
+                        await self._drain(peer, line, plan, whole)
                 except ShardCorrupt as error:
                     self._failures[peer] = _TRIES
                     self._why[peer] = "it sent other bytes than the manifest says"
@@ -94,7 +104,7 @@ class ShardTransfer:
                     await trio.sleep(_PAUSE * self._failures[peer])
         self._news.set()
 
-    async def _drain(self, peer: PeerId, line: ChunkLine, plan: ChunkPlan) -> None:
+    async def _drain(self, peer: PeerId, line: ChunkLine, plan: ChunkPlan, whole: Callable[[PartFile], None]) -> None:
         while self._can_help(peer, plan):
             run = plan.next(peer)
             if run is None:  # others are asked for the rest, and may fail
@@ -108,6 +118,8 @@ class ShardTransfer:
                 self._news.set()
                 self._news = trio.Event()
                 self._tell()
+            if not self._lacks(run.shard):
+                whole(part)
 
     def _can_help(self, peer: PeerId, plan: ChunkPlan) -> bool:
         may_be_asked = self._failures.get(peer, 0) < _TRIES

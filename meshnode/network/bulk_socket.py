@@ -22,7 +22,6 @@ from meshnode.wire.protocols import BULK_MESSAGES
 __all__ = ["BulkSocket", "in_thread", "own_socket"]
 
 T = TypeVar("T")
-_READ = 256 << 10  # bytes; TLS gives 16 KiB at a time
 
 
 def own_socket(stream: trio.SocketStream, timeout: float) -> socket.socket:
@@ -68,12 +67,19 @@ class BulkSocket:
     def receive(self) -> Envelope[BulkMessage] | None:
         """Return the next message, None when the other side has closed. Raises WireError for what breaks the protocol."""
         while not self._ready:
-            with _unreachable():
-                data = self.socket.recv(_READ)
+            data = self._receive(self._codec.missing)
             if not data:
                 return None
             self._ready.extend(self._codec.feed(data))
         return self._ready.pop(0)
+
+    def _receive(self, count: int) -> bytearray:
+        """Return so many bytes, fewer at the end. TLS gives 16 KiB at a time, and nothing looks at them before all are there."""
+        data, filled = bytearray(count), 0
+        with _unreachable(), memoryview(data) as view:
+            while filled < count and (more := self.socket.recv_into(view[filled:])):
+                filled += more
+        return data if filled == count else data[:filled]
 
 
 @contextlib.contextmanager

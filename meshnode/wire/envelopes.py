@@ -76,6 +76,11 @@ class EnvelopeCodec(Generic[M]):
         self._decoder = FrameDecoder(incoming.limits)
         self.skipped = 0  # messages of kinds that this version does not know
 
+    @property
+    def missing(self) -> int:
+        """Return how many bytes there are to come before anything can be done."""
+        return self._decoder.missing
+
     def encode(self, message: msgspec.Struct, body: bytes = b"", exchange: int = 0) -> bytes:
         """Return the bytes of one message. Raises FrameTooLarge."""
         return self._outgoing.to_frame(message, body, exchange)

@@ -65,6 +65,11 @@ class FrameDecoder:
     _held: int = attrs.field(default=0, init=False)  # bytes in them
     _wanted: int = attrs.field(default=_PREFIX.size, init=False)  # bytes without which nothing can be done
 
+    @property
+    def missing(self) -> int:
+        """Return how many bytes there are to come before anything can be done: of a frame's prefix, or of the rest of it."""
+        return max(1, self._wanted - self._held)
+
     def feed(self, data: bytes | bytearray) -> Iterator[Frame]:
         """Take received bytes and yield every frame that is now whole.
 

@@ -1,7 +1,7 @@
 """Speed, memory and quality, measured here and now, each with its goal; docs/performance.md names what is not measured.
 
 nox -s bench                        all of it, some twenty minutes
-nox -s bench -- --only startup      one of speed, startup, overhead, streams, grammar, api, memory, quality, mesh; may be repeated
+nox -s bench -- --only startup      one of speed, startup, overhead, streams, grammar, api, memory, quality, transfer, mesh; may be repeated
 nox -s bench -- --only mesh-speed   a part of mesh: mesh-speed, mesh-losses, mesh-distance, mesh-idle, mesh-planner
 nox -s bench -- --json              for programs; also --threads 2, --rounds 20
 
@@ -33,6 +33,7 @@ import quality
 import speed
 import startup
 import streams
+import transfer
 from results import Report
 from setting import Setting
 
@@ -50,6 +51,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], Report]] = {
     "mesh-distance": mesh_distance.measure,
     "mesh-idle": mesh_idle.measure,
     "mesh-planner": mesh_planner.measure,
+    "transfer": transfer.measure,
 }
 GROUPS = {"mesh": [name for name in MEASUREMENTS if name.startswith("mesh-")]}
 

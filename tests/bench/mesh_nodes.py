@@ -122,6 +122,7 @@ class Mesh:
         self._folder, self._threads, self._program = folder, threads, program
         self._settings = {
             "MESHNODE_NETWORK_HOST": "127.0.0.1",
+            "MESHNODE_HUB_WATCH": "false",
             "MESHNODE_NETWORK_NETWORK_ID": f"bench-{secrets.token_hex(8)}",
             "MESHNODE_STARTER_WHEEL": str(starter_wheel()),
             "BENCH_TRACES": str(self.traces),
