@@ -171,7 +171,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         keeper=lambda: ModelKeeper(keeper, config.models.names, blocks, config.inference.boomerang),
         placement=partial(_build_placement, opened, channels, mesh, router) if isinstance(mesh, Mesh) else None,
         api=build_api,
-        updates=updates_builder(config, channels, lanes, health, lambda: restart.request()),
+        updates=updates_builder(config, channels, lanes, health, metrics, lambda: restart.request()),
         watcher=partial(_build_watcher, opened, channels, mesh, health) if watches else None,
     )
     supervisor = Supervisor(

@@ -13,6 +13,7 @@ from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.node.channels import Channels
+from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.update.checker import UpdateChecker, UpdateQuestion, UpdateResources, UpdateSettings, UpdateState
@@ -40,7 +41,12 @@ def check_updates(config: NodeConfig) -> None:
 
 
 def updates_builder(
-    config: NodeConfig, channels: Channels, lanes: Lanes, health: HealthBoard, restart: Callable[[], None]
+    config: NodeConfig,
+    channels: Channels,
+    lanes: Lanes,
+    health: HealthBoard,
+    metrics: Metrics,
+    restart: Callable[[], None],
 ) -> Callable[[Pulse], UpdateChecker] | None:
     """Return what makes the UpdateChecker; None where updates are off, or the node is offline."""
     updates = config.updates
@@ -55,7 +61,7 @@ def updates_builder(
         mailbox=channels.updates,
         state=channels.update_state,
         health=health,
-        is_busy=lambda: channels.offering.value.sessions > 0,
+        is_busy=lambda: channels.offering.value.sessions > 0 or _requests(metrics) > 0,
         restart=restart,
     )
     return lambda pulse: UpdateChecker(resources, UpdateSettings(updates.interval, updates.apply), pulse)
@@ -128,6 +134,11 @@ class UpdateRequests:
         if self._config.node.offline:
             return "this node is offline (node.offline), so it looks for no releases"
         return None
+
+
+def _requests(metrics: Metrics) -> float:
+    """Return how many requests run, those too whose stages are all on peers."""
+    return sum(sample.value for metric in metrics.inference_active_sessions.collect() for sample in metric.samples)
 
 
 def _running() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def enter_slot(folder: Path, version: str, installation: str, *, deadline: float
     environment.pop(_ENDED, None)
     # for the processes that the version starts; its own path is set by the bootstrap, for an isolated Python heeds no variable
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(slot), os.environ.get("PYTHONPATH"))))
-    _become([sys.executable, "-P", bootstrap.__file__, *sys.argv[1:]], environment)
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # what multiprocessing does
+    _become([sys.executable, *flags, "-P", bootstrap.__file__, *sys.argv[1:]], environment)
 
 
 def running_slot() -> Slot | None:

@@ -66,7 +66,7 @@ async def fill_slot(
     try:
         with no_space(folder):
             await lanes.run("disk", _prepare, fresh, temporary)
-            arguments = ("install", "--no-deps", "--no-index", "--target", str(fresh), str(wheel))
+            arguments = ("install", "--isolated", "--no-deps", "--no-index", "--target", str(fresh), str(wheel))
             result = await run_pip(arguments, temporary)
             if result.is_disk_full:
                 raise UpdateError(f"the disk of {folder} is full; free some space, and the next look goes on")

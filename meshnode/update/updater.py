@@ -55,7 +55,7 @@ class Updater:
     async def look(self) -> Verified:
         """Return the release that is published now, verified and remembered. Raises UpdateUnavailable, ReleaseRefused."""
         publisher = self.publisher
-        async with connect(self.limits) as client:
+        async with connect(self.limits, self.lanes) as client:
             document = await fetch_document(client, publisher.url, self.limits)
         verified = verify_release(
             document,
@@ -95,7 +95,7 @@ class Updater:
             self.folder / "downloads" / f"meshnode-{release.version}-py3-none-any.whl"
         )  # whatever it was called there
         try:
-            async with connect(self.limits) as client:
+            async with connect(self.limits, self.lanes) as client:
                 await fetch_artifact(client, self.publisher.url, artifact, wheel, self.lanes, self.limits)
             await fill_slot(wheel, release.version, self.folder, self.lanes)
         finally:

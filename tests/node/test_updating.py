@@ -12,6 +12,7 @@ from meshnode.errors import ConfigError, UpdateBlocked
 from meshnode.flow.lanes import Lanes
 from meshnode.node.channels import Channels
 from meshnode.node.updating import UpdateRequests, check_updates, updates_builder
+from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.update.checker import UpdateChecker, UpdateState
@@ -24,7 +25,7 @@ def config(updates=GOOD, **node):
 
 
 def builder(settings):
-    return updates_builder(settings, Channels(), Lanes(), HealthBoard(), lambda: None)
+    return updates_builder(settings, Channels(), Lanes(), HealthBoard(), Metrics(), lambda: None)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import meshnode
 from meshnode.flow.lanes import Lanes
 from meshnode.update.pointer import load_pointer
 from meshnode.update.slots import fill_slot
-from meshnode.update.trial import activate
+from meshnode.update.trial import activate, confirm
 
 pytestmark = pytest.mark.processes
 
@@ -132,6 +132,26 @@ def test_a_version_that_does_not_start_is_taken_back_at_once(tmp_path, files, wh
         assert json.loads((folder / "runtime.json").read_text())["pid"] == node.process.pid
         (condition,) = node.http.get("/api/admin/status").json()["conditions"]
         assert "9.0.0 was tried and taken back" in condition["text"]
+
+
+def test_from_a_version_that_fails_the_way_back_is_the_one_before_it(site, tmp_path):
+    folder = tmp_path / "data"
+    install(folder, "9.0.0", real_wheel("9.0.0"))
+    confirm(folder / "updates")
+    broken = make_wheel("9.1.0", EXITS)
+    site.publish(broken, version="9.1.0")
+    with Node(folder, **settings(site)) as node:
+        assert node.http.post("/api/admin/updates/apply").json()["running"] == "9.0.0"
+        now = wait_for(lambda: (state := said(node))["failed"] and state)
+        assert (now["running"], now["installation"]) == ("9.0.0", meshnode.__version__)
+        assert json.loads((folder / "runtime.json").read_text())["pid"] == node.process.pid
+        again = httpx.post(
+            f"http://127.0.0.1:{json.loads((folder / 'runtime.json').read_text())['port']}/api/admin/updates/apply",
+            headers=node.http.headers,
+            timeout=60,
+            trust_env=False,
+        )
+        assert (again.status_code, "tried here and taken back" in again.text) == (409, True)
 
 
 def test_a_version_that_is_never_ready_is_taken_back(tmp_path):

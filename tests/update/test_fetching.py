@@ -23,7 +23,7 @@ def site():
 
 
 async def fetch(site, folder, limits=LIMITS, wheel=WHEEL):
-    async with connect(limits) as client:
+    async with connect(limits, Lanes()) as client:
         await fetch_artifact(client, site.url, artifact(wheel), folder / "in" / "meshnode.whl", Lanes(), limits)
 
 
@@ -39,13 +39,13 @@ async def test_the_artifact_lies_beside_the_document(site, tmp_path):
 
 async def test_a_document_is_fetched_as_it_is(site):
     site.files["/release.json"] = make_document()
-    async with connect(LIMITS) as client:
+    async with connect(LIMITS, Lanes()) as client:
         assert await fetch_document(client, site.url, LIMITS) == site.files["/release.json"]
 
 
 async def test_a_document_without_an_end_is_not_read_to_the_end(site):
     site.files["/release.json"] = b" " * (MAX_DOCUMENT_BYTES * 4)
-    async with connect(LIMITS) as client:
+    async with connect(LIMITS, Lanes()) as client:
         with pytest.raises(ReleaseRefused, match="longer than"):
             await fetch_document(client, site.url, LIMITS)
 
