@@ -97,9 +97,10 @@ class UpdateChecker:
             await trio.sleep(_PULSE_EVERY)
 
     async def _remember(self) -> None:
-        """Say what was taken back before this start, first of all to whom it has just happened."""
+        """Clear away what earlier runs left, and say what was taken back, perhaps by this very start."""
         shared = self._resources
         try:
+            await shared.updater.tidy()
             failed = await shared.updater.failed()
         except MeshnodeError as error:
             self._note_problem(error)

@@ -28,8 +28,10 @@ from meshnode.update.fetching import no_space
 from meshnode.update.pointer import slot_of, sync_folder
 from meshnode.update.release import PRODUCT
 
-__all__ = ["fill_slot", "installed_version", "remove_slots", "unmet"]
+__all__ = ["DOWNLOADS", "fill_slot", "installed_version", "remove_slots", "unmet"]
 
+DOWNLOADS = "downloads"
+_TEMPORARY = "pip"
 _MAX_UNPACKED = 1 << 30  # bytes
 _MAX_MEMBERS = 20_000
 
@@ -62,7 +64,7 @@ async def fill_slot(
             "`meshnode update apply`"
         )
     slot = slot_of(folder, version)
-    fresh, temporary = slot.with_name(f"{version}.new"), folder / "pip"
+    fresh, temporary = slot.with_name(f"{version}.new"), folder / _TEMPORARY
     try:
         with no_space(folder):
             await lanes.run("disk", _prepare, fresh, temporary)
@@ -89,12 +91,13 @@ def unmet(requirements: Iterable[Requirement], installed: InstalledVersion) -> l
 
 
 def remove_slots(folder: Path, keep: Iterable[str | None]) -> None:
-    """Delete every slot but those of the versions to keep. Raises UpdateError."""
+    """Delete every slot but those of the versions to keep, and all that an install works with. Raises UpdateError."""
     kept = set(keep)
     with no_space(folder):
         for slot in (folder / "slots").glob("*"):
             if slot.name not in kept:
                 shutil.rmtree(slot, ignore_errors=True)
+        _discard(folder / DOWNLOADS, folder / _TEMPORARY)
 
 
 def _is_met(requirement: Requirement, version: str | None) -> bool:

@@ -15,7 +15,7 @@ from meshnode.flow.lanes import Lanes
 from meshnode.update.fetching import Limits, connect, fetch_artifact, fetch_document
 from meshnode.update.pointer import load_pointer, load_seen, save_seen
 from meshnode.update.release import Release, Verified, check_python, check_rollback, choose_artifact, verify_release
-from meshnode.update.slots import fill_slot, remove_slots
+from meshnode.update.slots import DOWNLOADS, fill_slot, remove_slots
 from meshnode.update.trial import activate
 
 __all__ = ["Publisher", "Updater", "this_platform"]
@@ -91,9 +91,7 @@ class Updater:
             )
         check_python(release, platform.python_version())
         artifact = choose_artifact(release, self.platform)
-        wheel = (
-            self.folder / "downloads" / f"meshnode-{release.version}-py3-none-any.whl"
-        )  # whatever it was called there
+        wheel = self.folder / DOWNLOADS / f"meshnode-{release.version}-py3-none-any.whl"  # whatever it was called there
         try:
             async with connect(self.limits, self.lanes) as client:
                 await fetch_artifact(client, self.publisher.url, artifact, wheel, self.lanes, self.limits)
@@ -102,6 +100,10 @@ class Updater:
             with trio.CancelScope(shield=True):
                 await self.lanes.run("disk", _unlink, wheel)
         await self.lanes.run("disk", activate, self.folder, release.version)
+        await self.tidy()
+
+    async def tidy(self) -> None:
+        """Delete what no start needs: versions that are past, and what an install left that was killed. Raises UpdateError."""
         pointer = await self.lanes.run("disk", load_pointer, self.folder)
         await self.lanes.run("disk", remove_slots, self.folder, (pointer.current, pointer.previous))
 

@@ -46,6 +46,9 @@ class FakeUpdater:
     async def failed(self):
         return self.taken_back
 
+    async def tidy(self):
+        await trio.lowlevel.checkpoint()
+
     async def install(self, release):
         self.installed.append((release.version, trio.current_time()))
 
@@ -176,11 +179,23 @@ async def test_a_release_is_pointed_at_when_it_lies_there(site, updater, tmp_pat
     assert load_pointer(tmp_path / "updates") == Pointer(current="9.0.0", trial=Trial())
     assert sorted(path.name for path in (tmp_path / "updates").iterdir()) == [
         "current.json",
-        "downloads",
         "seen.json",
         "slots",
     ]
-    assert list((tmp_path / "updates" / "downloads").iterdir()) == []
+
+
+async def test_what_a_kill_left_is_cleared_away_and_what_runs_is_not(updater, tmp_path):
+    folder = tmp_path / "updates"
+    for place in ("slots/8.0.0", "slots/9.0.0.new/meshnode", "slots/7.0.0", "downloads", "pip/x"):
+        (folder / place).mkdir(parents=True)
+    (folder / "downloads" / "meshnode-9.0.0-py3-none-any.whl").touch()
+    save_pointer(folder, Pointer(current="8.0.0"))
+    await updater().tidy()
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [
+        "current.json",
+        "slots",
+        "slots/8.0.0",
+    ]
 
 
 @pytest.mark.processes
