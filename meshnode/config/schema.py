@@ -180,8 +180,12 @@ class NetworkConfig:
 
 @attrs.frozen
 class ResourcesConfig:
-    """What this machine gives to the mesh of its own accord."""
+    """What models may take of this machine, and what it gives to the mesh of its own accord."""
 
+    memory_bytes: int = attrs.field(  # of the system's memory, weights and caches of all models; 0: what is free
+        default=0, validator=_between(0, 1 << 50)
+    )
+    gpu_bytes: int = attrs.field(default=0, validator=_between(0, 1 << 50))  # likewise, of a GPU's memory
     disk_bytes: int = (
         attrs.field(  # for parts of models that nobody here asked for, fetched where the mesh lacks copies;
             default=0,

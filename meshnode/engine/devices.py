@@ -1,6 +1,5 @@
 """What the machine has, measured when it is asked for: never cached, since free memory is a condition and not a property."""
 
-import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,16 +8,10 @@ import psutil
 
 from meshnode.engine.executor import StageSpec
 from meshnode.errors import OutOfMemory
-from meshnode.types.manifest import ShardKind, TensorDescriptor
+from meshnode.types.footprint import loading_bytes
 
 __all__ = ["available_bytes", "cache_budget", "physical_cores", "weight_bytes"]
 
-_FOUR_BITS = frozenset({"Q4_0", "Q4_1", "Q4_K"})
-_PLAIN = frozenset({"F32", "F16", "BF16"})
-_FOUR_BIT_SCRATCH = 8 * 4096
-"""Bytes per column while a 4-bit matrix is packed: 4096 rows at a time, twice as int32 (`engine.layers`)."""
-_EIGHT_BIT_SCRATCH = 12
-"""Bytes per value while an 8-bit matrix is packed, which is done whole (measured: 340 MB for a head of 49152 x 576)."""
 _UNLIMITED = 1 << 60  # version 1 of control groups writes "no limit" as a number near 2**63
 
 
@@ -42,16 +35,8 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 
 def weight_bytes(spec: StageSpec) -> int:
-    """Return the most memory that loading the stage's weights takes; the embedding stays in its file.
-
-    Quantised weights are repacked to 4 or 8 bits with a scale and a minimum per 32 columns, so a file of 2-bit weights grows.
-    """
-    if not spec.config.causal:  # an encoder's are plain float32, and its embedding is in memory too
-        return 4 * sum(math.prod(tensor.shape) for shard in spec.shards for tensor in shard.tensors)
-    tensors = [tensor for shard in spec.shards if shard.kind is not ShardKind.EMBEDDING for tensor in shard.tensors]
-    packed = spec.device == "cpu"
-    held = sum(_in_memory(tensor, packed=packed) for tensor in tensors)
-    return held + max((_scratch(tensor) for tensor in tensors if packed), default=0)
+    """Return the most memory that loading the stage's weights takes."""
+    return loading_bytes(spec.shards, causal=spec.config.causal, on_gpu=spec.device.startswith("cuda"))
 
 
 def cache_budget(weights: int, free: int, requested: int) -> int:
@@ -70,24 +55,6 @@ def cache_budget(weights: int, free: int, requested: int) -> int:
             f"engine.cache_bytes asks for {requested >> 20} MiB and {left >> 20} MiB are free beside the weights"
         )
     return requested or left // 2
-
-
-def _in_memory(tensor: TensorDescriptor, *, packed: bool) -> int:
-    if len(tensor.shape) == 1:
-        return 16 * tensor.shape[0]  # a norm mirrors its weights and adds a shift as wide
-    rows, columns = tensor.shape[-2:]
-    values = math.prod(tensor.shape)
-    if not packed or tensor.ggml_type in _PLAIN or columns % 32 or rows % 16:
-        return 2 * values
-    return values * 5 // 8 if tensor.ggml_type in _FOUR_BITS else values * 5 // 4
-
-
-def _scratch(tensor: TensorDescriptor) -> int:
-    if len(tensor.shape) == 1 or tensor.ggml_type in _PLAIN:
-        return 0
-    if tensor.ggml_type in _FOUR_BITS:
-        return _FOUR_BIT_SCRATCH * tensor.shape[-1]
-    return _EIGHT_BIT_SCRATCH * math.prod(tensor.shape)
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:

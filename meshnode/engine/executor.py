@@ -43,6 +43,8 @@ class StageSpec:
     context_length: int  # tokens; never above config.context_length
     cache_bytes: int  # budget for the KV caches of all sessions together; 0 is half of the memory that is free
     max_batch: int = 8  # sessions that decode in one step
+    ram_limit: int | None = None  # bytes that weights and caches may take of the system's memory; None: what is free
+    gpu_limit: int | None = None  # likewise, on a GPU
     tokenizer: str = ""  # path of the tokenizer's verified shard, for grammars; only a stage with the head needs it
 
     @property
@@ -127,6 +129,7 @@ class ExecutorStats:
     free_tokens: int = 0  # positions that can still be reserved for the whole stage
     device: str = ""  # the one chosen, where the spec said "auto"
     drift_class: str = ""  # kernels, dtypes and device kind: equal classes give equal bits
+    gpu_free_bytes: int = 0  # on its GPU, by this process and others; 0 on a CPU
     kept_bytes: int = (
         0  # beside those used: pages of the past that others may begin with, and that go when room is wanted
     )

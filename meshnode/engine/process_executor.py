@@ -58,7 +58,7 @@ class ProcessExecutor:
         silence_limit: float = 8.0,  # seconds without a sign of life after which a worker counts as frozen
         waiting_limit: float = 4.0,  # the same while somebody waits for it: an answer in the middle of a step is a sign too
         step_limit: float = 300.0,  # seconds one step may take
-        on_ready: Callable[[int, int], None] | None = None,  # hears (weight bytes, cache bytes)
+        on_ready: Callable[[str, int, int], None] | None = None,  # hears (device, weight bytes, cache bytes)
     ) -> None:
         self.spec = spec
         self._limits = limits or BatchLimits()
@@ -188,7 +188,7 @@ class ProcessExecutor:
                 if isinstance(message, Ready):
                     _log.info("stage loaded", device=message.device, weight_mib=message.weight_bytes >> 20)
                     if self._on_ready is not None:
-                        self._on_ready(message.weight_bytes, message.cache_bytes)
+                        self._on_ready(message.device, message.weight_bytes, message.cache_bytes)
                     return
 
     async def _watch(self, connection: WorkerConnection) -> None:

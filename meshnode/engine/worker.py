@@ -112,8 +112,14 @@ def _settled(spec: StageSpec) -> StageSpec:
     threads = spec.threads or physical_cores()
     torch.set_num_threads(threads)
     spec = attrs.evolve(spec, device=device, threads=threads)
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else available_bytes()
+    on_gpu = device.startswith("cuda")
+    free, limit = (_gpu_free(device), spec.gpu_limit) if on_gpu else (available_bytes(), spec.ram_limit)
+    free = free if limit is None else min(free, limit)
     return attrs.evolve(spec, cache_bytes=cache_budget(weight_bytes(spec), free, spec.cache_bytes))
+
+
+def _gpu_free(device: str) -> int:
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _take(port: WorkerPort, stage: LoadedStage, batch: Batch, envelope: Envelope) -> None:
@@ -132,6 +138,7 @@ def _take(port: WorkerPort, stage: LoadedStage, batch: Batch, envelope: Envelope
             device=stage.spec.device,
             drift_class=drift_class(stage.spec.device),
             kept_bytes=stage.pool.kept_bytes,
+            gpu_free_bytes=_gpu_free(stage.spec.device) if stage.spec.device.startswith("cuda") else 0,
         )
         port.send(Envelope(envelope.exchange, Stats(stats)))
     else:

@@ -222,6 +222,8 @@ class Link(Generic[M]):
             try:
                 await self._writer.run()
             except PeerUnreachable as error:
+                with trio.move_on_after(self.settings.goodbye):
+                    await self.closed.wait()  # why the peer hung up may have come, and be unread
                 self.close(error)
 
     async def _beat(self) -> None:

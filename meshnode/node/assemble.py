@@ -45,6 +45,7 @@ from meshnode.node.data_folder import announce, hold_data_folder
 from meshnode.node.executors import Executors
 from meshnode.node.lifecycle import Restart
 from meshnode.node.listeners import bind, bound_port
+from meshnode.node.memory_plan import MemoryLimits, MemoryPlan
 from meshnode.node.mesh import NoMesh
 from meshnode.node.model_keeper import KeeperResources, ModelKeeper
 from meshnode.node.network import Mesh, network_hash
@@ -123,12 +124,14 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     channels, health = Channels(), HealthBoard()
     host = f"[{config.api.host}]" if ":" in config.api.host else config.api.host
     url = f"http://{host}:{bound_port(listeners)}"
-    mesh = _mesh(opened, channels, lanes, health, metrics)
+    limits = MemoryLimits(config.resources.memory_bytes, config.resources.gpu_bytes)
+    executors = Executors(metrics, config.engine.prefill_chunk, MemoryPlan(limits, config.engine.device))
+    held = CatalogModels(catalog, executors.plan, channels.loaded)
+    mesh = _mesh(opened, channels, lanes, health, metrics, held)
     models = ModelViews(catalog, channels.loaded, channels.intent, mesh.view, config.engine.context_length)
     view = NodeView(url, models, channels.progress, health, mesh)
     dashboard = Dashboard(key)
     sources = _sources(config, lanes, opened.catalog.paths)
-    executors = Executors(metrics, config.engine.prefill_chunk)
     keeper = KeeperResources(
         catalog, channels.acquisitions, channels.progress, channels.intent, channels.wanted, health, channels.hosted
     )
@@ -169,7 +172,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         acquisition=build_acquisition,
         router=lambda pulse: InferenceRouter(router, _router_settings(config), executors.build, pulse),
         keeper=lambda: ModelKeeper(keeper, config.models.names, blocks, config.inference.boomerang),
-        placement=partial(_build_placement, opened, channels, mesh, router) if isinstance(mesh, Mesh) else None,
+        placement=partial(_build_placement, opened, channels, mesh, router, held) if isinstance(mesh, Mesh) else None,
         api=build_api,
         updates=updates_builder(config, channels, lanes, health, metrics, lambda: restart.request()),
         watcher=partial(_build_watcher, opened, channels, mesh, health) if watches else None,
@@ -194,27 +197,29 @@ def _sources(config: NodeConfig, lanes: Lanes, paths: DataPaths) -> tuple[Source
     )
 
 
-def _mesh(opened: Opened, channels: Channels, lanes: Lanes, health: HealthBoard, metrics: Metrics) -> Mesh | NoMesh:
+def _mesh(
+    opened: Opened, channels: Channels, lanes: Lanes, health: HealthBoard, metrics: Metrics, held: CatalogModels
+) -> Mesh | NoMesh:
     config = opened.config
     if not _has_network(config):
         return NoMesh(opened.identity.peer, channels)
-    shelf = CatalogShelf(opened.catalog, _helping(opened, channels, lanes)) if config.transfer.share else None
+    shelf = CatalogShelf(opened.catalog, _helping(opened, channels, lanes, held)) if config.transfer.share else None
     return Mesh(opened.identity, config, channels, opened.addresses, health, metrics, opened.catalog, shelf)
 
 
-def _helping(opened: Opened, channels: Channels, lanes: Lanes) -> Helping:
+def _helping(opened: Opened, channels: Channels, lanes: Lanes, held: CatalogModels) -> Helping:
     hub = attrs.evolve(Hub.of(os.environ, offline=False), token=None)
-    keeper = EntrustedShares(CatalogModels(opened.catalog), channels.room, channels.entrusted)
+    keeper = EntrustedShares(held, channels.room, channels.entrusted)
     return Helping(ShareMaker(hub, lanes, opened.catalog.paths), keeper)
 
 
 def _build_placement(
-    opened: Opened, channels: Channels, mesh: Mesh, router: RouterResources, pulse: Pulse
+    opened: Opened, channels: Channels, mesh: Mesh, router: RouterResources, held: CatalogModels, pulse: Pulse
 ) -> AutoShardManager:
     resources = PlacementResources(
         own=mesh.peer,
         members=mesh.view,
-        models=CatalogModels(opened.catalog),
+        models=held,
         shards=MailboxShards(channels.acquisitions),
         ledger=opened.ledger,
         demand=router.demand,

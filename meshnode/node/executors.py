@@ -27,7 +27,7 @@ class _MeasuredExecutor(ProcessExecutor):
         spec: StageSpec,
         limits: BatchLimits,
         plan: MemoryPlan,
-        ready: Callable[[int, int], None],
+        ready: Callable[[str, int, int], None],
         gone: Callable[[], None],
     ) -> None:
         super().__init__(spec, limits=limits, on_ready=ready)
@@ -50,7 +50,7 @@ class Executors:
 
     _metrics: Metrics
     _prefill_chunk: int  # prompt tokens in one step
-    _plan: MemoryPlan = attrs.field(factory=MemoryPlan, init=False)
+    plan: MemoryPlan = attrs.field(factory=MemoryPlan)
     _held: dict[ProcessExecutor, tuple[int, int]] = attrs.field(
         factory=dict, init=False
     )  # bytes: weights, cache budget
@@ -60,23 +60,23 @@ class Executors:
         """Make the executor of a stage; its worker starts when it is run."""
         starts = 0
 
-        def ready(weight_bytes: int, cache_bytes: int) -> None:
+        def ready(device: str, weight_bytes: int, cache_bytes: int) -> None:
             nonlocal starts
             starts += 1
             if starts > 1:
                 self._metrics.engine_worker_restarts_total.inc()
             self._held[executor] = weight_bytes, cache_bytes
-            self._plan.loaded(executor)
+            self.plan.loaded(executor, device, weight_bytes, cache_bytes)
             self._tell()
 
         def gone() -> None:
             self._held.pop(executor, None)
             self._used.pop(executor, None)
-            self._plan.release(executor)
+            self.plan.release(executor)
             self._tell()
 
         limits = BatchLimits(self._prefill_chunk, min(self._prefill_chunk, _MIXED_CHUNK))
-        executor = _MeasuredExecutor(spec, limits, self._plan, ready, gone)
+        executor = _MeasuredExecutor(spec, limits, self.plan, ready, gone)
         return executor
 
     async def watch(self) -> None:
@@ -94,7 +94,8 @@ class Executors:
             return
         if executor in self._held:
             self._used[executor] = stats.cache_bytes_used
-            self._plan.took(executor, min(stats.cache_bytes_budget, stats.cache_bytes_used + stats.kept_bytes))
+            used = min(stats.cache_bytes_budget, stats.cache_bytes_used + stats.kept_bytes)
+            self.plan.took(executor, used, stats.gpu_free_bytes)
             self._tell()
 
     def _tell(self) -> None:

@@ -10,21 +10,29 @@ from meshnode.files.catalog import ModelCatalog
 from meshnode.files.peer_copies import PREFIX
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
+from meshnode.inference.models import LoadedModel
 from meshnode.network.holdings import described
+from meshnode.node.memory_plan import MemoryPlan
 from meshnode.placement.ports import Entrusted
 from meshnode.types.blocks import BlockRange
+from meshnode.types.footprint import resident_bytes
 from meshnode.types.ids import ModelId
 from meshnode.types.manifest import ModelManifest
 from meshnode.types.peers import Holding, Room
 
 __all__ = ["CatalogModels", "EntrustedShares", "MailboxShards"]
 
+_USUAL_GROWTH = 1.25  # of 4-bit weights with 4-bit scales, on a CPU
+_LEAST_GROWTH = 0.25  # float32 on the disk is half of that in memory; less than this would be a model without blocks
+
 
 @attrs.frozen(eq=False)
 class CatalogModels:
-    """What is on the disk, and how much room there is."""
+    """What is on the disk and in memory, and how much room there is in either."""
 
     catalog: ModelCatalog
+    plan: MemoryPlan
+    in_memory: Latest[dict[ModelId, LoadedModel]]
 
     def holdings(self) -> tuple[Holding, ...]:
         """Return what is here, verified."""
@@ -36,6 +44,16 @@ class CatalogModels:
             return shutil.disk_usage(_existing(self.catalog.paths.root)).free
         except OSError:
             return 0
+
+    def loaded(self) -> frozenset[ModelId]:
+        """Return the models that are loaded or being loaded."""
+        return frozenset(self.in_memory.value)
+
+    def loadable_bytes(self) -> int:
+        """Return how many bytes of shards the free memory would hold: those that grow most when they are loaded decide."""
+        on_gpu = self.plan.on_gpu
+        growths = (_growth(manifest, on_gpu=on_gpu) for manifest in self.catalog.manifests())
+        return int(self.plan.free_bytes() / max(growths, default=_USUAL_GROWTH))
 
 
 @attrs.frozen(eq=False)
@@ -69,6 +87,12 @@ class EntrustedShares:
     async def keep(self, model: ModelId, blocks: BlockRange, block_count: int) -> None:
         """Have blocks of a model held. Raises MeshnodeError leafs; cancellation withdraws the wish."""
         await self.mailbox.ask(Entrusted(model, blocks, block_count))
+
+
+def _growth(manifest: ModelManifest, *, on_gpu: bool) -> float:
+    """Return the bytes in memory per byte on the disk."""
+    resident = resident_bytes(manifest.shards, causal=manifest.config.causal, on_gpu=on_gpu)
+    return max(resident / max(1, manifest.nbytes), _LEAST_GROWTH)
 
 
 def _existing(path: Path) -> Path:

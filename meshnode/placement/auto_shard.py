@@ -32,6 +32,7 @@ __all__ = ["AutoShardManager", "PlacementResources", "PlacementSettings"]
 _PULSE_EVERY = 5.0  # seconds
 _GOSSIP_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds
 _SPARE = 0.1  # of the free disk that is left free
+_FOR_CACHES = 0.25  # of the free memory that is left to the caches of what is loaded into it
 _LEAST_RATE = 0.01  # requests per hour that are worth telling
 _MAX_TOLD = 64  # models
 _log = structlog.get_logger(__name__)
@@ -239,7 +240,11 @@ class AutoShardManager:
         holdings = shared.models.holdings()
         asked = sum(each.nbytes for each in holdings if each.model in pinned)
         mine = sum(each.nbytes for each in holdings) - asked
-        allowed = min(self._settings.disk_bytes, mine + int((1 - _SPARE) * shared.models.free_bytes()))
+        loaded = shared.models.loaded()
+        in_memory = sum(each.nbytes for each in holdings if each.model in loaded and each.model not in pinned)
+        on_disk = mine + int((1 - _SPARE) * shared.models.free_bytes())
+        servable = in_memory + int((1 - _FOR_CACHES) * shared.models.loadable_bytes())
+        allowed = min(self._settings.disk_bytes, on_disk, servable)
         rates = shared.demand.per_hour()
         return Room(
             budget=asked + allowed,

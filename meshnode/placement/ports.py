@@ -40,6 +40,14 @@ class OwnModels(Protocol):
         """Return the free bytes of the disk that shards lie on."""
         ...
 
+    def loaded(self) -> frozenset[ModelId]:
+        """Return the models whose weights are in memory, or about to be."""
+        ...
+
+    def loadable_bytes(self) -> int:
+        """Return how many bytes of further shards the free memory would hold, loaded; measured now."""
+        ...
+
 
 class Shards(Protocol):
     """Gets shards and lets them go."""

@@ -6,13 +6,16 @@ import pytest
 from support.stages import stage_of, tiny_manifest
 from support.tiny_gguf import write_tiny_llama
 
-from meshnode.engine.devices import _scratch, available_bytes, cache_budget, physical_cores, weight_bytes
+from meshnode.engine.devices import available_bytes, cache_budget, physical_cores, weight_bytes
 from meshnode.engine.stage_model import StageModel
 from meshnode.errors import OutOfMemory
+from meshnode.types.footprint import scratch_bytes
 
 
 def scratch(spec):
-    return max(_scratch(tensor) for shard in spec.shards if shard.kind.value != "embedding" for tensor in shard.tensors)
+    return max(
+        scratch_bytes(tensor) for shard in spec.shards if shard.kind.value != "embedding" for tensor in shard.tensors
+    )
 
 
 @pytest.mark.parametrize(

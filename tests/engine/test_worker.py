@@ -175,3 +175,11 @@ def test_it_loads_no_more_than_it_needs():
     code = "import sys, meshnode.engine.worker; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"trio", "structlog", "httpx", "hypercorn", "tokenizers", "gguf", "jinja2"} & set(loaded)
+
+
+def test_a_limit_of_the_settings_is_all_the_memory_that_a_worker_sees(spec):
+    limit = 64 << 20
+    limited = Worker(attrs.evolve(spec, cache_bytes=0, ram_limit=limit, gpu_limit=0))
+    budget = limited.until(Ready, Failed).message.cache_bytes
+    assert limit // 4 < budget <= limit // 2
+    limited.close()

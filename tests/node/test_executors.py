@@ -21,12 +21,15 @@ from meshnode.types.ids import SessionId
 
 
 @pytest.fixture
-def spec():
+def spec(monkeypatch):
+    monkeypatch.setattr("meshnode.node.memory_plan.weight_bytes", lambda spec: 100)
+
     @attrs.frozen
     class Spec:  # nothing more of a spec is looked at before a worker starts
         model: str = "model"
         blocks: None = None
-        device: str = "cuda"  # its memory is not ours to plan
+        device: str = "cuda"  # only its worker sees what is free there
+        cache_bytes: int = 0
 
     return Spec()
 
@@ -38,7 +41,7 @@ async def test_bytes_are_measured_from_ready_to_the_end_of_the_worker(spec, monk
         return metrics.registry.get_sample_value(f"meshnode_engine_{name}")
 
     async def run(self, *, task_status):
-        self._on_ready(100, 10)
+        self._on_ready("cuda:0", 100, 10)
         task_status.started()
         await trio.sleep_forever()
 
@@ -62,7 +65,7 @@ async def test_what_caches_hold_is_looked_at_now_and_then_and_one_that_is_slow_h
     used = {}
 
     async def run(self, *, task_status):
-        self._on_ready(100, 10)
+        self._on_ready("cuda:0", 100, 10)
         task_status.started()
         await trio.sleep_forever()
 
@@ -100,7 +103,7 @@ async def test_each_worker_starts_with_a_budget_and_gives_it_back(tmp_path, monk
     monkeypatch.setattr("meshnode.node.memory_plan.available_bytes", lambda: 64 << 20)
 
     async def run(self, *, task_status):
-        self._on_ready(100, self.spec.cache_bytes)
+        self._on_ready("cpu", 100, self.spec.cache_bytes)
         task_status.started()
         await trio.sleep_forever()
 

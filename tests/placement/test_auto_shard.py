@@ -40,6 +40,8 @@ class Node:
     entrusted: Mailbox = attrs.field(factory=lambda: Mailbox("placement", 0))
     busy: bool = False
     free: int = 1 << 50
+    memory: int = 1 << 50
+    in_memory: set = attrs.field(factory=set)  # models
     fails: bool = False
     asked: list = attrs.field(factory=list)
     scope: trio.CancelScope | None = None
@@ -55,6 +57,12 @@ class Node:
 
     def free_bytes(self):
         return self.free - sum(len(blocks) for blocks in self.held.values()) * BLOCK
+
+    def loaded(self):
+        return frozenset(self.in_memory)
+
+    def loadable_bytes(self):
+        return self.memory - sum(len(self.held.get(model, ())) for model in self.in_memory) * BLOCK
 
     async def acquire(self, model, blocks):
         self.asked.append(("acquire", model, str(blocks)))
@@ -192,6 +200,24 @@ async def test_a_node_that_gives_no_room_fetches_nothing_and_tells_what_it_is_as
         assert helper.asked == []
         assert helper.room.value.budget == 0
         assert [model for model, _ in helper.room.value.demand] == ["m"]
+
+
+async def test_no_more_room_is_given_than_the_memory_can_serve_and_what_is_loaded_already_stays(autojump_clock):
+    async with open_mesh() as mesh:
+        node = await mesh.add("a", gib=8, memory=1 << 30)
+        await trio.sleep(HOUR)
+        assert node.room.value.budget == 3 << 28  # a quarter is left to caches
+        holder = await mesh.add("b")
+        holder.put("m")
+        for _ in range(20):
+            holder.demand.note("m")
+        await trio.sleep(3 * HOUR)
+        held = len(node.held["m"]) * BLOCK
+        assert 0 < held <= 3 << 28
+        node.in_memory, node.memory = {"m"}, held  # other programs have taken the rest
+        await trio.sleep(3 * HOUR)
+        assert node.room.value.budget == held
+        assert not [each for each in node.asked if each[0] == "drop"]
 
 
 async def test_a_loss_is_made_good_by_others_and_who_comes_back_counts_again(autojump_clock):
