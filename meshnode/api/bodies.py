@@ -11,8 +11,9 @@ from quart import Request
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout, UnsupportedMediaType
 
 from meshnode.errors import RequestError
+from meshnode.text.depth import check_depth, too_deep
 
-__all__ = ["JSON", "WrongValue", "decode_json", "named", "parts_of", "read_json"]
+__all__ = ["JSON", "WrongValue", "decode_json", "json_text", "named", "parts_of", "read_json"]
 
 JSON = "application/json"
 
@@ -74,6 +75,16 @@ def decode_json(raw: bytes, kind: type[T], *, wrong: WrongValue = named) -> T:
         raise RequestError(f"the body is not valid JSON: {_what_and_where(raw, error)}") from error
     except RecursionError as error:
         raise RequestError("the body is not valid JSON: it is nested too deeply") from error
+
+
+def json_text(value: object, what: str, param: str | None = None) -> str:
+    """Return a part of a body as the text it was; `what` names it. Raises RequestError for one that is nested too deeply."""
+    try:
+        text = msgspec.json.encode(value).decode()
+    except RecursionError:
+        raise too_deep(what, param) from None
+    check_depth(text, what, param)
+    return text
 
 
 def _what_and_where(raw: bytes, error: Exception) -> str:

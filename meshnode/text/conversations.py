@@ -117,7 +117,7 @@ def unescaped(text: str) -> str:
     """Return JSON text with every character written as itself."""
     try:
         return json.dumps(json.loads(text), ensure_ascii=False)
-    except (ValueError, RecursionError):
+    except ValueError:
         return text
 
 

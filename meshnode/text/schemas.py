@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import msgspec
 
 from meshnode.errors import RequestError
+from meshnode.text.depth import check_depth
 
 __all__ = ["arguments_grammar", "value_grammar"]
 
@@ -38,9 +39,10 @@ def _written(schema: Mapping[str, Any]) -> str:
 
 
 def _decoded(schema: str, what: str) -> dict[str, Any]:
+    check_depth(schema, what)
     try:
         value = msgspec.json.decode(schema)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise RequestError(f"{what} is not JSON: {error}") from error
     if isinstance(value, bool):
         value = {} if value else {"not": {}}

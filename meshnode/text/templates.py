@@ -18,6 +18,7 @@ from meshnode.text.conversations import (
     without_system,
     without_tools,
 )
+from meshnode.text.depth import check_depth
 from meshnode.text.reasoning import OPENING, may_think
 from meshnode.text.sandbox import SandboxedTemplate
 from meshnode.text.tool_calls import ToolFormat, tool_format
@@ -107,9 +108,10 @@ class ChatTemplate:
         """Render a conversation. Blocking, some milliseconds.
 
         A template that refuses is tried again with the system's words where more templates take them. Raises RequestError
-        when it still refuses, fails, takes too long, or loses the last user message.
+        when it still refuses, fails, takes too long, or loses the last user message, and for tools that are nested too deeply.
         """
         tools = () if use.mode is ToolMode.NONE else use.tools
+        _check_depths(messages, tools)
         has_calls = any(message.calls or message.role == "tool" for message in messages)
         if not self.knows_tools and (tools or has_calls):
             messages, tools = without_tools(messages, tools, self.tool_format), ()
@@ -128,6 +130,13 @@ class ChatTemplate:
                         raise refusal from None
         assert refusal is not None
         raise refusal
+
+
+def _check_depths(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> None:
+    for tool in tools:
+        check_depth(tool.parameters, f"the parameters of tool {tool.name!r}", "tools")
+    for call in (call for message in messages for call in message.calls):
+        check_depth(call.arguments, f"the arguments of a call of {call.name[:80]!r}")
 
 
 def _attempts(messages: tuple[ChatMessage, ...]) -> Iterator[tuple[ChatMessage, ...]]:

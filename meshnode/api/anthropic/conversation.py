@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import msgspec
-
 from meshnode.api.anthropic.blocks import (
     Block,
     Document,
@@ -17,6 +15,7 @@ from meshnode.api.anthropic.blocks import (
     Turn,
 )
 from meshnode.api.anthropic.history import check_history, check_words
+from meshnode.api.bodies import json_text
 from meshnode.types.conversation import ChatMessage, ToolCall
 
 __all__ = ["flatten"]
@@ -119,7 +118,8 @@ def _assistant(turn: Turn) -> ChatMessage:
             case Thinking():
                 thoughts.append(block.thinking)
             case ToolUse():
-                calls.append(ToolCall(block.id, block.name, msgspec.json.encode(block.input).decode()))
+                what = f"the arguments of a call of {block.name[:80]!r}"
+                calls.append(ToolCall(block.id, block.name, json_text(block.input, what)))
             case _:
                 pass  # redacted thoughts, which nobody else can read
     return ChatMessage("assistant", "".join(texts), calls=tuple(calls), reasoning="".join(thoughts))

@@ -8,6 +8,7 @@ from meshnode.api.anthropic.blocks import Text, Turn
 from meshnode.api.anthropic.conversation import flatten
 from meshnode.api.anthropic.tools import ToolChoice, ToolEntry, client_tools, server_tools, tool_use
 from meshnode.api.anthropic.wrong import wrong_at
+from meshnode.api.bodies import json_text
 from meshnode.api.openai.schemas import ModelName
 from meshnode.api.parameters import LAST_TOKEN, choice_seeds, default, stops, within
 from meshnode.types.conversation import OutputFormat
@@ -103,7 +104,9 @@ class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise wrong_at("output_format", "stands in output_config already")
         form = form or self.output_format
         return (
-            OutputFormat() if form is None else OutputFormat("json_schema", msgspec.json.encode(form.schema).decode())
+            OutputFormat()
+            if form is None
+            else OutputFormat("json_schema", json_text(form.schema, "the schema of the answer"))
         )
 
 

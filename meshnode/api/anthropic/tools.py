@@ -7,6 +7,7 @@ import attrs
 import msgspec
 
 from meshnode.api.anthropic.wrong import wrong_at, wrong_value
+from meshnode.api.bodies import json_text
 from meshnode.api.openai.tools import check_tools
 from meshnode.types.conversation import Tool, ToolMode, ToolUse
 
@@ -45,7 +46,9 @@ def client_tools(entries: Sequence[ToolEntry]) -> tuple[Tool, ...]:
                 tool = msgspec.convert(entry, ClientTool)
             except msgspec.ValidationError as error:
                 raise wrong_value(str(error), f"tools.{index}") from error
-            schema = msgspec.json.encode(tool.input_schema).decode()
+            schema = json_text(
+                tool.input_schema, f"the parameters of tool {tool.name[:80]!r}", f"tools.{index}.input_schema"
+            )
             found.append(Tool(tool.name, tool.description or "", schema, bool(tool.strict)))
     check_tools(found)
     return tuple(found)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from meshnode.api.bodies import json_text
 from meshnode.errors import RequestError
 from meshnode.types.conversation import ChatMessage, ToolCall
 
@@ -65,7 +66,11 @@ def flatten(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
             ToolCall(
                 call.id or f"call_{index}_{number}",
                 call.function.name,
-                msgspec.json.encode(call.function.arguments).decode(),
+                json_text(
+                    call.function.arguments,
+                    f"the arguments of a call of {call.function.name[:80]!r}",
+                    f"{at}.tool_calls[{number}]",
+                ),
             )
             for number, call in enumerate(message.tool_calls or ())
         )

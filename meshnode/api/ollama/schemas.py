@@ -5,6 +5,7 @@ from typing import Any
 import attrs
 import msgspec
 
+from meshnode.api.bodies import json_text
 from meshnode.api.ollama.messages import Message, flatten
 from meshnode.api.ollama.options import Options
 from meshnode.api.openai.schemas import ModelName, thinking_of
@@ -61,7 +62,7 @@ class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     def _output(self) -> OutputFormat:
         if isinstance(self.format, dict):
-            return OutputFormat("json_schema", msgspec.json.encode(self.format).decode())
+            return OutputFormat("json_schema", json_text(self.format, "the schema of the answer", "format"))
         if self.format in (None, ""):
             return OutputFormat()
         if self.format != "json":

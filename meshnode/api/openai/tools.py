@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 import msgspec
 
+from meshnode.api.bodies import json_text
 from meshnode.errors import RequestError
 from meshnode.types.conversation import OutputFormat, Tool, ToolMode, ToolUse
 
@@ -47,7 +48,7 @@ def function_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
             raise RequestError(f"'{at}.function' is needed and not there", param=f"{at}.function")
         function = tool.function
         schema = {"type": "object", "properties": {}} if function.parameters is None else function.parameters
-        parameters = msgspec.json.encode(schema).decode()
+        parameters = json_text(schema, f"the parameters of tool {function.name[:80]!r}", f"{at}.function.parameters")
         found.append(Tool(function.name, function.description or "", parameters, bool(function.strict)))
     check_tools(found)
     return tuple(found)
@@ -129,4 +130,4 @@ def output_format(given: Mapping[str, Any] | None, name: str = "response_format"
         return OutputFormat(kind)
     if not isinstance(flat.get("schema"), dict):
         raise RequestError(f"{name!r} of type json_schema needs a 'schema'", param=name)
-    return OutputFormat("json_schema", msgspec.json.encode(flat["schema"]).decode())
+    return OutputFormat("json_schema", json_text(flat["schema"], "the schema of the answer", name))

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from meshnode.api.bodies import json_text
 from meshnode.api.openai.schemas import ModelName, thinking_of
 from meshnode.api.openai.tools import check_tools, output_format, tool_use
 from meshnode.api.parameters import LAST_TOKEN, choice_seeds, default, within
@@ -118,7 +119,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             match tool:
                 case {"name": str(name)}:
                     schema = tool.get("parameters") or {"type": "object", "properties": {}}
-                    parameters = msgspec.json.encode(schema).decode()
+                    parameters = json_text(
+                        schema, f"the parameters of tool {name[:80]!r}", f"tools[{index}].parameters"
+                    )
                     found.append(Tool(name, str(tool.get("description") or ""), parameters, bool(tool.get("strict"))))
                 case _:
                     raise RequestError("a function has a 'name'", param=f"tools[{index}].name")
