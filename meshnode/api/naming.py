@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from meshnode.api.ports import ServedModel
 from meshnode.errors import UnknownModel
-from meshnode.types.model_names import AUTO, ModelNames, matching
+from meshnode.types.model_names import AUTO, ModelNames, matching, suited
 
 __all__ = ["find_model"]
 
@@ -13,7 +13,8 @@ def find_model(models: Iterable[ServedModel], name: str) -> ServedModel:
     """Return the one that a request for `name` would go to. Raises UnknownModel listing what there is."""
     known = {ModelNames(model.id, model.name, model.aliases): model for model in models}
     if name == AUTO and known:
-        return next((model for model in known.values() if model.loaded), next(iter(known.values())))
+        writing = suited(known.values(), lambda model: model.causal, embeds=False) or list(known.values())
+        return next((model for model in writing if model.loaded), writing[0])
     found = matching(name, known)
     if len(found) > 1 and found[0].rank(name) is None:
         listed = ", ".join(names.name for names in found)

@@ -64,6 +64,7 @@ class ServedModel:
     shards: int = 0  # of the whole model
     shards_held: int = 0  # of them here, verified
     copies: int = 0  # nodes, this one and peers, that have its rarest part on disk
+    causal: bool = True  # False: it makes vectors and no text
     routes: int = 0  # complete routes that share no node
 
 

@@ -15,6 +15,7 @@ from meshnode.inference.ports import BuildExecutor, Catalog
 from meshnode.supervise.health import HealthBoard
 from meshnode.types.ids import ModelId
 from meshnode.types.manifest import ModelManifest
+from meshnode.types.model_names import suited
 
 __all__ = ["ModelLoader", "ModelTables"]
 
@@ -85,16 +86,17 @@ class ModelLoader:
         """Whether a model is to be loaded here."""
         return model in self.tables.wanted.value
 
-    def any_loaded(self) -> ModelManifest | None:
-        """Return the model that has been loaded longest."""
-        return next((loaded.manifest for loaded in self.tables.loaded.value.values()), None)
+    def any_loaded(self, *, embeds: bool) -> ModelManifest | None:
+        """Return the first model of the catalog that is loaded and made for it."""
+        loaded = self.tables.loaded.value
+        there = [made for made in self.tables.catalog.manifests() if made.id in loaded]
+        return next(iter(suited(there, _is_causal, embeds=embeds)), None)
 
-    def any_whole(self) -> ModelManifest | None:
-        """Return a model of which everything is here."""
+    def any_whole(self, *, embeds: bool) -> ModelManifest | None:
+        """Return a model of which everything is here and that is made for it."""
         catalog = self.tables.catalog
-        return next(
-            (made for made in catalog.manifests() if {shard.id for shard in made.shards} <= catalog.held(made.id)), None
-        )
+        there = [made for made in catalog.manifests() if {shard.id for shard in made.shards} <= catalog.held(made.id)]
+        return next(iter(suited(there, _is_causal, embeds=embeds)), None)
 
     async def load(self, manifest: ModelManifest) -> LoadedModel:
         """Have a model loaded, as far as its shards are here, and wait for its worker.
@@ -129,3 +131,7 @@ class ModelLoader:
             tables.loaded.set({key: value for key, value in tables.loaded.value.items() if key != manifest.id})
             if model is not None and model.scope.cancel_called and manifest.id in tables.wanted.value:
                 tables.wanted.set(tables.wanted.value)  # wanted again while it was being unloaded
+
+
+def _is_causal(manifest: ModelManifest) -> bool:
+    return manifest.config.causal

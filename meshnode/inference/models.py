@@ -210,6 +210,7 @@ class LoadedModel:
             prefill_seconds=stats.prefill_seconds,
             free_tokens=stats.free_tokens,
             aliases=self.aliases,
+            causal=config.causal,
         )
 
     async def _measure(self) -> None:

@@ -31,7 +31,7 @@ from meshnode.types.generation import (
 )
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelConfig, ModelManifest
-from meshnode.types.model_names import AUTO, ModelNames, matching, meant_by
+from meshnode.types.model_names import AUTO, ModelNames, matching, meant_by, suited
 from meshnode.types.peers import StageOffer
 from meshnode.types.routes import Route
 
@@ -71,11 +71,11 @@ class RequestRunner:
 
         Raises UnknownModel, and Unavailable when it cannot be loaded.
         """
-        await self._loaded(self._resolve(request.model))
+        await self._loaded(self._resolve(request))
 
     async def run(self, call: GenerationCall, record: RequestRecord) -> None:
         """Generate. Cancellation frees everything, on every node. Raises InferenceError, RequestError and EngineError leafs."""
-        target = self._resolve(call.request.model)
+        target = self._resolve(call.request)
         if call.delegated.hops == 0:  # others count their own
             self.demand.note(target.id)
         model = await self._loaded(target)
@@ -252,24 +252,24 @@ class RequestRunner:
         except NoRoute:
             return None
 
-    def _resolve(self, name: str) -> _Target:
-        """Find a model here, or among what peers offer. Raises UnknownModel."""
-        name = meant_by(name, self.aliases)
-        manifest = self.loader.any_loaded() if name == AUTO else None
+    def _resolve(self, request: GenerationRequest) -> _Target:
+        """Find a model here, or among what peers offer; `auto` is one that can do what is asked for. Raises UnknownModel."""
+        name, embeds = meant_by(request.model, self.aliases), request.embeds
+        manifest = self.loader.any_loaded(embeds=embeds) if name == AUTO else None
         if manifest is None:
             try:
                 manifest = self.loader.tables.catalog.resolve(name)
             except UnknownModel as error:
                 try:
-                    return self._offered(name, error)
+                    return self._offered(name, error, embeds=embeds)
                 except UnknownModel:
-                    manifest = self.loader.any_whole() if name == AUTO else None
+                    manifest = self.loader.any_whole(embeds=embeds) if name == AUTO else None
                     if manifest is None:
                         raise
         config = manifest.config
         return _Target(manifest.id, manifest.name, config.block_count, config.context_length, manifest)
 
-    def _offered(self, name: str, unknown: RequestError) -> _Target:
+    def _offered(self, name: str, unknown: RequestError, *, embeds: bool) -> _Target:
         offers = [
             stage
             for peer in self.coordinator.finder.mesh.peers()
@@ -277,9 +277,11 @@ class RequestRunner:
             for stage in peer.offer.stages
         ]
         known = {ModelNames(stage.model, stage.name, stage.aliases): stage for stage in offers}
-        meant = list(known) if name == AUTO else matching(name, known)
+        meant = [] if name == AUTO else matching(name, known)
         found = [stage for stage in offers if ModelNames(stage.model, stage.name, stage.aliases) in meant]
-        is_exact = bool(meant) and (name == AUTO or meant[0].rank(name) is not None)
+        if name == AUTO:
+            found = suited(offers, lambda stage: stage.causal, embeds=embeds)
+        is_exact = name == AUTO or (bool(meant) and meant[0].rank(name) is not None)
         if not found or (not is_exact and len({stage.name for stage in found}) > 1):
             elsewhere = ", ".join(sorted({stage.name for stage in offers}))
             also = f"; models of peers: {elsewhere}" if elsewhere else ""

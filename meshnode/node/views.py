@@ -92,6 +92,7 @@ class ModelViews:
             nbytes=manifest.nbytes,
             architecture=manifest.config.architecture,
             parameters=manifest.parameters,
+            causal=manifest.config.causal,
             thinks=loaded is not None and loaded.thinks,
             shards=len(shards),
             shards_held=held,
@@ -111,6 +112,7 @@ class ModelViews:
             quantization="",
             aliases=(*offer.aliases, *self.catalog.configured_aliases(names)),
             detail=f"on peers; {copies.why()}" if copies.unloaded else "on peers",
+            causal=offer.causal,
             copies=copies.disks,
             routes=copies.routes,
         )

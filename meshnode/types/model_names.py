@@ -1,13 +1,16 @@
 """Which models a name means: the same rule wherever names are taken."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import attrs
 
-__all__ = ["AUTO", "ModelNames", "matching", "meant_by"]
+__all__ = ["AUTO", "ModelNames", "matching", "meant_by", "suited"]
 
 AUTO = "auto"
-"""Any model, one that is loaded first."""
+"""Any model that can do what is asked for, one that is loaded first."""
+
+_Model = TypeVar("_Model")
 
 _MIN_ID_PREFIX = 4
 _LATEST = ":latest"  # what Ollama's clients add to a name
@@ -46,6 +49,12 @@ class ModelNames:
 def meant_by(name: str, aliases: Mapping[str, str]) -> str:
     """Return the name that the settings' aliases give for `name`, or itself."""
     return aliases.get(name) or aliases.get(name.removesuffix(_LATEST)) or name
+
+
+def suited(models: Iterable[_Model], causal: Callable[[_Model], bool], *, embeds: bool) -> list[_Model]:
+    """Return those that `auto` may mean, in their order: models that write; for vectors those that make nothing else, or all."""
+    models = list(models)
+    return [model for model in models if causal(model) is not embeds] or (models if embeds else [])
 
 
 def matching(name: str, known: Iterable[ModelNames]) -> list[ModelNames]:

@@ -30,6 +30,7 @@ class StageOffer:
     prefill_seconds: float  # one row of a long prompt through one block
     free_tokens: int  # positions of KV cache that no session has reserved
     aliases: tuple[str, ...] = ()  # other names that people use for it
+    causal: bool = True  # False: it makes vectors and no text
 
     def __attrs_post_init__(self) -> None:
         counts = (self.hidden_size, self.context_length, self.free_tokens)

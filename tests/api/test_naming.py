@@ -46,6 +46,13 @@ def test_what_means_no_model_is_told_what_there_is(name, sentence):
         find_model(MODELS, name)
 
 
+def test_auto_writes_where_a_model_can():
+    encoder, writer = attrs.evolve(MODEL, name="MiniLM", causal=False), attrs.evolve(MODEL, name="Chat", id="d" * 64)
+    assert find_model((encoder, writer), "auto").name == "Chat"
+    assert find_model((encoder, attrs.evolve(writer, loaded=False)), "auto").name == "Chat"
+    assert find_model((encoder,), "auto").name == "MiniLM"
+
+
 def test_a_node_without_models_says_so():
     for name in ("x", "auto"):
         with pytest.raises(UnknownModel, match="there are: none yet"):

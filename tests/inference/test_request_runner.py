@@ -10,11 +10,13 @@ import trio
 from meshnode.errors import UnknownModel
 from meshnode.files.shard_file import shard_path
 from meshnode.flow.lanes import Lanes
+from meshnode.flow.latest import Latest
 from meshnode.flow.rates import FadingRates
 from meshnode.inference.assets import ModelAssets
 from meshnode.inference.calls import GenerationCall
 from meshnode.inference.coordination import Patience
 from meshnode.inference.losses import StageLost
+from meshnode.inference.model_loading import ModelLoader, ModelTables
 from meshnode.inference.request_record import RequestRecord
 from meshnode.inference.request_runner import RequestRunner
 from meshnode.types.blocks import BlockRange
@@ -172,8 +174,8 @@ async def test_who_answers_here_has_lost_nothing(runner, autojump_clock):
     assert (events[-1].recoveries, events[-1].route, events[-1].pause) == (0, "", 0.0)
 
 
-def offering(peer, model, blocks):
-    stage = StageOffer(ModelId(model), "named", 30, 8, 100, blocks, True, True, "class", 0.001, 0.001, 100)
+def offering(peer, model, blocks, *, name="named", causal=True):
+    stage = StageOffer(ModelId(model), name, 30, 8, 100, blocks, True, True, "class", 0.001, 0.001, 100, causal=causal)
     return PeerInfo(PeerId(peer), Liveness.ALIVE, connected=True, offer=Offer(peer, 1, 0.0, "1", (), (stage,)))
 
 
@@ -191,7 +193,7 @@ async def test_a_name_stands_for_the_weights_that_most_nodes_mean(runner, autoju
     )
     asked = []
     runner.coordinator.finder.mesh = SimpleNamespace(peers=lambda: peers)
-    runner.loader.any_loaded = lambda: None
+    runner.loader.any_loaded = lambda embeds: None
 
     @asynccontextmanager
     async def opened(peer, model, request, delegated):
@@ -207,11 +209,31 @@ async def test_auto_is_what_is_here_when_nothing_is_loaded_or_offered(runner, au
     runner, name = runner(OWN)
     manifest = runner.loader.tables.catalog.resolve(name)
     runner.coordinator.finder.mesh = SimpleNamespace(peers=tuple)
-    runner.loader.any_loaded, runner.loader.any_whole = (lambda: None), (lambda: manifest)
+    runner.loader.any_loaded, runner.loader.any_whole = (lambda embeds: None), (lambda embeds: manifest)
     assert (await run(runner, "auto"))[0].model == name
-    runner.loader.any_whole = lambda: None
+    runner.loader.any_whole = lambda embeds: None
     with pytest.raises(UnknownModel, match="no model 'auto'"):
         await run(runner, "auto")
+
+
+@pytest.mark.parametrize(("embeds", "meant"), [(False, "first"), (True, "encoder")])
+@pytest.mark.parametrize("here", ["loaded", "on disk", "on peers"])
+async def test_auto_is_a_model_that_can_do_what_is_asked_for(models, runner, autojump_clock, embeds, meant, here):
+    runner, _ = runner(OTHER)
+    _, (writer, _) = models
+    encoder = attrs.evolve(writer, name="encoder", config=attrs.evolve(writer.config, causal=False))
+    catalog = SimpleNamespace(
+        manifests=lambda: () if here == "on peers" else (encoder, writer),
+        held=lambda model: {shard.id for shard in writer.shards},
+        resolve=runner.loader.tables.catalog.resolve,
+    )
+    loaded = Latest({encoder.id: None, writer.id: None} if here == "loaded" else {})
+    loader = ModelLoader(ModelTables(catalog, Latest(frozenset()), loaded), None, None, None, None, None)
+    both = (("encoder", False), ("first", True)) if here == "on peers" else ()
+    peers = [offering(name, name, BlockRange(0, 30), name=name, causal=causal) for name, causal in both]
+    runner.coordinator.finder.mesh = SimpleNamespace(peers=lambda: peers)
+    request = GenerationRequest(RequestId("r"), "auto", max_tokens=1, embeds=embeds)
+    assert attrs.evolve(runner, loader=loader)._resolve(request).name == meant
 
 
 async def _finish():
