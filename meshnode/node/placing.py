@@ -18,7 +18,7 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.footprint import resident_bytes
 from meshnode.types.ids import ModelId
 from meshnode.types.manifest import ModelManifest
-from meshnode.types.peers import Holding, Room
+from meshnode.types.peers import Holding, Offering, Room, StageOffer
 
 __all__ = ["CatalogModels", "EntrustedShares", "MailboxShards"]
 
@@ -33,10 +33,15 @@ class CatalogModels:
     catalog: ModelCatalog
     plan: MemoryPlan
     in_memory: Latest[dict[ModelId, LoadedModel]]
+    offering: Latest[Offering]
 
     def holdings(self) -> tuple[Holding, ...]:
         """Return what is here, verified."""
         return described(self.catalog)
+
+    def stages(self) -> tuple[StageOffer, ...]:
+        """Return what others may ask this node to run, and how fast it is."""
+        return self.offering.value.stages
 
     def free_bytes(self) -> int:
         """Return the free bytes of the disk, measured now; 0 if it cannot be asked."""

@@ -35,6 +35,7 @@ _SPARE = 0.1  # of the free disk that is left free
 _FOR_CACHES = 0.25  # of the free memory that is left to the caches of what is loaded into it
 _LEAST_RATE = 0.01  # requests per hour that are worth telling
 _MAX_TOLD = 64  # models
+_LONGEST_FETCH = 2 * 3600.0  # seconds; what has come then is kept for the next time
 _log = structlog.get_logger(__name__)
 
 
@@ -80,6 +81,7 @@ class AutoShardManager:
     _fetching: dict[Segment, BlockRange] = attrs.field(factory=dict, init=False)
     _seen: frozenset[ModelId] = attrs.field(default=frozenset(), init=False)  # models that were here at the last look
     _tried: dict[Segment, float] = attrs.field(factory=dict, init=False)  # when it could not be fetched
+    _gaps: dict[Segment, float] = attrs.field(factory=dict, init=False)  # since when this node could fill them
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look and act until cancelled; what is being fetched then is kept for the next time."""
@@ -92,7 +94,7 @@ class AutoShardManager:
             nursery.start_soon(self._take_entrusted)
             await self._wait(self._settings.first)
             while True:
-                await self._look()
+                await self._look(nursery)
                 await self._wait(self._settings.interval * random.uniform(0.9, 1.1))  # noqa: S311  # not in step with others
 
     async def drain(self) -> None:
@@ -108,21 +110,31 @@ class AutoShardManager:
         with trio.move_on_after(seconds):
             await nudge.changed(nudge.version)
 
-    async def _look(self) -> None:
-        shared = self._resources
+    async def _look(self, nursery: trio.Nursery) -> None:
+        """Let go, and begin to fetch: a fetch that takes long, or is stuck, stops no look."""
+        shared, now = self._resources, trio.current_time()
         await self._heed_removals()
         state = self._state()
         droppable = frozenset() if shared.is_busy() else self._own_accord()
         kept = state.members[shared.own].held - droppable
-        limit, can_fetch = self._settings.limit, self._may_fetch(state)
-        decision = decide(state, shared.own, kept=kept, limit=limit, can_fetch=can_fetch)
+        limit, can_fetch = self._settings.limit - len(self._fetching), self._may_fetch(state)
+        self._gaps = {segment: self._gaps.get(segment, now) for segment, _ in state.gaps if can_fetch(segment)}
+        decision = decide(
+            state,
+            shared.own,
+            kept=kept,
+            limit=limit,
+            can_fetch=can_fetch,
+            waited=lambda segment: now - self._gaps[segment],
+        )
         for segment in decision.drop:
             await self._drop(state, segment)
-        self._fetching = {segment: _blocks(state, segment) for segment in decision.acquire}
+        self._fetching |= {segment: _blocks(state, segment) for segment in decision.acquire}
         self._tell(decision)
         for segment in decision.acquire:
-            await self._acquire(segment, _blocks(state, segment))
-        self._tell()
+            nursery.start_soon(
+                self._acquire, segment, _blocks(state, segment), segment in state.members[shared.own].loose
+            )
         self._seen = frozenset(holding.model for holding in shared.models.holdings())
 
     async def _heed_removals(self) -> None:
@@ -142,24 +154,30 @@ class AutoShardManager:
         self._tried = {key: at for key, at in self._tried.items() if now - at < self._settings.patience}
 
         def may(segment: Segment) -> bool:
-            there = [peer for peer in state.holders[segment] if segment not in state.members[peer].claimed]
-            return bool(there) and segment not in self._tried and segment.model not in refused
+            return state.sources(segment) > 0 and segment not in self._tried and segment.model not in refused
 
         return may
 
-    async def _acquire(self, segment: Segment, blocks: BlockRange) -> None:
+    async def _acquire(self, segment: Segment, blocks: BlockRange, is_begun: bool) -> None:
+        """Fetch a segment. One that a person has put a part of here (`is_begun`) becomes theirs, and stays."""
         shared = self._resources
         _log.info("fetching a part that the mesh lacks", model=short(segment.model), blocks=str(blocks))
         try:
-            await shared.ledger.add(segment)
+            if not is_begun:
+                await shared.ledger.add(segment)
             shared.hosted.set(shared.hosted.value | {segment.model})
-            await shared.shards.acquire(segment.model, blocks)
+            with trio.move_on_after(_LONGEST_FETCH) as patience:
+                await shared.shards.acquire(segment.model, blocks)
+            if patience.cancelled_caught:
+                raise SourceUnavailable(f"not all has come in {_LONGEST_FETCH / 3600:.0f} hours; what has is kept")
         except MeshnodeError as error:
             self._tried[segment] = trio.current_time()
             _log.warning("part not fetched", model=short(segment.model), blocks=str(blocks), error=str(error))
-            await self._forget(segment)
+            if not is_begun:
+                await self._forget(segment)
         finally:
             del self._fetching[segment]
+        self._tell()
 
     async def _take_entrusted(self) -> None:
         with self._resources.entrusted.serve() as letters:
@@ -229,11 +247,13 @@ class AutoShardManager:
         """Return the models that a person asked for here, or of which something was here before."""
         automatic = self._resources.ledger.own_accord()
         alone = picture(self._resources.own, self._resources.models.holdings(), Room(), ())
-        return frozenset(segment.model for segment in alone.members[self._resources.own].held - automatic)
+        member = alone.members[self._resources.own]
+        return frozenset(segment.model for segment in {*member.held, *member.loose} - automatic)
 
     def _state(self) -> MeshState:
         shared = self._resources
-        return picture(shared.own, shared.models.holdings(), self._room(), shared.members.peers())
+        models = shared.models
+        return picture(shared.own, models.holdings(), self._room(), shared.members.peers(), models.stages())
 
     def _room(self) -> Room:
         shared, pinned = self._resources, self._pinned()

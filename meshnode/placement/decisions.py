@@ -1,7 +1,8 @@
 """What one node does next: which segments it fetches, and which it lets go. Pure.
 
 Every node computes the same ranks from nearly the same view, and acts only if it is among the first of them, so a gap is filled
-by as many as it needs and not by all who see it. What somebody is fetching counts as held there, and is told by gossip.
+by as many as it needs and not by all who see it. What somebody is fetching counts as held there, and is told by gossip. One of
+the first may be unable or unwilling to act: so a gap that stays open is left to more and more of those who come after them.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import attrs
 
 from meshnode.placement.models import Segment
-from meshnode.placement.ranking import is_among_best, score
+from meshnode.placement.ranking import is_among_best, luck, score
 from meshnode.placement.targets import Target
 from meshnode.placement.view import MeshState
 from meshnode.types.ids import PeerId
@@ -17,6 +18,8 @@ from meshnode.types.ids import PeerId
 __all__ = ["Decision", "decide"]
 
 _CROWDED = 0.1  # share of a budget that is kept free by letting go what is not needed
+_WIDENS = 900.0  # seconds until twice as many may fill a gap; three looks, of which the first may have come too early
+_WIDEST = 16  # times twice as many
 
 
 @attrs.frozen
@@ -31,6 +34,10 @@ def _anything(_segment: Segment) -> bool:
     return True
 
 
+def _just_now(_segment: Segment) -> float:
+    return 0.0
+
+
 def decide(
     state: MeshState,
     own: PeerId,
@@ -38,16 +45,24 @@ def decide(
     kept: frozenset[Segment] = frozenset(),
     limit: int = 2,
     can_fetch: Callable[[Segment], bool] = _anything,
+    waited: Callable[[Segment], float] = _just_now,
 ) -> Decision:
     """Return what node `own` should do: at most `limit` segments to fetch, of those it can, any number to let go.
 
-    Nothing is dropped that is in `kept` (in use, pinned here), that is the last copy, or at or below its target; nothing is
-    fetched that the same state would let go again, for both look at the same band.
+    `waited`: for how many seconds it has seen a gap that nobody fills. Nothing is dropped that is in `kept` (in use, pinned
+    here), that is the last copy, wanted or not, or at or below its target; nothing is fetched that the same state would let go
+    again, for both look at the same band.
     """
-    return Decision(_gains(state, own, limit, can_fetch), _drops(state, own, kept))
+    return Decision(_gains(state, own, limit, can_fetch, waited), _drops(state, own, kept))
 
 
-def _gains(state: MeshState, own: PeerId, limit: int, can_fetch: Callable[[Segment], bool]) -> tuple[Segment, ...]:
+def _gains(
+    state: MeshState,
+    own: PeerId,
+    limit: int,
+    can_fetch: Callable[[Segment], bool],
+    waited: Callable[[Segment], float],
+) -> tuple[Segment, ...]:
     chosen: list[Segment] = []
     free, member = state.free[own], state.members[own]
     for segment, missing in state.gaps:
@@ -62,7 +77,8 @@ def _gains(state: MeshState, own: PeerId, limit: int, can_fetch: Callable[[Segme
             for member in state.members.values()
             if state.free[member.peer] >= nbytes and member.peer != own and member.can_add(segment)
         )
-        if is_among_best(segment, state.members[own], state.free, others, missing):
+        places = missing << min(_WIDEST, int(waited(segment) / _WIDENS))
+        if is_among_best(segment, state.members[own], state.free, others, places):
             chosen.append(segment)
             member = attrs.evolve(member, held=member.held | {segment})
             free -= nbytes
@@ -81,9 +97,9 @@ def _drops(state: MeshState, own: PeerId, kept: frozenset[Segment]) -> tuple[Seg
             continue
         if not (member.can_drop(segment) and attrs.evolve(member, held=member.held - set(dropped)).can_drop(segment)):
             continue
-        target, holders = state.targets.get(segment.model), state.holders[segment]
-        is_crowded = lacking > 0
-        surplus = len(holders) - _allowed(len(holders), target, is_crowded=is_crowded)
+        copies, is_crowded = state.copies(segment), lacking > 0
+        allowed = _allowed(copies, state.targets.get(segment.model), is_crowded=is_crowded)
+        surplus = min(copies - allowed, state.sources(segment) - 1)  # what is on its way may never come
         if surplus > 0 and own in _last(state, segment, surplus):
             dropped.append(segment)
             lacking -= state.models[segment.model].segment_bytes(segment.index)
@@ -91,14 +107,23 @@ def _drops(state: MeshState, own: PeerId, kept: frozenset[Segment]) -> tuple[Seg
 
 
 def _allowed(copies: int, target: Target | None, *, is_crowded: bool) -> int:
-    """Return how many copies may stay. What nobody wants costs nothing until its room is needed."""
+    """Return how many copies may stay: one at least. More of what nobody wants cost nothing until their room is needed."""
     if target is None:
-        return 0 if is_crowded else copies
+        return 1 if is_crowded else copies
     return max(1, target.copies if is_crowded else target.high)
 
 
 def _last(state: MeshState, segment: Segment, count: int) -> list[PeerId]:
-    """Return the holders that suit a segment least, of those whose run has its end there."""
-    members = [state.members[peer] for peer in state.holders[segment] if state.members[peer].can_drop(segment)]
-    scored = sorted((score(segment, member, member.budget), member.peer) for member in members)
-    return [peer for _, peer in scored[:count]]
+    """Return the holders that are to let a segment go, of those whose run has its end there.
+
+    Who needs the room goes first, then who suits it least. Who comes first by hash alone stays, the same of all of a model: two
+    who see each other's uptime or room differently agree on that, and so do not both rely on the other's copy.
+    """
+    holders = [state.members[peer] for peer in state.arrived(segment)]
+    stays = max(holders, key=lambda member: luck(Segment(segment.model, -1), member.peer)).peer
+    scored = sorted(
+        (state.free[member.peer] >= _CROWDED * member.budget, score(segment, member, member.budget), member.peer)
+        for member in holders
+        if member.can_drop(segment) and member.peer != stays
+    )
+    return [peer for _, _, peer in scored[:count]]

@@ -1,27 +1,47 @@
 """The state of the mesh, from what this node has and what its peers say of themselves."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import statistics
+from collections.abc import Iterable, Mapping
+
+import attrs
 
 from meshnode.placement.models import ModelFacts, Segment
 from meshnode.placement.view import MemberView, MeshState
 from meshnode.types.ids import ModelId, PeerId
-from meshnode.types.peers import Holding, Liveness, PeerInfo, Room
+from meshnode.types.peers import Holding, Liveness, PeerInfo, Room, StageOffer
 
 __all__ = ["names_of", "picture"]
 
-_Said = tuple[PeerId, tuple[Holding, ...], Room]
+_SPEEDS = 0.5, 2.0  # times the median: how fast a node is counts, and must not outweigh everything else
 
 
-def picture(own: PeerId, holdings: tuple[Holding, ...], room: Room, peers: Iterable[PeerInfo]) -> MeshState:
+@attrs.frozen
+class _Said:
+    """What one member says of itself."""
+
+    peer: PeerId
+    holdings: tuple[Holding, ...]
+    room: Room
+    stages: tuple[StageOffer, ...] = ()
+
+
+def picture(
+    own: PeerId,
+    holdings: tuple[Holding, ...],
+    room: Room,
+    peers: Iterable[PeerInfo],
+    stages: tuple[StageOffer, ...] = (),
+) -> MeshState:
     """Return the state. Who takes no part in placement counts as a holder, and is never given anything to hold."""
-    said: list[_Said] = [(own, holdings, room)]
+    said = [_Said(own, holdings, room, stages)]
     said += [
-        (info.peer, info.offer.holdings, info.offer.room or Room())
+        _Said(info.peer, info.offer.holdings, info.offer.room or Room(), info.offer.stages)
         for info in peers
         if info.offer is not None and info.liveness is not Liveness.DEAD
     ]
     models = _models(said)
-    return MeshState({peer: _member(peer, held, room, models) for peer, held, room in said}, models)
+    speeds = _speeds(said, models)
+    return MeshState({each.peer: _member(each, models, speeds.get(each.peer, 1.0)) for each in said}, models)
 
 
 def names_of(holdings: tuple[Holding, ...], peers: Iterable[PeerInfo]) -> dict[ModelId, str]:
@@ -35,11 +55,11 @@ def _models(said: list[_Said]) -> Mapping[ModelId, ModelFacts]:
     demand: dict[ModelId, float] = {}
     pinned: set[ModelId] = set()
     largest: dict[ModelId, Holding] = {}  # whoever has most of a model knows best what a block weighs
-    for _, holdings, room in said:
-        for model, rate in room.demand:
+    for each in said:
+        for model, rate in each.room.demand:
             demand[model] = demand.get(model, 0.0) + rate
-        pinned.update(room.pinned)
-        for holding in holdings:
+        pinned.update(each.room.pinned)
+        for holding in each.holdings:
             before = largest.get(holding.model)
             if holding.blocks and (before is None or _count(holding) > _count(before)):
                 largest[holding.model] = holding
@@ -51,30 +71,59 @@ def _models(said: list[_Said]) -> Mapping[ModelId, ModelFacts]:
     }
 
 
-def _member(
-    peer: PeerId, holdings: tuple[Holding, ...], room: Room, models: Mapping[ModelId, ModelFacts]
-) -> MemberView:
-    held = frozenset(segment for holding in holdings for segment in _segments(holding, models.get(holding.model)))
+def _speeds(said: list[_Said], models: Mapping[ModelId, ModelFacts]) -> Mapping[PeerId, float]:
+    """Return how fast members run what they have loaded, relative to the median: bytes of weights per second, of one decode row.
+
+    Who has loaded nothing yet has no speed, and counts as one like most.
+    """
+    measured = {
+        each.peer: max(rates)
+        for each in said
+        if (
+            rates := [
+                models[stage.model].block_bytes / stage.block_seconds
+                for stage in each.stages
+                if stage.model in models and stage.block_seconds > 0
+            ]
+        )
+    }
+    if not measured:
+        return {}
+    median, (least, most) = statistics.median(measured.values()) or 1.0, _SPEEDS
+    return {peer: min(most, max(least, rate / median)) for peer, rate in measured.items()}
+
+
+def _member(said: _Said, models: Mapping[ModelId, ModelFacts], speed: float) -> MemberView:
+    parts: dict[Segment, frozenset[int]] = {}
+    for holding in said.holdings:
+        parts |= _parts(holding, models.get(holding.model))
+    held = frozenset(
+        segment for segment, blocks in parts.items() if len(blocks) == len(models[segment.model].blocks(segment.index))
+    )
     claimed = frozenset(
         segment
-        for model, blocks in room.fetching
+        for model, blocks in said.room.fetching
         if model in models
         for segment in models[model].segments()
         if all(block in blocks for block in models[model].blocks(segment.index))
     )
-    return MemberView(peer, room.budget, held | claimed, claimed - held, room.uptime)
+    loose = {segment: blocks for segment, blocks in parts.items() if segment not in held | claimed}
+    return MemberView(said.peer, said.room.budget, held | claimed, claimed - held, said.room.uptime, loose, speed)
 
 
-def _segments(holding: Holding, facts: ModelFacts | None) -> Iterator[Segment]:
-    """Yield the segments that a node has whole, with what goes with the first and the last."""
+def _parts(holding: Holding, facts: ModelFacts | None) -> dict[Segment, frozenset[int]]:
+    """Return which blocks of which segments a node has, the first and the last block only with what goes with them."""
     if facts is None or facts.block_count != holding.block_count:
-        return
-    for segment in facts.segments():
-        blocks = facts.blocks(segment.index)
-        whole = all(holding.has(block) for block in blocks)
-        first, last = blocks.start == 0, blocks.stop == facts.block_count
-        if whole and (holding.embedding or not first) and (holding.head or not last):
-            yield segment
+        return {}
+    lacking = set() if holding.embedding else {0}
+    lacking |= set() if holding.head else {facts.block_count - 1}
+    found = {
+        segment: frozenset(
+            block for block in facts.blocks(segment.index) if holding.has(block) and block not in lacking
+        )
+        for segment in facts.segments()
+    }
+    return {segment: blocks for segment, blocks in found.items() if blocks}
 
 
 def _count(holding: Holding) -> int:

@@ -7,7 +7,7 @@ import attrs
 
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId
-from meshnode.types.peers import Holding, PeerInfo
+from meshnode.types.peers import Holding, PeerInfo, StageOffer
 
 __all__ = ["Entrusted", "MeshMembers", "OwnModels", "Shards"]
 
@@ -34,6 +34,10 @@ class OwnModels(Protocol):
 
     def holdings(self) -> tuple[Holding, ...]:
         """Return what is here, verified."""
+        ...
+
+    def stages(self) -> tuple[StageOffer, ...]:
+        """Return what is loaded, and how fast it runs."""
         ...
 
     def free_bytes(self) -> int:

@@ -1,5 +1,6 @@
 """What a node knows of the mesh when it decides what to hold: values, made from what members say of themselves."""
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -21,17 +22,20 @@ class MemberView:
     held: frozenset[Segment]  # and what it is fetching
     claimed: frozenset[Segment] = frozenset()  # of these, what it is still fetching
     uptime: float = 0.0  # seconds
+    loose: Mapping[Segment, frozenset[int]] = attrs.field(factory=dict)  # blocks that it has of segments it has in part
+    speed: float = 1.0  # of what it runs, relative to the median of all
 
     @cached_property
     def models(self) -> frozenset[ModelId]:
         """What it holds anything of."""
-        return frozenset(segment.model for segment in self.held)
+        return frozenset(segment.model for segment in (*self.held, *self.loose))
 
     def can_add(self, segment: Segment) -> bool:
         """Whether a segment would leave one run of blocks of its model: a node serves one stage of each."""
         if segment in self.held:
             return False
-        return segment.model not in self.models or any(each in self.held for each in segment.neighbours())
+        joins = segment in self.loose or any(each in self.held for each in segment.neighbours())
+        return segment.model not in self.models or joins
 
     def can_drop(self, segment: Segment) -> bool:
         """Whether one run is left without it."""
@@ -58,6 +62,30 @@ class MeshState:
         return found
 
     @cached_property
+    def loose_copies(self) -> Mapping[Segment, int]:
+        """How often each segment is there in pieces: models that were cut by hand are cut elsewhere than in segments."""
+        pieces: dict[Segment, Counter[int]] = {}
+        for member in self.members.values():
+            for segment, blocks in member.loose.items():
+                pieces.setdefault(segment, Counter()).update(blocks)
+        return {
+            segment: min(counts[block] for block in self.models[segment.model].blocks(segment.index))
+            for segment, counts in pieces.items()
+        }
+
+    def copies(self, segment: Segment) -> int:
+        """Return how often the rarest block of a segment is there, or on its way."""
+        return len(self.holders[segment]) + self.loose_copies.get(segment, 0)
+
+    def arrived(self, segment: Segment) -> list[PeerId]:
+        """Return who has a whole segment, and is not still fetching it."""
+        return [peer for peer in self.holders[segment] if segment not in self.members[peer].claimed]
+
+    def sources(self, segment: Segment) -> int:
+        """Return how often every block of a segment can be had from somebody."""
+        return len(self.arrived(segment)) + self.loose_copies.get(segment, 0)
+
+    @cached_property
     def free(self) -> Mapping[PeerId, int]:
         """Bytes that each member has left of its budget; may be negative."""
         return {member.peer: member.budget - self._used(member) for member in self.members.values()}
@@ -73,14 +101,15 @@ class MeshState:
         found = []
         for model, target in self.targets.items():
             for segment in self.models[model].segments():
-                count = len(self.holders[segment])
+                count = self.copies(segment)
                 if count < target.low:
                     found.append((count, -self.models[model].demand, model, segment.index, target.copies - count))
         return tuple((Segment(model, index), missing) for _, _, model, index, missing in sorted(found))
 
     def _used(self, member: MemberView) -> int:
-        return sum(
+        whole = sum(
             self.models[segment.model].segment_bytes(segment.index)
             for segment in member.held
             if segment.model in self.models
         )
+        return whole + sum(len(blocks) * self.models[each.model].block_bytes for each, blocks in member.loose.items())

@@ -39,7 +39,7 @@ def wishlist(state: MeshState, own: PeerId, names: Mapping[ModelId, str], decisi
 def _wish(state: MeshState, own: PeerId, facts: ModelFacts, name: str, decision: Decision) -> Wish:
     segments = list(facts.segments())
     target = state.targets.get(facts.model)
-    counts = [len(state.holders[segment]) for segment in segments]
+    counts = [state.copies(segment) for segment in segments]
     held = sum(segment in state.members[own].held for segment in segments)
     missing = counts.count(0)
     reasons: list[str] = []

@@ -10,8 +10,10 @@ from meshnode.errors import RequestError, SourceUnavailable
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.flow.rates import FadingRates
+from meshnode.placement import auto_shard
 from meshnode.placement.auto_shard import AutoShardManager, PlacementResources, PlacementSettings
 from meshnode.placement.ledger import open_ledger
+from meshnode.placement.models import Segment
 from meshnode.placement.ports import Entrusted
 from meshnode.store.memory import MemoryStore
 from meshnode.supervise.subsystem import Pulse
@@ -21,6 +23,11 @@ from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo
 BLOCK = 100 << 20
 COUNT = 16
 HOUR = 3600.0
+
+
+@pytest.fixture(autouse=True)
+def rare_pulses(monkeypatch):
+    monkeypatch.setattr(auto_shard, "_PULSE_EVERY", HOUR)  # days go by, and nobody feels them
 
 
 @attrs.define(eq=False)
@@ -43,6 +50,7 @@ class Node:
     memory: int = 1 << 50
     in_memory: set = attrs.field(factory=set)  # models
     fails: bool = False
+    stuck: bool = False
     asked: list = attrs.field(factory=list)
     scope: trio.CancelScope | None = None
 
@@ -58,6 +66,9 @@ class Node:
     def free_bytes(self):
         return self.free - sum(len(blocks) for blocks in self.held.values()) * BLOCK
 
+    def stages(self):
+        return ()
+
     def loaded(self):
         return frozenset(self.in_memory)
 
@@ -66,10 +77,9 @@ class Node:
 
     async def acquire(self, model, blocks):
         self.asked.append(("acquire", model, str(blocks)))
-        await trio.sleep(20)
-        if self.fails or not any(
-            set(blocks) <= other.held.get(model, set()) for other in self.mesh.alive() if other is not self
-        ):
+        await trio.sleep(1e9 if self.stuck else 20)
+        others = [other.held.get(model, set()) for other in self.mesh.alive() if other is not self]
+        if self.fails or not set(blocks) <= set().union(self.held.get(model, ()), *others):
             raise SourceUnavailable("nobody gave it")
         self.held.setdefault(model, set()).update(blocks)
 
@@ -260,28 +270,33 @@ async def test_what_a_person_removed_is_not_fetched_back_until_one_adds_it(autoj
         assert other.held["m"] == set(range(COUNT))
 
 
-async def test_only_what_was_fetched_unasked_is_let_go_and_not_while_sessions_run(autojump_clock):
+async def test_only_what_was_fetched_unasked_is_let_go_and_not_while_sessions_run_and_one_copy_stays(autojump_clock):
     async with open_mesh() as mesh:
-        for name in "abc":
+        for name in "abcde":
             await mesh.add(name, gib=1.7)
+        asker = await mesh.add("f", gib=0)
+        for _ in range(400):
+            asker.demand.note("m")
         mesh.nodes["a"].put("m")
         await trio.sleep(2 * HOUR)
-        hosts = [node for node in mesh.alive() if node.peer != "a" and node.held]
+        assert set(mesh.copies("m")) == {3}
         for node in mesh.alive():
             node.busy = True
-        mesh.nodes["a"].remove("m")  # now nobody has asked for it
+        mesh.stop("f")
         new = mesh.nodes["a"]
+        new.remove("m")  # now nobody has asked for it, nor asks
         new.put("wanted")
-        for _ in range(200):
+        for _ in range(400):
             new.demand.note("wanted")
         await trio.sleep(HOUR)
         assert not any(each[0] == "drop" for each in mesh.asked())
         for node in mesh.alive():
             node.busy = False
-        for _ in range(200):
+        for _ in range(400):
             new.demand.note("wanted")
-        await trio.sleep(6 * HOUR)
-        assert any(each[:2] == ("drop", "m") for node in hosts for each in node.asked)
+        await trio.sleep(4 * HOUR)
+        assert any(each[:2] == ("drop", "m") for each in mesh.asked())
+        assert min(mesh.copies("m")) == 1
         assert new.held == {"wanted": set(range(COUNT))}
 
 
@@ -370,3 +385,52 @@ async def test_a_share_that_cannot_be_had_is_not_held(autojump_clock):
             await helper.entrusted.ask(Entrusted("m", BlockRange(8, 16), COUNT))
         ledger = await open_ledger(helper.store)
         assert ledger.own_accord() == frozenset()
+
+
+@pytest.mark.parametrize("unable", [{"fails": True}, {"stuck": True}], ids=str)
+async def test_who_cannot_fetch_leaves_it_to_others_after_a_while(autojump_clock, unable):
+    async with open_mesh() as mesh:
+        (await mesh.add("a")).put("m")
+        for name in "bc":
+            await mesh.add(name, **unable)
+        for name in "de":
+            await mesh.add(name)
+        await trio.sleep(5 * HOUR)
+        assert min(mesh.copies("m")) == 2
+        assert mesh.nodes["b"].wishes.value[0].copies >= 2, "a stuck fetch stops no look"
+
+
+async def test_who_does_not_want_a_model_leaves_it_to_others_after_a_while(autojump_clock):
+    async with open_mesh() as mesh:
+        for name in "abcdef":
+            await mesh.add(name, gib=4)
+        mesh.nodes["a"].put("m")
+        await trio.sleep(3 * HOUR)
+        max((mesh.nodes[name] for name in "bcdef"), key=lambda node: len(node.held.get("m", ()))).remove("m")
+        await trio.sleep(5 * HOUR)
+        assert min(mesh.copies("m")) == 2
+
+
+async def test_a_model_that_people_have_cut_elsewhere_is_whole_and_gets_its_copies(autojump_clock):
+    async with open_mesh() as mesh:
+        for name, blocks in {"a": range(5), "b": range(5, 11), "c": range(11, COUNT)}.items():
+            (await mesh.add(name, gib=0)).put("m", blocks)
+        for name in "def":
+            await mesh.add(name)
+        await trio.sleep(60)
+        (wish,) = mesh.nodes["d"].wishes.value
+        assert (wish.status, wish.copies) != ("unreachable", 0)
+        await trio.sleep(4 * HOUR)
+        assert min(mesh.copies("m")) == 2
+
+
+async def test_what_is_fetched_around_blocks_that_a_person_put_here_is_theirs(autojump_clock):
+    async with open_mesh() as mesh:
+        (await mesh.add("a")).put("m")
+        mesh.nodes["a"].busy = True
+        other = await mesh.add("b")
+        other.put("m", range(5, 6))
+        await trio.sleep(HOUR)
+        assert other.held["m"] == set(range(COUNT))
+        assert Segment("m", 2) not in (await open_ledger(other.store)).own_accord()
+        assert other.room.value.pinned == ("m",)

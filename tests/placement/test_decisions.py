@@ -81,6 +81,19 @@ def test_neighbours_are_held_together():
     assert together > 1.3 * alone
 
 
+def test_a_fast_node_holds_more_and_a_slow_one_not_nothing():
+    members = state({f"n{number}": (16, "") for number in range(20)}, model("m")).members
+    counts = {"n0": 0, "n1": 0, "n2": 0}
+    for each in range(60):
+        speeds = {"n0": 0.5, "n1": 2.0}
+        views = {name: attrs.evolve(member, speed=speeds.get(name, 1.0)) for name, member in members.items()}
+        name = f"m{each}"
+        world = MeshState(views, {name: model(name)})
+        for peer in counts:
+            counts[peer] += len(decide(world, peer, limit=99).acquire)
+    assert 0 < counts["n0"] < counts["n2"] < counts["n1"]
+
+
 def test_a_node_holds_one_run_of_blocks_of_each_model():
     world, _ = settle(state({f"n{each}": (6, "") for each in range(30)}, model("m"), model("o", gib=12)))
     for member in world.members.values():
@@ -118,13 +131,39 @@ def test_what_nobody_wants_stays_until_its_room_is_needed():
     calm = state({"a": (64, "m"), "b": (64, "m")}, model("m", demand=0))
     assert decide(calm, "a") == Decision()
     crowded = state({"a": (8, "m"), "b": (8, "m")}, model("m", demand=0))
-    assert decide(crowded, "a").drop
+    after_all, _ = settle(crowded)
+    assert {len(who) for who in after_all.holders.values()} == {1, 2}, (
+        "no more than the room that is needed, and one stays"
+    )
+    dropping = [
+        peer
+        for name in "mnop"
+        for needy in [state({"a": (8, name), "b": (64, name), "c": (64, name)}, model(name, demand=0))]
+        for peer in "abc"
+        if decide(needy, peer).drop
+    ]
+    assert set(dropping) == {"a"}, "it is the one who needs the room"
 
 
-def test_the_last_copy_of_what_is_wanted_never_goes():
-    for demand in (0.5, 100):
-        world = state({"a": (2, "m"), "b": (64, "")}, model("m", demand=demand))
-        assert decide(world, "a").drop == ()
+@pytest.mark.parametrize("demand", [0, 3, 100])
+def test_the_last_copy_never_goes(demand):
+    world = state({"a": (2, "m"), "b": (64, "")}, model("m", demand=demand))
+    assert decide(world, "a").drop == ()
+    without_room = state({"a": (16, "m n")}, model("m", demand=1000), model("n", demand=demand))
+    assert decide(without_room, "a").drop == ()
+    members = {**world.members, "b": attrs.evolve(world.members["b"], held=world.members["a"].held)}
+    members["b"] = attrs.evolve(members["b"], claimed=members["b"].held)
+    assert decide(MeshState(members, world.models), "a").drop == (), "what is on its way may never come"
+
+
+def test_two_who_see_each_other_differently_do_not_both_let_the_last_copy_go():
+    world = state({"a": (8, "m"), "b": (8, "m")}, model("m", demand=0))
+
+    def seen_by(own, other):
+        young = attrs.evolve(world.members[own], uptime=1.0)
+        return decide(MeshState({own: young, other: world.members[other]}, world.models), own).drop
+
+    assert set(seen_by("a", "b")).isdisjoint(seen_by("b", "a"))
 
 
 def test_what_is_kept_or_on_its_way_does_not_go():
