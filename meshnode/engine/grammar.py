@@ -63,7 +63,8 @@ class GrammarVocabulary:
         ends = sorted(end_tokens(data))
         if not ends:
             raise GrammarRefused("this model's vocabulary has no end token, so no grammar could end an answer")
-        special = [token for token, kind in enumerate(data.token_types) if kind in (_UNKNOWN, _CONTROL, _UNUSED)]
+        kinds = (_UNKNOWN, _CONTROL, _UNUSED)
+        special = [token for token, kind in enumerate(data.token_types) if kind in kinds or token in ends]
         pieces = list(token_bytes(data)[:size])
         for token in special:
             pieces[token] = data.tokens[token].encode()  # their names, by which a grammar may ask for them

@@ -123,6 +123,7 @@ def tokenizer_data(metadata: TypedFields) -> TokenizerData:
         add_eos=metadata.get("tokenizer.ggml.add_eos_token", bool, default=False),
         add_space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", bool, is_spm),
         remove_extra_whitespaces=metadata.get("tokenizer.ggml.remove_extra_whitespaces", bool, default=False),
+        charsmap=_charsmap(metadata) if model == "t5" else b"",
         chat_template=metadata.optional("tokenizer.chat_template", str),
         sampling=sampling_advice(metadata, "general.sampling.", temperature="temp"),
     )
@@ -140,6 +141,15 @@ def _integers(values: list[object], what: str) -> tuple[int, ...]:
     if len(integers) != len(values):
         raise InvalidModelFile(f"metadata 'tokenizer.ggml.{what}' holds something that is not an integer")
     return integers
+
+
+def _charsmap(metadata: TypedFields) -> bytes:
+    key = "tokenizer.ggml.precompiled_charsmap"
+    values = _integers(metadata.get(key, list, []), "precompiled_charsmap")
+    try:
+        return bytes(value & 0xFF if -128 <= value < 0 else value for value in values)  # some files hold signed bytes
+    except ValueError:
+        raise InvalidModelFile(f"metadata {key!r} holds something that is not a byte") from None
 
 
 def _floats(values: list[object], what: str) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """The tokenizer of a model, built from its vocabulary.
 
-Control tokens (`<|im_start|>` and their like) come out of text only where the caller says so; user text never becomes one.
+Delimiters (`<|im_start|>` and their like) come out of text only where the caller says so; user text never becomes one.
 """
 
 import re
@@ -11,17 +11,19 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from meshnode.errors import InvalidModelFile, UnsupportedModel
+from meshnode.text.delimiters import delimiters
 from meshnode.text.pretokenizers import pre_tokenizer
 from meshnode.text.spm import SpmEncoder
+from meshnode.text.unigram import UnigramEncoder
 from meshnode.text.wordpiece import wordpiece
 from meshnode.types.token_bytes import end_tokens, token_bytes
 from meshnode.types.tokenizer import TokenizerData
 
 __all__ = ["Tokenizer", "build_tokenizer"]
 
-_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
+_USER_DEFINED, _BYTE = 4, 6
 _SPACE = "\u2581"
-_NO_LIMIT = 1 << 40  # bytes: WordPiece drops spaces, and a word that it does not know is one token
+_NO_LIMIT = 1 << 40  # bytes: WordPiece and unigram drop spaces, and a word that they do not know is one token
 
 
 @attrs.frozen(eq=False)
@@ -30,10 +32,12 @@ class Tokenizer:
 
     data: TokenizerData
     end_tokens: frozenset[int]
+    delimiters: frozenset[int]
     longest: int  # bytes of the longest token: a text of n bytes has at least n / longest tokens
     _encode_plain: Callable[[str], list[int]]
-    _control: re.Pattern[str] | None  # control and user-defined tokens, longest first
-    _user_defined: re.Pattern[str] | None
+    _normalize: Callable[[str], str]
+    _control: re.Pattern[str] | None  # delimiters and user-defined tokens, longest first
+    _user_defined: re.Pattern[str] | None  # those that are no delimiters
     _ids: dict[str, int]
     _bytes: tuple[bytes, ...]
 
@@ -59,9 +63,8 @@ class Tokenizer:
 
     @property
     def control_texts(self) -> tuple[str, ...]:
-        """The texts of all control tokens."""
-        kinds = self.data.token_types
-        return tuple(text for text, kind in zip(self.data.tokens, kinds, strict=True) if kind == _CONTROL and text)
+        """The texts of all delimiters."""
+        return tuple(text for token in sorted(self.delimiters) if (text := self.data.tokens[token]))
 
     def encode(self, text: str, *, parse_special: bool = False, add_bos: bool = False) -> list[int]:
         """Encode text; control tokens in it are recognised only with `parse_special`."""
@@ -110,7 +113,8 @@ class Tokenizer:
     def _encode_text(self, text: str, after_special: bool) -> list[int]:
         if self.data.model in ("gpt2", "bert"):
             return self._encode_plain(text)
-        prefix = " " if self.data.add_space_prefix and after_special else ""
+        text = self._normalize(text)
+        prefix = " " if self.data.add_space_prefix and after_special and text else ""
         return self._encode_plain((prefix + text).replace(" ", _SPACE))
 
 
@@ -119,12 +123,16 @@ def build_tokenizer(data: TokenizerData) -> Tokenizer:
     ids: dict[str, int] = {}
     for token, text in enumerate(data.tokens):
         ids.setdefault(text, token)
+    guarded = delimiters(data)
+    plain = {text: token for text, token in ids.items() if token not in guarded}
+    normalize: Callable[[str], str] = str
     if data.model == "gpt2":
-        encode = _byte_level(data, ids)
+        encode = _byte_level(data, plain)
     elif data.model == "llama":
-        encode = _spm(data, ids)
+        encode = _spm(data, plain)
     elif data.model == "t5":
-        encode = _unigram(data)
+        unigram = _unigram(data, plain)
+        encode, normalize = unigram.encode, unigram.normalize
     elif data.model == "bert":
         encode = wordpiece(data, ids)
     else:
@@ -132,15 +140,19 @@ def build_tokenizer(data: TokenizerData) -> Tokenizer:
             f"tokenizers of kind {data.model!r} cannot be run; known: gpt2 (byte-level BPE), llama (SPM), t5 (unigram), "
             "bert (WordPiece)"
         )
-    texts = list(zip(data.tokens, data.token_types, strict=True))
+    texts = list(enumerate(zip(data.tokens, data.token_types, strict=True)))
     pieces = token_bytes(data)
     return Tokenizer(
         data=data,
         end_tokens=end_tokens(data),
-        longest=_NO_LIMIT if data.model == "bert" else max(map(len, pieces), default=1) or 1,
+        delimiters=guarded,
+        longest=_NO_LIMIT if data.model in ("bert", "t5") else max(map(len, pieces), default=1) or 1,
         encode_plain=encode,
-        control=_pattern([text for text, kind in texts if kind in (_CONTROL, _USER_DEFINED)]),
-        user_defined=_pattern([text for text, kind in texts if kind == _USER_DEFINED]),
+        normalize=normalize,
+        control=_pattern([text for token, (text, kind) in texts if token in guarded or kind == _USER_DEFINED]),
+        user_defined=_pattern(
+            [text for token, (text, kind) in texts if token not in guarded and kind == _USER_DEFINED]
+        ),
         ids=ids,
         bytes=pieces,
     )
@@ -151,12 +163,13 @@ def _pattern(texts: list[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
-def _byte_level(data: TokenizerData, ids: dict[str, int]) -> Callable[[str], list[int]]:
-    rules = pre_tokenizer(data.pre)
+def _byte_level(data: TokenizerData, plain: dict[str, int]) -> Callable[[str], list[int]]:
+    rules, known = pre_tokenizer(data.pre), frozenset(data.tokens)
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in data.merges)]
-    if any(not left or not right or left + right not in ids for left, right in merges):
+    if any(not left or not right or left + right not in known for left, right in merges):
         raise InvalidModelFile("the vocabulary's merges do not fit its tokens")
-    core = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=rules.whole_words))
+    merges = [(left, right) for left, right in merges if left in plain and right in plain and left + right in plain]
+    core = tokenizers.Tokenizer(models.BPE(vocab=plain, merges=merges, ignore_merges=rules.whole_words))
     cuts = [pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated") for pattern in rules.patterns]
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -165,23 +178,22 @@ def _byte_level(data: TokenizerData, ids: dict[str, int]) -> Callable[[str], lis
     return lambda text: core.encode(text, add_special_tokens=False).ids
 
 
-def _spm(data: TokenizerData, ids: dict[str, int]) -> Callable[[str], list[int]]:
+def _spm(data: TokenizerData, plain: dict[str, int]) -> Callable[[str], list[int]]:
+    pieces, values = _scored(data, plain, "an SPM")
+    return SpmEncoder(pieces, data.scores, values, data.unknown_token or 0).encode
+
+
+def _unigram(data: TokenizerData, plain: dict[str, int]) -> UnigramEncoder:
+    return UnigramEncoder.build(data, *_scored(data, plain, "a unigram"))
+
+
+def _scored(data: TokenizerData, plain: dict[str, int], what: str) -> tuple[dict[str, int], dict[int, int]]:
+    """Return the pieces that a text may be cut into, and the tokens of the bytes that none of them covers."""
     if len(data.scores) != len(data.tokens):
-        raise InvalidModelFile("an SPM vocabulary needs a score for every token")
+        raise InvalidModelFile(f"{what} vocabulary needs a score for every token")
     values = {
         int(text[3:5], 16): token
         for token, (text, kind) in enumerate(zip(data.tokens, data.token_types, strict=True))
         if kind == _BYTE
     }
-    plain = {text: token for text, token in ids.items() if data.token_types[token] not in (_CONTROL, _BYTE)}
-    return SpmEncoder(plain, data.scores, values, data.unknown_token or 0).encode
-
-
-def _unigram(data: TokenizerData) -> Callable[[str], list[int]]:
-    if len(data.scores) != len(data.tokens):
-        raise InvalidModelFile("a unigram vocabulary needs a score for every token")
-    vocabulary = list(zip(data.tokens, data.scores, strict=True))
-    core = tokenizers.Tokenizer(
-        models.Unigram(vocabulary, unk_id=data.unknown_token or 0, byte_fallback=_BYTE in data.token_types)
-    )
-    return lambda text: core.encode(text, add_special_tokens=False).ids
+    return {text: token for text, token in plain.items() if data.token_types[token] != _BYTE}, values

@@ -27,15 +27,18 @@ _ALPHABET = _byte_alphabet()
 
 
 def token_bytes(data: TokenizerData) -> tuple[bytes, ...]:
-    """Return the bytes of each token; control tokens have none."""
-    return tuple(_bytes_of(data.model, text, kind) for text, kind in zip(data.tokens, data.token_types, strict=True))
+    """Return the bytes of each token; control tokens have none, nor what ends an answer."""
+    ends = end_tokens(data)
+    kinds = enumerate(zip(data.tokens, data.token_types, strict=True))
+    return tuple(b"" if token in ends else _bytes_of(data.model, text, kind) for token, (text, kind) in kinds)
 
 
 def end_tokens(data: TokenizerData) -> frozenset[int]:
-    """Return the tokens that end an answer: those the vocabulary names, and control tokens known for it."""
+    """Return the tokens that end an answer: those the vocabulary names, and those known for it that no text has."""
     named = {token for token in (data.eos_token, data.eot_token) if token is not None}
     texts = enumerate(zip(data.tokens, data.token_types, strict=True))
-    return frozenset(named | {token for token, (text, kind) in texts if kind == _CONTROL and text in _END_NAMES})
+    marks = (_CONTROL, _USER_DEFINED)
+    return frozenset(named | {token for token, (text, kind) in texts if kind in marks and text in _END_NAMES})
 
 
 def _bytes_of(model: str, text: str, kind: int) -> bytes:

@@ -30,6 +30,7 @@ class TokenizerData:
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool = True
-    remove_extra_whitespaces: bool = False
+    remove_extra_whitespaces: bool = False  # unigram only
+    charsmap: bytes = b""  # SentencePiece's table of what each character is replaced by; unigram only
     chat_template: str | None = None
     sampling: SamplingAdvice | None = None  # what the file advises
