@@ -12,9 +12,11 @@ from meshnode.api.admin.node import add_node_routes
 from meshnode.api.admin.updates import add_update_routes
 from meshnode.api.anthropic.routes import add_anthropic_routes
 from meshnode.api.anthropic.version import speaks_anthropic
+from meshnode.api.bodies import too_large
 from meshnode.api.exposition import OPEN_PATHS, add_public_routes
 from meshnode.api.failures import Failure, describe, failure_of
 from meshnode.api.guards import Guards
+from meshnode.api.heads import common_headers, must_close
 from meshnode.api.mcp.mount import McpMount, McpSurface
 from meshnode.api.ollama.routes import add_ollama_routes
 from meshnode.api.openai.routes import add_openai_routes
@@ -31,14 +33,6 @@ from meshnode.types.ids import new_request_id
 __all__ = ["create_app"]
 
 _log = structlog.get_logger(__name__)
-_BEFORE_BODY = (401, 403, 404, 405, 408, 413, 415, 429)  # what may be said before all of a body was read
-_SECURITY = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
 
 
 def create_app(dependencies: ApiDependencies, mcp: McpSurface, responses: Responses) -> QuartTrio:
@@ -51,7 +45,7 @@ def create_app(dependencies: ApiDependencies, mcp: McpSurface, responses: Respon
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     pages = dependencies.pages(app)
     guards = _guards(dependencies, pages)
-    app.asgi_app = McpMount(app.asgi_app, guards, mcp)  # type: ignore[method-assign]  # Quart's way to put one in front
+    app.asgi_app = McpMount(app.asgi_app, guards, mcp, dependencies)  # type: ignore[method-assign]  # Quart's way to put one in front
     _add_guards(app, dependencies, guards)
     _add_failures(app)
     add_public_routes(app, dependencies)
@@ -83,8 +77,7 @@ def _add_guards(app: QuartTrio, dependencies: ApiDependencies, guards: Guards) -
 
     @app.after_request
     async def finish(response: Response) -> Response:
-        response.headers["x-request-id"] = response.headers["request-id"] = g.request  # OpenAI's name, and Anthropic's
-        for name, value in _SECURITY.items():
+        for name, value in common_headers(g.request).items():
             response.headers.setdefault(name, value)
         route = request.url_rule.rule if request.url_rule is not None else "unknown"
         dependencies.metrics.api_requests_total.labels(route=route, status=str(response.status_code)).inc()
@@ -100,12 +93,8 @@ def _refuse(failure: Failure, cause: Exception | None = None) -> Response:
     facts = {"request": g.request, "method": request.method, "path": request.path[:200], "client": _client()}
     log("refused", status=failure.status, code=failure.code, reason=failure.message[:500], **facts, **trace)
     reply = refusal_reply(failure, request.path, g.request, is_anthropic=speaks_anthropic(request.headers))
-    if (
-        failure.status in _BEFORE_BODY
-        and request.method not in ("GET", "HEAD")
-        and request.http_version.startswith("1")
-    ):
-        reply.headers["Connection"] = "close"  # what is left of the body would be taken for the next request
+    if must_close(failure.status, request.method, request.http_version):
+        reply.headers["Connection"] = "close"
     return reply
 
 
@@ -136,5 +125,5 @@ def _sentence(app: QuartTrio, error: HTTPException) -> str:
     if error.code == 405:
         return f"{request.path} does not take {request.method}"
     if error.code == 413:
-        return f"the body is larger than {app.config['MAX_CONTENT_LENGTH']} bytes; the limit is api.body_limit_bytes"
+        return too_large(app.config["MAX_CONTENT_LENGTH"])
     return error.description or error.name

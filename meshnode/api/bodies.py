@@ -13,7 +13,18 @@ from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout, Unsupport
 from meshnode.errors import RequestError
 from meshnode.text.depth import check_depth, too_deep
 
-__all__ = ["JSON", "WrongValue", "decode_json", "json_text", "named", "parts_of", "read_json"]
+__all__ = [
+    "JSON",
+    "WrongValue",
+    "decode_json",
+    "json_text",
+    "named",
+    "parts_of",
+    "read_json",
+    "too_large",
+    "too_late",
+    "wrong_type",
+]
 
 JSON = "application/json"
 
@@ -54,15 +65,30 @@ async def read_json(
     Raises RequestError naming the line of malformed JSON or the field of a wrong value, and werkzeug's 408, 413 and 415.
     """
     if request.mimetype not in types:
-        raise UnsupportedMediaType(f"the body must be {JSON}, not {request.mimetype}")
+        raise UnsupportedMediaType(wrong_type(request.mimetype))
     with trio.move_on_after(timeout) as scope:
         raw: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]  # bytes, when not as text
     if scope.cancelled_caught:
-        raise RequestTimeout(f"the body did not arrive within {timeout:.0f} s")
+        raise RequestTimeout(too_late(timeout))
     limit = request.max_content_length
     if limit is not None and len(raw) > limit:
         raise RequestEntityTooLarge
     return decode_json(raw, kind, wrong=wrong)
+
+
+def wrong_type(given: str) -> str:
+    """Return why a body of that content type is refused."""
+    return f"the body must be {JSON}, not {given or 'of no type'}"
+
+
+def too_late(timeout: float) -> str:
+    """Return why a body that does not end is refused."""
+    return f"the body did not arrive within {timeout:.0f} s"
+
+
+def too_large(limit: int | None) -> str:
+    """Return why a body beyond the limit is refused."""
+    return f"the body is larger than {limit} bytes; the limit is api.body_limit_bytes"
 
 
 def decode_json(raw: bytes, kind: type[T], *, wrong: WrongValue = named) -> T:

@@ -1,6 +1,7 @@
 """Routes, refusals and their shapes, over a real socket."""
 
 import json
+from contextlib import suppress
 
 import pytest
 import trio
@@ -193,14 +194,23 @@ async def test_bodies_have_a_limit_declared_or_not(serve):
             assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 413")
 
 
-async def test_a_body_that_never_ends_times_out(serve):
-    async with serve(body_timeout=0.2) as node:
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/mcp"])
+@pytest.mark.parametrize("extra", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+async def test_a_body_that_never_ends_times_out(serve, path, extra):
+    async def trickle(stream):
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"1\r\n \r\n" if "chunked" in extra else b" ")
+                await trio.sleep(0.05)
+
+    async with serve(body_timeout=0.2) as node, trio.open_nursery() as nursery:
         stream = await node.raw()
-        extra = "Content-Type: application/json\r\nContent-Length: 100\r\n"
-        await stream.send_all(node.head("POST", "/v1/chat/completions", extra) + b'{"model"')
+        await stream.send_all(node.head("POST", path, f"Content-Type: application/json\r\n{extra}\r\n"))
+        nursery.start_soon(trickle, stream)
         with trio.fail_after(10):
             reply = await stream.receive_some(65536)
         assert reply.startswith(b"HTTP/1.1 408")
+        nursery.cancel_scope.cancel()
 
 
 async def test_too_many_requests_are_told_when_to_come_back(serve):

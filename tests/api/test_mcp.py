@@ -101,6 +101,20 @@ async def test_an_unknown_session_is_404_so_that_hosts_begin_anew(serve):
         assert (await http.post("/mcp", json=body, headers=headers)).status_code == 404
 
 
+async def test_what_is_refused_has_the_heads_and_the_counts_of_all_answers(serve):
+    async with serve(body_limit_bytes=1000, requests_per_minute=12) as node, node.client() as http:
+        text = await http.post("/mcp", content=b"{}", headers={"Content-Type": "text/plain"})
+        assert (text.status_code, text.json()["error"]["code"]) == (415, "unsupported_media_type")
+        for name in ("x-request-id", "x-content-type-options", "content-security-policy"):
+            assert name in text.headers
+        long = await http.post("/mcp", json={"x": "x" * 2000})
+        assert (long.status_code, long.json()["error"]["code"]) == (413, "request_too_large")
+        late = [reply for _ in range(4) if (reply := await http.post("/mcp", json={})).status_code == 429][-1]
+        assert f"again in {late.headers['retry-after']} s" in late.json()["error"]["message"]
+        for status in ("415", "413", "429"):
+            assert node.dependencies.metrics.api_requests_total.labels(route="/mcp", status=status)._value.get() >= 1
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"jsonrpc": "1.0"}', b"\xff\xfe"])
 async def test_garbage_is_refused(serve, body):
     async with serve() as node, node.client() as http:

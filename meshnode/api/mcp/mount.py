@@ -1,17 +1,22 @@
 """Puts the protocol beside the application: /mcp goes to the SDK, everything else to Quart, and both through the same guards."""
 
 import importlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import attrs
 import trio
 from werkzeug.datastructures import Headers
+from werkzeug.http import parse_options_header
 
-from meshnode.api.failures import Failure, describe, failure_body
+from meshnode.api.bodies import JSON, too_large, too_late, wrong_type
+from meshnode.api.failures import Failure, describe
 from meshnode.api.guards import Guards
+from meshnode.api.heads import common_headers, must_close
 from meshnode.api.ports import ApiDependencies
+from meshnode.api.replies import refusal_reply
+from meshnode.types.ids import RequestId, new_request_id
 
 __all__ = ["McpMount", "McpSurface"]
 
@@ -45,10 +50,11 @@ class McpSurface:
                 self._idle = trio.Event()
                 await self._idle.wait()
 
-    async def serve(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's own types
+    async def serve(self, scope: Mapping[str, Any], receive: Any, send: Any, request: RequestId) -> None:  # noqa: ANN401  # ASGI's own types
         """Serve one request."""
         if (serve := await self._handler()) is None:
-            await _refuse(describe(501, "MCP is an extra of this node; run: pip install 'meshnode[mcp]'"), send)
+            failure = describe(501, "MCP is an extra of this node; run: pip install 'meshnode[mcp]'")
+            await _refuse(failure, scope, request, send)
             return
         asks = scope["method"] == "POST"
         self._in_hand += asks
@@ -74,11 +80,12 @@ def _import_serving() -> Callable[[ApiDependencies], AbstractAsyncContextManager
 
 @attrs.frozen(eq=False)
 class McpMount:
-    """An ASGI application in front of another."""
+    """An ASGI application in front of another. What it answers has the head that all answers have, and counts among them."""
 
     inner: _ASGI
     guards: Guards
     surface: McpSurface
+    dependencies: ApiDependencies
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's own types
         """Serve one request."""
@@ -86,20 +93,53 @@ class McpMount:
             await self.inner(scope, receive, send)
             return
         headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]])
+        request = new_request_id()
+
+        async def answer(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                labels = {"route": _PATHS[0], "status": str(message["status"])}
+                self.dependencies.metrics.api_requests_total.labels(**labels).inc()
+                message = message | {"headers": [*message["headers"], *_encoded(common_headers(request).items())]}
+            await send(message)
+
         client = (scope.get("client") or ("unknown",))[0]
         failure = self.guards.refusal(path=scope["path"], headers=headers, client=client)
-        if failure is not None:
-            await _refuse(failure, send)
+        if failure is None and scope["method"] == "POST":
+            failure, receive = await self._with_body(headers, receive)
+        if failure is None:
+            await self.surface.serve(scope, receive, answer, request)
         else:
-            await self.surface.serve(scope, receive, send)
+            await _refuse(failure, scope, request, answer)
+
+    async def _with_body(self, headers: Headers, receive: Any) -> tuple[Failure | None, Any]:  # noqa: ANN401
+        """Read the body, which the SDK would wait for without end; return why it is refused, or what gives it again."""
+        kind, limit = parse_options_header(headers.get("Content-Type"))[0], self.dependencies.body_limit_bytes
+        if kind != JSON:
+            return describe(415, wrong_type(kind)), receive
+        body, message = bytearray(), {"more_body": True}
+        with trio.move_on_after(self.dependencies.body_timeout) as scope:
+            while message.get("more_body", False) and len(body) <= limit:  # a client that leaves sends no more
+                message = await receive()
+                body += message.get("body", b"")
+        if scope.cancelled_caught:
+            return describe(408, too_late(self.dependencies.body_timeout)), receive
+        if len(body) > limit:
+            return describe(413, too_large(limit)), receive
+        again = [message] if message["type"] == "http.disconnect" else [message | {"body": bytes(body)}]
+
+        async def replayed() -> Any:  # noqa: ANN401
+            return again.pop() if again else await receive()
+
+        return None, replayed
 
 
-async def _refuse(failure: Failure, send: Any) -> None:  # noqa: ANN401
-    body = failure_body(failure)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if failure.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if failure.retry_after is not None:
-        headers.append((b"retry-after", str(max(1, round(failure.retry_after))).encode()))
-    await send({"type": "http.response.start", "status": failure.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+async def _refuse(failure: Failure, scope: Mapping[str, Any], request: RequestId, send: Any) -> None:  # noqa: ANN401
+    reply = refusal_reply(failure, scope["path"], request)
+    if must_close(failure.status, scope["method"], scope["http_version"]):
+        reply.headers["Connection"] = "close"
+    await send({"type": "http.response.start", "status": reply.status_code, "headers": _encoded(reply.headers.items())})
+    await send({"type": "http.response.body", "body": await reply.get_data(as_text=False)})
