@@ -11,7 +11,7 @@ from quart import Request
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout, UnsupportedMediaType
 
 from meshnode.errors import RequestError
-from meshnode.text.depth import check_depth, too_deep
+from meshnode.text.depth import check_depth, is_deeper
 
 __all__ = [
     "JSON",
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 JSON = "application/json"
+_MAX_DEPTH = 400  # levels of a body: what is decoded can be encoded again, by calls that stand deeper in the stack
 
 T = TypeVar("T")
 WrongValue = Callable[[str], RequestError]
@@ -93,22 +94,19 @@ def too_large(limit: int | None) -> str:
 
 def decode_json(raw: bytes, kind: type[T], *, wrong: WrongValue = named) -> T:
     """Decode; the sentence says where it went wrong."""
+    if is_deeper(raw, _MAX_DEPTH):
+        raise RequestError(f"the body is nested too deeply, more than {_MAX_DEPTH} levels")
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         raise wrong(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"the body is not valid JSON: {_what_and_where(raw, error)}") from error
-    except RecursionError as error:
-        raise RequestError("the body is not valid JSON: it is nested too deeply") from error
 
 
 def json_text(value: object, what: str, param: str | None = None) -> str:
     """Return a part of a body as the text it was; `what` names it. Raises RequestError for one that is nested too deeply."""
-    try:
-        text = msgspec.json.encode(value).decode()
-    except RecursionError:
-        raise too_deep(what, param) from None
+    text = msgspec.json.encode(value).decode()
     check_depth(text, what, param)
     return text
 
@@ -125,8 +123,6 @@ def _what_and_where(raw: bytes, error: Exception) -> str:
         return f"it is not UTF-8 at {_place(raw, wrong.start)}"
     except json.JSONDecodeError as wrong:
         return f"{wrong.msg.removesuffix(' at')} at line {wrong.lineno}, column {wrong.colno}"
-    except RecursionError:
-        return "it is nested too deeply"
     return "it has an escape for half a character"  # a lone surrogate, which the standard library lets pass
 
 
