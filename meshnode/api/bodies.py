@@ -50,9 +50,10 @@ def parts_of(text: str) -> tuple[str, str]:
     return message, param
 
 
-def named(text: str) -> RequestError:
-    """Name the field as JavaScript and Python would reach it: `messages[0].content`."""
+def named(text: str, inside: str = "") -> RequestError:
+    """Name the field as JavaScript and Python would reach it, `messages[0].content`, in the part of a body called `inside`."""
     message, param = parts_of(text)
+    param = ".".join(part for part in (inside, param) if part)
     if message.startswith("is "):
         return RequestError(f"{param!r} {message}", param=param)
     return RequestError(f"{message} (at {param})" if param else message, param=param or None)

@@ -113,6 +113,23 @@ async def test_an_answer_in_the_background_is_cancelled(serve):
         assert (await client.responses.retrieve(queued.id)).status == "cancelled"
 
 
+async def test_an_answer_that_is_cancelled_keeps_the_text_it_had(serve):
+    words = [Delta(reasoning="Hm."), "Hello, ", "world"]
+    async with serve(FakeRouter(words=words, stops_after=2)) as node, sdk(node) as client:
+        queued = await client.responses.create(model="tiny", input="hi", background=True)
+        with trio.fail_after(5):
+            while not (await client.responses.retrieve(queued.id)).output_text:
+                pass
+        assert (await client.responses.cancel(queued.id)).output_text == "Hello, "
+        found = await client.responses.retrieve(queued.id)
+        assert (found.status, found.output_text) == ("cancelled", "Hello, ")
+        assert [item.status for item in found.output] == ["completed", "incomplete"]
+        again = await client.responses.create(
+            model="tiny", input="and?", previous_response_id=found.id, background=True
+        )
+        await client.responses.cancel(again.id)
+
+
 async def test_a_failure_in_the_background_is_told_when_it_is_fetched(serve):
     router = FakeRouter(error=Overloaded("too many", retry_after=1.0))
     async with serve(router) as node, sdk(node) as client:
@@ -128,6 +145,102 @@ async def test_a_failure_in_mid_stream_is_its_last_event(serve):
         events = [event async for event in stream]
         assert events[-1].type == "response.failed"
         assert events[-1].response.error.message == "too many"
+        found = await client.responses.retrieve(events[0].response.id)
+        assert (found.status, found.output_text, found.output[0].status) == ("failed", "Hello", "incomplete")
+
+
+async def test_a_stream_whose_client_leaves_is_kept_as_far_as_it_came(serve):
+    async with serve(FakeRouter(stops_after=1)) as node, sdk(node) as client:
+        async with await client.responses.create(model="tiny", input="hi", stream=True) as stream:
+            events = []
+            while not events or events[-1].type != "response.output_text.delta":
+                events.append(await anext(stream))
+        with trio.fail_after(5):
+            await node.router.ended.wait()
+        found = await client.responses.retrieve(events[0].response.id)
+        assert (found.status, found.output_text) == ("cancelled", "Hello")
+
+
+async def test_log_probabilities_come_with_the_words_they_are_of(serve):
+    async with serve() as node, sdk(node) as client:
+        include = ["message.output_text.logprobs"]
+        stream = await client.responses.create(model="tiny", input="hi", stream=True, include=include)
+        events = [event async for event in stream]
+        deltas = [event for event in events if event.type == "response.output_text.delta"]
+        assert [[entry.token for entry in delta.logprobs] for delta in deltas] == [["Hello"], [", "], ["world"]]
+        (done,) = (event for event in events if event.type == "response.output_text.done")
+        assert [entry.token for entry in done.logprobs] == ["Hello", ", ", "world"]
+
+
+async def test_items_are_named_instead_of_sent_again(serve):
+    async with serve(FakeRouter(words=CALLING)) as node, sdk(node) as client:
+        first = await client.responses.create(model="tiny", input="1+1?", tools=[ADD])
+        asked, *_ = (await client.responses.input_items.list(first.id)).data
+        names = [{"type": "item_reference", "id": item.id} for item in (asked, *first.output)]
+        result = {"type": "function_call_output", "call_id": "call_1", "output": "2"}
+        await client.responses.create(model="tiny", input=[*names, result], tools=[ADD], store=False)
+        (request,) = node.router.requests[-1]
+        question, assistant, tool = request.messages
+        assert (question.content, assistant.reasoning, assistant.content) == ("1+1?", "Adding.", "One moment.")
+        assert (assistant.calls[0].name, tool.content) == ("add", "2")
+
+
+async def test_what_the_command_line_of_codex_sends_is_served(serve):
+    said = [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "1+1?"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": None},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "One moment."}], "phase": "commentary"},
+        {"type": "function_call", "name": "add", "arguments": "{}", "call_id": "call_1"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "2"},
+    ]  # fmt: skip
+    function = ADD | {"description": "", "defer_loading": False}
+    async with serve() as node, node.client() as http:
+        body = {
+            "model": "tiny", "instructions": "You are an agent.", "input": said, "stream": True, "store": False,
+            "tools": [function, {"type": "namespace", "name": "x", "tools": [function]}, {"type": "web_search"}],
+            "tool_choice": "auto", "parallel_tool_calls": True, "include": ["reasoning.encrypted_content"],
+            "reasoning": {"effort": "medium", "summary": "auto"}, "prompt_cache_key": "k", "client_metadata": {"a": "b"},
+        }  # fmt: skip
+        reply = await http.post("/v1/responses", json=body)
+        assert reply.status_code == 200
+        assert "response.completed" in reply.text
+        assert "namespace, web_search" in reply.headers["x-meshnode-warning"]
+        (request,) = node.router.requests[-1]
+        roles = [message.role for message in request.messages]
+        assert roles == ["system", "system", "user", "assistant", "tool"]
+
+
+async def test_thoughts_of_earlier_turns_are_told_or_not(serve):
+    said = [
+        {"role": "user", "content": "1?"},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "3?"},
+    ]
+    async with serve() as node, node.client() as http:
+        for context, told in (("all_turns", "Hm."), ("current_turn", "")):
+            await http.post("/v1/responses", json={"model": "tiny", "input": said, "reasoning": {"context": context}})
+            (request,) = node.router.requests[-1]
+            assert [message.reasoning for message in request.messages] == ["", told, ""]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/responses?colour=red", 400),
+        ("GET", "/v1/responses/resp_a?colour=red", 400),
+        ("GET", "/v1/responses/resp_a?include=nonsense", 400),
+        ("GET", "/v1/responses/resp_a?include[]=reasoning.encrypted_content", 404),
+        ("GET", "/v1/responses/resp_a/input_items?colour=red", 400),
+        ("DELETE", "/v1/responses/resp_a?colour=red", 400),
+        ("POST", "/v1/responses/resp_a/cancel?colour=red", 400),
+    ],
+)
+async def test_queries_are_not_ignored(serve, method, path, status):
+    async with serve() as node, node.client() as http:
+        reply = await http.request(method, path, json={"model": "tiny", "input": "hi"} if method == "POST" else None)
+        assert (reply.status_code, node.router.requests) == (status, [])
 
 
 async def test_forgotten_is_gone(serve):
@@ -160,10 +273,16 @@ async def test_tools_that_cannot_be_run_are_left_out_and_named(serve):
     ("fields", "param"),
     [
         ({"input": []}, "input"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].id"),
+        ({"input": [{"type": "item_reference", "id": "x", "text": "y"}]}, "input[0]"),
+        ({"input": [{"type": "computer_call"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": "x", "mood": "good"}]}, "input[0].mood"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "image_url": "y"}]}]}, "input[0].content[0].image_url"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "mood": 1}]}]}, "input[0].content[0].mood"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0].type"),
-        ({"input": [{"type": "function_call", "name": "x"}]}, "input[0]"),
+        ({"input": [{"type": "function_call", "name": "x"}]}, "input[0].call_id"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "input[0].call_id"),
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
@@ -172,17 +291,24 @@ async def test_tools_that_cannot_be_run_are_left_out_and_named(serve):
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [ADD, ADD]}, "tools[1]"),
+        ({"tools": [ADD | {"colour": "red"}]}, "tools[0].colour"),
+        ({"tools": [ADD | {"allowed_callers": ["programmatic"]}]}, "tools[0].allowed_callers[0]"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"include": ["nonsense"]}, "include[0]"),
+        ({"reasoning": {"summary": "lots"}}, "reasoning.summary"),
+        ({"reasoning": {"context": "some_turns"}}, "reasoning.context"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
+        ({"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options.prewarm"),
         ({"text": {"format": {"type": "xml"}}}, "text.format"),
         ({"previous_response_id": "resp_x"}, "previous_response_id"),
-        ({"colour": "red"}, None),
+        ({"colour": "red"}, "colour"),
     ],
 )  # fmt: skip
 async def test_what_cannot_be_done_is_refused_by_name(serve, fields, param):
     async with serve() as node, node.client() as http:
         reply = await http.post("/v1/responses", json={"model": "tiny", "input": "hi"} | fields)
         assert reply.status_code in (400, 404)
-        if param is not None:
-            assert reply.json()["error"]["param"] == param
+        assert reply.json()["error"]["param"] == param
         assert not node.router.requests
 
 

@@ -30,6 +30,7 @@ class FakeRouter:
     fail_after: int | None = None
     ending: Finished | None = None  # else what fits the words
     pace: float = 0.0  # seconds before each word
+    stops_after: int | None = None  # words, after which it says no more and does not end
     queue: trio.Event | None = None  # the first event waits for it
     requests: list = attrs.field(factory=list)
     running: int = 0
@@ -53,7 +54,7 @@ class FakeRouter:
 
 class FakeEvents:
     def __init__(self, router, requests):
-        self.router, self.items = router, []
+        self.router, self.items, self.told = router, [], 0
         words = router.words
         for index, _ in enumerate(requests):
             self.items.append((index, Started("tiny", 7, "local 0:2")))
@@ -88,6 +89,10 @@ class FakeEvents:
         item = self.items.pop(0)
         if isinstance(item, MeshnodeError):
             raise item
+        if self.router.stops_after is not None and isinstance(item[1], Delta):
+            self.told += 1
+            if self.told > self.router.stops_after:
+                await trio.sleep_forever()
         if self.router.pace and isinstance(item[1], Delta):
             await trio.sleep(self.router.pace)
         return item

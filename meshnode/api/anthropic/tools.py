@@ -8,7 +8,7 @@ import msgspec
 
 from meshnode.api.anthropic.wrong import wrong_at, wrong_value
 from meshnode.api.bodies import json_text
-from meshnode.api.openai.tools import check_tools
+from meshnode.api.openai.tools import check_tools, described
 from meshnode.types.conversation import Tool, ToolMode, ToolUse
 
 __all__ = ["ToolChoice", "ToolEntry", "client_tools", "server_tools", "tool_use"]
@@ -21,7 +21,7 @@ ToolEntry = dict[str, Any]
 
 
 class ClientTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tool that whoever asks runs. The last five say when Anthropic's servers show or stream it, and change no answer here."""
+    """A tool that whoever asks runs. The model knows all of them from the beginning, and nothing else here calls them."""
 
     name: str
     input_schema: dict[str, Any] | bool
@@ -32,7 +32,7 @@ class ClientTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eager_input_streaming: bool | None = None
     defer_loading: bool | None = None
     allowed_callers: list[str] | None = None
-    input_examples: list[Any] | None = None
+    input_examples: list[dict[str, Any]] | None = None  # told to the model with the description
 
 
 def client_tools(entries: Sequence[ToolEntry]) -> tuple[Tool, ...]:
@@ -49,19 +49,21 @@ def client_tools(entries: Sequence[ToolEntry]) -> tuple[Tool, ...]:
             schema = json_text(
                 tool.input_schema, f"the parameters of tool {tool.name[:80]!r}", f"tools.{index}.input_schema"
             )
-            found.append(Tool(tool.name, tool.description or "", schema, bool(tool.strict)))
+            told = described(tool.description, "Examples of its input", tool.input_examples)
+            found.append(Tool(tool.name, told, schema, bool(tool.strict)))
     check_tools(found)
     return tuple(found)
 
 
 def server_tools(entries: Sequence[ToolEntry]) -> tuple[str, ...]:
-    """Return the names of those that only Anthropic's servers run; they are left out, and the reply says so."""
+    """Return the names of those that only Anthropic's servers run, or call; they are left out, and the reply says so."""
     names = (str(entry.get("name") or entry.get("type")) for entry in entries if not _is_ours(entry))
     return tuple(dict.fromkeys(names))
 
 
 def _is_ours(entry: ToolEntry) -> bool:
-    return entry.get("type") in (None, "custom")
+    callers = entry.get("allowed_callers")
+    return entry.get("type") in (None, "custom") and (not isinstance(callers, list) or "direct" in callers)
 
 
 class ToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

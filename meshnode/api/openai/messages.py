@@ -24,6 +24,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     type: str
     text: str | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None  # every prefix is cached, marked or not
     image_url: Any = None
     input_audio: Any = None
     file: Any = None
@@ -109,6 +110,9 @@ def _text(part: Part, at: str) -> str:
         raise RequestError(
             f"parts of type {part.type[:40]!r} are not supported by this node; 'text' is", param=f"{at}.type"
         )
+    for name in ("image_url", "input_audio", "file", "refusal"):
+        if getattr(part, name) is not None:
+            raise RequestError(f"'{at}.{name}' does not belong to a part of type 'text'", param=f"{at}.{name}")
     if part.text is None:
         raise RequestError(f"'{at}.text' is needed and not there", param=f"{at}.text")
     return part.text

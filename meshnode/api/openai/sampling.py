@@ -1,11 +1,13 @@
 """The fields of OpenAI's that say how an answer is sampled, alike for chat and plain completions."""
 
+from typing import Literal
+
 import msgspec
 
 from meshnode.api.parameters import LAST_TOKEN, biases, choice_seeds, default, stops, within
 from meshnode.types.generation import SamplingParameters
 
-__all__ = ["SamplingFields", "StreamOptions"]
+__all__ = ["CacheOptions", "SamplingFields", "StreamOptions"]
 
 _MAX_CHOICES = 8
 
@@ -15,6 +17,14 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     include_usage: bool | None = False
     include_obfuscation: bool | None = None  # padding against guessing lengths; we add none
+
+
+class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Hints to a cache that is there anyway, for every prefix. To fill it without an answer is not among them."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m", "12h"] | None = None
+    prewarm: Literal[False] | None = None
 
 
 class SamplingFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

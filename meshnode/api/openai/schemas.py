@@ -7,7 +7,7 @@ import attrs
 import msgspec
 
 from meshnode.api.openai.messages import Message, flatten
-from meshnode.api.openai.sampling import SamplingFields
+from meshnode.api.openai.sampling import CacheOptions, SamplingFields
 from meshnode.api.openai.tools import FunctionTool, function_tools, output_format, tool_use
 from meshnode.api.parameters import LAST_TOKEN, default, within
 from meshnode.errors import RequestError
@@ -26,7 +26,7 @@ _HARMLESS: Mapping[str, tuple[object, ...]] = {
     "prediction": (None,),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
-    "verbosity": (None,),
+    "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
 """Known fields for what this node cannot do, and the values of them that ask for nothing."""
@@ -60,6 +60,7 @@ class ChatRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_on
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: CacheOptions | None = None
     # Taken when they ask for nothing, else refused: _HARMLESS.
     audio: Any = None
     function_call: Any = None

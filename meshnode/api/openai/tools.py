@@ -11,7 +11,7 @@ from meshnode.api.bodies import json_text
 from meshnode.errors import RequestError
 from meshnode.types.conversation import OutputFormat, Tool, ToolMode, ToolUse
 
-__all__ = ["FunctionTool", "check_tools", "function_tools", "output_format", "tool_use"]
+__all__ = ["FunctionTool", "check_tools", "described", "function_tools", "output_format", "tool_use"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _MAX_TOOLS = 512
@@ -52,6 +52,14 @@ def function_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
         found.append(Tool(function.name, function.description or "", parameters, bool(function.strict)))
     check_tools(found)
     return tuple(found)
+
+
+def described(description: str | None, what: str, told: object) -> str:
+    """Return a description with what else is said of a tool, which no template has a place for."""
+    if not told:
+        return description or ""
+    text = json_text(told, "what is said of a tool", "tools")
+    return f"{description}\n{what}: {text}" if description else f"{what}: {text}"
 
 
 def check_tools(tools: Sequence[Tool]) -> None:

@@ -1,7 +1,7 @@
 """Answers that are kept: on disk, for thirty days, and not without end."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import attrs
@@ -32,6 +32,12 @@ class StoredResponse:
         """The items of the answer."""
         return cast("list[dict[str, object]]", self.response["output"])
 
+    @property
+    def named_input(self) -> list[dict[str, object]]:
+        """The items that it was made from, each with an id."""
+        prefix = str(self.response["id"]).partition("_")[2]
+        return [{"id": f"item_{prefix}_{index}", **item} for index, item in enumerate(self.input)]
+
 
 @attrs.define(eq=False)
 class ResponseArchive:
@@ -51,6 +57,15 @@ class ResponseArchive:
         if row is None:
             raise UnknownResponse(f"there is no response {name[:80]!r}; they are kept for 30 days", param="response_id")
         return row
+
+    def item(self, name: str, param: str) -> Mapping[str, object]:
+        """Return an item of an answer, or of what it was made from, by its id. Raises UnknownResponse naming `param`."""
+        answer = f"resp_{name.split('_')[1]}" if name.count("_") == 2 else ""
+        row = self._table.get(answer) if answer in self._created else None
+        items = [] if row is None else [*row.named_input, *row.output]
+        if (found := next((item for item in items if item["id"] == name), None)) is None:
+            raise UnknownResponse(f"there is no item {name[:80]!r}; they are kept for 30 days", param=param)
+        return found
 
     async def put(self, name: str, row: StoredResponse) -> None:
         """Keep an answer, in place of the oldest where there are too many. Raises StoreError."""

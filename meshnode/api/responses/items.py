@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
+import msgspec
 
+from meshnode.api.bodies import named
+from meshnode.api.responses.inputs import INPUTS, Call, CallOutput, Message, Part, Reasoning
 from meshnode.errors import RequestError
 from meshnode.types.conversation import ChatMessage, ToolCall
 
 __all__ = ["Item", "as_items", "conversation", "listed"]
 
 Item = Mapping[str, Any]
-"""A JSON object with a type. What else it holds depends on the type; unknown fields are kept and sent back, as OpenAI does."""
+"""A JSON object with a type, kept and listed as it came."""
 
 _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
@@ -43,33 +46,42 @@ def listed(item: Item) -> Item:
     return {**item, "type": "message", "content": [part]}
 
 
-def conversation(items: Sequence[Item], instructions: str | None) -> tuple[ChatMessage, ...]:
-    """Return the messages. Raises RequestError naming what is not supported, and where."""
+def conversation(items: Sequence[Item], instructions: str | None, *, kept: int = 0) -> tuple[ChatMessage, ...]:
+    """Return the messages. Raises RequestError naming what is not supported, and where.
+
+    The first `kept` items are not of this request's input: they are those of the answers before it.
+    """
     called: dict[str, str] = {}
     messages = [ChatMessage("system", instructions)] if instructions else []
     reasoning = ""
     for index, item in enumerate(items):
-        at = f"input[{index}]"
-        kind = item.get("type", "message")
-        match kind:
-            case "message":
-                message = _message(item, at)
-            case "reasoning":
-                reasoning = _reasoning(item)
+        at = f"input[{index - kept}]" if index >= kept else "previous_response_id"
+        match _typed(item, at):
+            case Message() as said:
+                message = _message(said, at)
+            case Reasoning() as thought:
+                reasoning = "".join(part.text for part in thought.content or thought.summary or ())
                 continue
-            case "function_call":
-                message = _call(item, at)
-                called[message.calls[0].id] = message.calls[0].name
-            case "function_call_output":
-                message = _result(item, at, called)
-            case _:
-                raise RequestError(
-                    f"items of type {str(kind)[:40]!r} are not supported by this node", param=f"{at}.type"
-                )
+            case Call() as call:
+                name = call.name if call.namespace is None else f"{call.namespace}.{call.name}"
+                message = ChatMessage("assistant", "", calls=(ToolCall(call.call_id, name, call.arguments),))
+                called[call.call_id] = name
+            case CallOutput() as result:
+                message = _result(result, at, called)
         if message.role == "assistant":
             message, reasoning = attrs.evolve(message, reasoning=reasoning), ""
         _append(messages, message)
     return tuple(messages)
+
+
+def _typed(item: Item, at: str) -> Message | Reasoning | Call | CallOutput:
+    kind = item.get("type", "message")
+    if not isinstance(kind, str) or kind not in INPUTS:
+        raise RequestError(f"items of type {str(kind)[:40]!r} are not supported by this node", param=f"{at}.type")
+    try:
+        return msgspec.convert(item, INPUTS[kind])
+    except msgspec.ValidationError as error:
+        raise named(str(error), at) from error
 
 
 def _append(messages: list[ChatMessage], message: ChatMessage) -> None:
@@ -81,46 +93,32 @@ def _append(messages: list[ChatMessage], message: ChatMessage) -> None:
         messages.append(message)
 
 
-def _message(item: Item, at: str) -> ChatMessage:
-    role = item.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise RequestError(f"{str(role)[:40]!r} is not a role; there are: {', '.join(_ROLES)}", param=f"{at}.role")
-    return ChatMessage(_ROLES[role], _text(item.get("content"), f"{at}.content"))
+def _message(message: Message, at: str) -> ChatMessage:
+    if message.role not in _ROLES:
+        raise RequestError(f"{message.role[:40]!r} is not a role; there are: {', '.join(_ROLES)}", param=f"{at}.role")
+    return ChatMessage(_ROLES[message.role], _text(message.content, f"{at}.content"))
 
 
-def _text(content: object, at: str) -> str:
+def _text(content: str | Sequence[Part], at: str) -> str:
     if isinstance(content, str):
         return content
-    if not isinstance(content, list):
-        raise RequestError(f"'{at}' is a text or a list of parts", param=at)
-    texts = []
-    for index, part in enumerate(content):
-        match part:
-            case {"type": str(kind), "text": str(text)} if kind in _TEXTS:
-                texts.append(text)
-            case _:
-                shown = part.get("type") if isinstance(part, dict) else part
-                raise RequestError(
-                    f"parts of type {str(shown)[:40]!r} are not supported by this node; 'input_text' is",
-                    param=f"{at}[{index}].type",
-                )
-    return "".join(texts)
+    return "".join(_words(part, f"{at}[{index}]") for index, part in enumerate(content))
 
 
-def _reasoning(item: Item) -> str:
-    parts = item.get("content") or item.get("summary") or []
-    return "".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+def _words(part: Part, at: str) -> str:
+    if part.type not in _TEXTS:
+        raise RequestError(
+            f"parts of type {part.type[:40]!r} are not supported by this node; 'input_text' is", param=f"{at}.type"
+        )
+    for name in ("refusal", "image_url", "file_id", "file_data", "file_url", "filename", "detail", "input_audio"):
+        if getattr(part, name) is not None:
+            raise RequestError(f"'{at}.{name}' does not belong to a part of type {part.type!r}", param=f"{at}.{name}")
+    if part.text is None:
+        raise RequestError(f"'{at}.text' is needed and not there", param=f"{at}.text")
+    return part.text
 
 
-def _call(item: Item, at: str) -> ChatMessage:
-    match item:
-        case {"call_id": str(call_id), "name": str(name), "arguments": str(arguments)}:
-            return ChatMessage("assistant", "", calls=(ToolCall(call_id, name, arguments),))
-    raise RequestError("a function_call has 'call_id', 'name' and 'arguments', all texts", param=at)
-
-
-def _result(item: Item, at: str, called: Mapping[str, str]) -> ChatMessage:
-    call_id = item.get("call_id")
-    if not isinstance(call_id, str) or call_id not in called:
+def _result(result: CallOutput, at: str, called: Mapping[str, str]) -> ChatMessage:
+    if result.call_id not in called:
         raise RequestError(f"'{at}.call_id' names no call before it", param=f"{at}.call_id")
-    return ChatMessage("tool", _text(item.get("output"), f"{at}.output"), called[call_id], call_id=call_id)
+    return ChatMessage("tool", _text(result.output, f"{at}.output"), called[result.call_id], call_id=result.call_id)

@@ -1,7 +1,7 @@
 """An answer in the making, as Responses tells it: items with parts, each opened, filled and closed by events of its own."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -51,7 +51,7 @@ class ResponseReply:
             "max_output_tokens": asked.max_output_tokens,
             "max_tool_calls": asked.max_tool_calls,
             "model": asked.model if self.journey.started is None else self.journey.started.model,
-            "output": self.output,
+            "output": self._so_far(),
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
             "prompt_cache_key": asked.prompt_cache_key,
@@ -86,11 +86,6 @@ class ResponseReply:
         """Return the last event."""
         return self._encoded({"type": f"response.{self.status}", "response": self.resource()})
 
-    def failure(self, failure: Failure) -> bytes:
-        """Take a failure and return the last event."""
-        self.fail(failure)
-        return self.ending()
-
     def fail(self, failure: Failure) -> None:
         """Note that the answer could not be finished."""
         self.status = "failed"
@@ -102,8 +97,12 @@ class ResponseReply:
             else failure.code
         )
         self.error = {"code": code or "server_error", "message": failure.message}
-        if self._open is not None:
-            self._open["status"] = "incomplete"
+        self._settle("incomplete")
+
+    def cancel(self) -> None:
+        """Note that nobody wants the rest of the answer; what there is of it stays."""
+        self.status = "cancelled"
+        self._settle("incomplete")
 
     def events_of(self, event: GenerationEvent) -> Iterator[_Event]:
         """Take a generation event; yield the events that a stream has of it."""
@@ -115,8 +114,8 @@ class ResponseReply:
                 if event.reasoning:
                     yield from self._add(event.reasoning, "reasoning")
                 if event.text:
-                    self._logprobs += [logprob_fields(entry) for entry in event.logprobs]
-                    yield from self._add(event.text, "message")
+                    logprobs = [logprob_fields(entry) for entry in event.logprobs]
+                    yield from self._add(event.text, "message", logprobs)
                 for piece in event.calls:
                     yield from self._close()
                     yield from self._call(piece)
@@ -125,14 +124,15 @@ class ResponseReply:
                 yield from self._close("incomplete" if is_cut else "completed")
                 self.status = "incomplete" if is_cut else "completed"
 
-    def _add(self, text: str, kind: str) -> Iterator[_Event]:
+    def _add(self, text: str, kind: str, logprobs: Sequence[dict[str, object]] = ()) -> Iterator[_Event]:
         if self._open is None or self._open["type"] != kind:
             yield from self._close()
             yield from self._begin(kind)
         self._text.append(text)
+        self._logprobs += logprobs
         name = "response.output_text.delta" if kind == "message" else "response.reasoning_text.delta"
         found = self._at() | {"type": name, "delta": text}
-        yield found | ({"logprobs": []} if kind == "message" else {})
+        yield found | ({"logprobs": list(logprobs)} if kind == "message" else {})
 
     def _begin(self, kind: str) -> Iterator[_Event]:
         index, prefix = len(self.output), "msg" if kind == "message" else "rs"
@@ -142,7 +142,7 @@ class ResponseReply:
             "status": "in_progress",
         }
         item |= {"role": "assistant", "content": []} if kind == "message" else {"summary": [], "content": []}
-        self._open, self._text, self._logprobs = item, [], self._logprobs if kind == "message" else []
+        self._open, self._text, self._logprobs = item, [], []
         self.output.append(item)
         yield {"type": "response.output_item.added", "output_index": index, "item": dict(item)}
         yield self._at() | {"type": "response.content_part.added", "part": self._part(whole=False)}
@@ -157,15 +157,26 @@ class ResponseReply:
         done = self._at() | {"type": name, "text": text}
         yield done | ({"logprobs": part["logprobs"]} if is_message else {})
         yield self._at() | {"type": "response.content_part.done", "part": part}
-        item["content"], item["status"] = [part], status
+        self._settle(status)
         yield {"type": "response.output_item.done", "output_index": len(self.output) - 1, "item": item}
-        self._open, self._logprobs = None, []
+
+    def _settle(self, status: str) -> None:
+        """Fill the open item with what there is of it, and close it."""
+        if self._open is not None:
+            self._open["content"], self._open["status"] = [self._part(whole=True)], status
+            self._open = None
+
+    def _so_far(self) -> list[dict[str, Any]]:
+        """Return the items, that which is being filled with what it holds now."""
+        if self._open is None:
+            return self.output
+        return [*self.output[:-1], self._open | {"content": [self._part(whole=True)]}]
 
     def _call(self, piece: CallPiece) -> Iterator[_Event]:
         index = len(self.output)
         item = {
             "type": "function_call",
-            "id": f"fc_{piece.id.removeprefix('call_')}",
+            "id": f"fc_{self.id.partition('_')[2]}_{index}",
             "call_id": piece.id,
             "name": piece.name,
         }

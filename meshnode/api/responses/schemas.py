@@ -1,39 +1,77 @@
 """The body of POST /v1/responses. Unknown fields are refused by name; hints that change no answer here are taken."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import attrs
 import msgspec
 
-from meshnode.api.bodies import json_text
+from meshnode.api.bodies import json_text, named
+from meshnode.api.openai.sampling import CacheOptions
 from meshnode.api.openai.schemas import ModelName, thinking_of
-from meshnode.api.openai.tools import check_tools, output_format, tool_use
+from meshnode.api.openai.tools import check_tools, described, output_format, tool_use
 from meshnode.api.parameters import LAST_TOKEN, choice_seeds, default, within
 from meshnode.api.responses.items import Item, conversation
 from meshnode.errors import RequestError
-from meshnode.types.conversation import Tool
+from meshnode.types.conversation import ChatMessage, Tool
 from meshnode.types.generation import GenerationRequest, SamplingParameters
 from meshnode.types.ids import RequestId
 
-__all__ = ["ResponseRequest"]
+__all__ = ["Include", "ResponseRequest"]
 
 _LOGPROBS = "message.output_text.logprobs"
+Include = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
+"""What OpenAI's answers may hold besides; reasoning is told in plain words here."""
+
+
+_Summary = Literal["auto", "concise", "detailed"]
 
 
 class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether to think. Summaries are not made: the reasoning itself is told."""
 
     effort: str | None = None
-    summary: str | None = None
-    generate_summary: str | None = None
-    context: str | None = None
+    summary: _Summary | None = None
+    generate_summary: _Summary | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = (
+        None  # but for the current turn, the template's choice
+    )
+    mode: Literal["standard"] | None = None
 
 
 class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The form of the answer."""
 
     format: dict[str, Any] | None = None
-    verbosity: str | None = None  # a hint to OpenAI's models
+    verbosity: Literal["medium"] | None = None  # as the model likes it
+
+
+class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A function. The model knows all of them from the beginning, and nothing else here calls them."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | bool | None = None
+    strict: bool | None = None
+    output_schema: dict[str, Any] | None = None  # told to the model with the description
+    defer_loading: bool | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of a stream."""
+
+    include_obfuscation: bool | None = None  # padding against guessing lengths; we add none
 
 
 class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,24 +93,25 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
     top_logprobs: int | None = None
-    include: list[str] | None = None  # log-probabilities are given if asked for; nothing else of it exists here
+    include: list[Include] | None = None  # log-probabilities are given if asked for; nothing else of it exists here
     metadata: dict[str, str] | None = None
     # Labels and hints that change no answer here.
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: CacheOptions | None = None
     client_metadata: Any = None
     max_tool_calls: int | None = None  # of tools that OpenAI runs
     service_tier: str | None = None
-    stream_options: Any = None  # padding against guessing lengths
+    stream_options: StreamOptions | None = None
     # Taken when they ask for nothing, else refused.
     truncation: str | None = None
     conversation: Any = None
     prompt: Any = None
 
-    def generation(self, items: Sequence[Item], client: str, request: RequestId) -> GenerationRequest:
-        """Return the generation over the whole conversation. Raises RequestError."""
+    def generation(self, items: Sequence[Item], client: str, request: RequestId, *, kept: int = 0) -> GenerationRequest:
+        """Return the generation over the whole conversation, the first `kept` items of earlier ones. Raises RequestError."""
         self._refuse_unsupported()
         (seed,) = choice_seeds(None, 1)
         limit = self.max_output_tokens
@@ -80,7 +119,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         return GenerationRequest(
             id=request,
             model=self.model,
-            messages=conversation(items, self.instructions),
+            messages=self._messages(items, kept),
             sampling=SamplingParameters(
                 temperature=within("temperature", default(self.temperature, 1.0), 0, 2),
                 top_p=within("top_p", default(self.top_p, 1.0), 0, 1, above=True),
@@ -111,24 +150,32 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             dict.fromkeys(str(tool.get("type"))[:40] for tool in self.tools or () if tool.get("type") != "function")
         )
 
+    def _messages(self, items: Sequence[Item], kept: int) -> tuple[ChatMessage, ...]:
+        messages = conversation(items, self.instructions, kept=kept)
+        if self.reasoning is None or self.reasoning.context != "current_turn":
+            return messages
+        turn = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
+        return (*(attrs.evolve(message, reasoning="") for message in messages[:turn]), *messages[turn:])
+
     def _tools(self) -> tuple[Tool, ...]:
         found = []
-        for index, tool in enumerate(self.tools or ()):
-            if tool.get("type") != "function":
+        for index, entry in enumerate(self.tools or ()):
+            if entry.get("type") != "function":
                 continue
-            match tool:
-                case {"name": str(name)}:
-                    schema = tool.get("parameters") or {"type": "object", "properties": {}}
-                    parameters = json_text(
-                        schema, f"the parameters of tool {name[:80]!r}", f"tools[{index}].parameters"
-                    )
-                    found.append(Tool(name, str(tool.get("description") or ""), parameters, bool(tool.get("strict"))))
-                case _:
-                    raise RequestError("a function has a 'name'", param=f"tools[{index}].name")
+            try:
+                tool = msgspec.convert(entry, FunctionTool)
+            except msgspec.ValidationError as error:
+                raise named(str(error), f"tools[{index}]") from error
+            schema = {"type": "object", "properties": {}} if tool.parameters is None else tool.parameters
+            parameters = json_text(schema, f"the parameters of tool {tool.name[:80]!r}", f"tools[{index}].parameters")
+            told = described(tool.description, "What it returns fits the JSON schema", tool.output_schema)
+            found.append(Tool(tool.name, told, parameters, bool(tool.strict)))
         check_tools(found)
         return tuple(found)
 
     def _refuse_unsupported(self) -> None:
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("'stream_options' goes with 'stream': true", param="stream_options")
         if self.truncation not in (None, "disabled"):
             raise RequestError("'truncation' is not supported by this node; shorten the input", param="truncation")
         for name in ("conversation", "prompt"):

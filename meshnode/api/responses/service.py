@@ -80,6 +80,7 @@ class Responses:
             with trio.move_on_after(self.dependencies.heartbeat):  # a refusal should still become a status
                 first = await anext(events)
             resources.push_async_exit(own.pop_all())
+        resources.push_async_callback(self._leave, turn)
         opening = turn.reply.opening() + (HEARTBEAT if first is None else turn.reply.chunk_of(first[1]))
         return event_stream(self._stream(turn, events, opening), headers | turn.reply.journey.headers())
 
@@ -93,8 +94,7 @@ class Responses:
         turns = self.dependencies.responses.turns(name)
         items: list[Item] = []
         for turn in turns:
-            prefix = str(turn.response["id"]).partition("_")[2]
-            items += [{"id": f"item_{prefix}_{index}", **listed(item)} for index, item in enumerate(turn.input)]
+            items += map(listed, turn.named_input)
             items += turn.output if turn is not turns[-1] else []
         if newest_first:
             items.reverse()
@@ -128,17 +128,29 @@ class Responses:
                 raise RequestError("only answers made in the background can be cancelled", param="response_id")
             return found
         reply, scope = job
-        reply.status = "cancelled"
+        reply.cancel()
         scope.cancel()
         return reply.resource()
 
     def _turn(self, body: ResponseRequest, client: str, request: RequestId) -> _Turn:
-        items = as_items(body.input)
+        items = self._found(as_items(body.input))
         before: list[Item] = []
         for row in self.dependencies.responses.turns(body.previous_response_id):
             before += [*row.input, *row.output]
-        generation = body.generation([*before, *items], client, request)
+        generation = body.generation([*before, *items], client, request, kept=len(before))
         return _Turn(ResponseReply(f"resp_{request}", body), items, generation)
+
+    def _found(self, items: Sequence[Item]) -> list[Item]:
+        """Return the items, those that are named only in full. Raises RequestError and UnknownResponse."""
+        found = []
+        for index, item in enumerate(items):
+            name = item.get("id")
+            if item.get("type") == "item_reference" or set(item) == {"id"}:
+                if set(item) > {"id", "type"} or not isinstance(name, str):
+                    raise RequestError(f"'input[{index}]' names an item by its 'id' alone", param=f"input[{index}]")
+                item = self.dependencies.responses.item(name, f"input[{index}].id")
+            found.append(item)
+        return found
 
     async def _enqueue(self, turn: _Turn) -> dict[str, object]:
         if len(self._jobs) >= _MAX_BACKGROUND:
@@ -186,7 +198,16 @@ class Responses:
             await self._keep(turn)
             yield turn.reply.ending()
         except MeshnodeError as error:
-            yield turn.reply.failure(failure_of(error))
+            turn.reply.fail(failure_of(error))
+            await self._keep(turn)
+            yield turn.reply.ending()
+
+    async def _leave(self, turn: _Turn) -> None:
+        """Keep what there is of an answer whose client has left in the middle: it has been told the name."""
+        if turn.reply.status in _UNDER_WAY:
+            turn.reply.cancel()
+            with trio.CancelScope(shield=True):
+                await self._keep(turn)
 
     async def _keep(self, turn: _Turn) -> None:
         if turn.reply.request.store is not False:
