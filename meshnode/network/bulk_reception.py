@@ -1,9 +1,10 @@
 """Gives shards to peers: a listener of its own, and a thread for each connection that has shown a ticket."""
 
+import contextlib
 import os
 import socket
-from collections import Counter
-from collections.abc import Callable, Sequence
+import ssl
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from meshnode.errors import (
 from meshnode.network.bulk_socket import BulkSocket, in_thread, own_socket
 from meshnode.network.bulk_work import work_and_tell
 from meshnode.network.certificates import Credentials
-from meshnode.network.direct import listen, origin_of
+from meshnode.network.direct import Anteroom, listen, origin_of
 from meshnode.network.ports import Shelf
 from meshnode.network.tickets import Purpose, TicketBook
 from meshnode.network.upload_limits import UploadLimits
@@ -49,11 +50,11 @@ __all__ = ["BulkReception"]
 
 _log = structlog.get_logger(__name__)
 _TOKEN_BYTES = 32
-_HANDSHAKE = 5.0  # seconds for each of its steps
+_HANDSHAKE = 5.0  # seconds for a stranger to show a ticket
 _IDLE = 60.0  # seconds without a question, after which a connection ends
 _THREADS = 16  # connections at once, and
 _PER_PEER = 4  # of them to one peer
-_STRANGERS = 8  # from one address before a ticket
+_STRANGERS = 16  # connections that have shown no ticket; they take nothing from those that have
 
 
 @attrs.define(eq=False)
@@ -67,13 +68,19 @@ class BulkReception:
     report: Callable[[PeerId | None, MeshnodeError], None]
     port: int = attrs.field(default=0, init=False)  # once it runs
     _threads: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(_THREADS), init=False)
-    _served: Counter[PeerId] = attrs.field(factory=Counter, init=False)
-    _from: Counter[str] = attrs.field(factory=Counter, init=False)  # connections by origin
-    _open: int = attrs.field(default=0, init=False)
+    _handshakes: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(_STRANGERS), init=False)
+    _anteroom: Anteroom = attrs.field(factory=lambda: Anteroom(_STRANGERS, _HANDSHAKE), init=False)
+    _served: dict[PeerId, set[socket.socket]] = attrs.field(factory=dict, init=False)
 
-    async def run(self, hosts: Sequence[str], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen and serve until cancelled; then every connection ends. Raises ConfigError."""
-        listeners = await listen(hosts, 0)
+    async def run(
+        self,
+        hosts: Sequence[str],
+        port: int = 0,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Listen (port 0: any) and serve until cancelled; then every connection ends. Raises ConfigError."""
+        listeners = await listen(hosts, port)
         self.port = listeners[0].socket.getsockname()[1]
         try:
             await trio.serve_listeners(self._receive, listeners, task_status=task_status)  # type: ignore[arg-type]
@@ -82,55 +89,53 @@ class BulkReception:
 
     async def _receive(self, stream: trio.SocketStream) -> None:
         origin = origin_of(stream)
-        if self._open >= _THREADS or self._from[origin] >= _STRANGERS + _PER_PEER:
-            await trio.aclose_forcefully(stream)
-            self.report(None, Overloaded("too many connections for shards"))
-            return
-        self._open += 1
-        self._from[origin] += 1
         try:
-            with own_socket(stream, _HANDSHAKE) as taken, taken.dup() as end:
-                await in_thread(end, partial(self._serve, taken), self._threads)
+            with own_socket(stream, _HANDSHAKE) as taken, taken.dup() as end, self._secured(taken) as tls:
+                token = await self._shown(tls, end, origin)
+                with self._admitted(token, end) as peer:
+                    tls.settimeout(_IDLE)
+                    await in_thread(end, partial(self._answer_all, BulkSocket(tls), peer), self._threads)
         except MeshnodeError as error:
             self.report(None, error)
         except Exception as crash:  # noqa: BLE001  # the stranger's rim
             _log.error("giving shards crashed", exc_info=crash)
-        finally:
-            self._open -= 1
-            self._from[origin] -= 1
-            if not self._from[origin]:
-                del self._from[origin]
 
-    # In the connection's thread
+    def part_with(self, peer: PeerId) -> None:
+        """End the connections of a peer."""
+        for end in self._served.get(peer, ()):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
-    def _serve(self, taken: socket.socket) -> None:
+    def _secured(self, taken: socket.socket) -> ssl.SSLSocket:
         try:
-            tls = self.credentials.context.wrap_socket(taken, server_side=True)
+            return self.credentials.context.wrap_socket(taken, server_side=True, do_handshake_on_connect=False)
         except OSError as error:
             raise PeerUnreachable(f"a stranger broke off: {error}") from error
-        connection = BulkSocket(tls)
-        try:
-            peer = trio.from_thread.run_sync(self._admit, connection.receive_raw(_TOKEN_BYTES))
-            try:
-                tls.settimeout(_IDLE)
-                self._answer_all(connection, peer)
-            finally:
-                trio.from_thread.run_sync(self._dismiss, peer)
-        finally:
-            tls.close()
 
-    def _admit(self, token: bytes) -> PeerId:
+    async def _shown(self, tls: ssl.SSLSocket, end: socket.socket, origin: str) -> bytes:
+        """Return the token that a stranger shows. Raises PeerUnreachable without one."""
+        with self._anteroom.admit(origin):
+            return await in_thread(end, partial(_receive_token, tls), self._handshakes)
+        raise PeerUnreachable("a stranger showed no ticket in time, or too many came at once")
+
+    @contextlib.contextmanager
+    def _admitted(self, token: bytes, end: socket.socket) -> Iterator[PeerId]:
         admission = self.tickets.redeem(token)
         if admission.purpose is not Purpose.BULK:
             raise PeerRefused("this ticket is not for shards")
-        self._served[admission.peer] += 1
-        return admission.peer
+        if sum(map(len, self._served.values())) >= _THREADS:
+            raise Overloaded("too many connections for shards")
+        peer, ends = admission.peer, self._served.setdefault(admission.peer, set())
+        ends.add(end)
+        try:
+            yield peer
+        finally:
+            ends.discard(end)
+            if not ends:
+                del self._served[peer]
+                self.limits.forget(peer)
 
-    def _dismiss(self, peer: PeerId) -> None:
-        self._served[peer] -= 1
-        if not self._served[peer]:
-            del self._served[peer]
-            self.limits.forget(peer)
+    # In the connection's thread
 
     def _answer_all(self, connection: BulkSocket, peer: PeerId) -> None:
         try:
@@ -146,7 +151,7 @@ class BulkReception:
 
     def _answer(self, connection: BulkSocket, peer: PeerId, envelope: Envelope[BulkMessage]) -> None:
         message = envelope.message
-        if self._served[peer] > _PER_PEER:
+        if len(self._served[peer]) > _PER_PEER:
             raise Overloaded(f"at most {_PER_PEER} connections for one peer")
         match message:
             case ManifestWanted():
@@ -172,10 +177,17 @@ class BulkReception:
         try:
             for number in range(wanted.first, wanted.first + wanted.count):
                 data = _read(descriptor, number, wanted)
-                self.limits.wait(peer, len(data))
-                connection.send(Chunk(number), data)
+                connection.send(Chunk(number), data, partial(self.limits.reserve, peer))
         finally:
             os.close(descriptor)
+
+
+def _receive_token(tls: ssl.SSLSocket) -> bytes:
+    try:
+        tls.do_handshake()
+    except OSError as error:
+        raise PeerUnreachable(f"a stranger broke off: {error}") from error
+    return BulkSocket(tls).receive_raw(_TOKEN_BYTES)
 
 
 def _blocks(message: KeepShare) -> BlockRange:

@@ -6,6 +6,7 @@ activations that pass through it go first. Through the loop's own streams every 
 
 import contextlib
 import os
+import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -19,9 +20,15 @@ from meshnode.wire.bulk_messages import BulkMessage
 from meshnode.wire.envelopes import Envelope, EnvelopeCodec
 from meshnode.wire.protocols import BULK_MESSAGES
 
-__all__ = ["BulkSocket", "in_thread", "own_socket"]
+__all__ = ["BulkSocket", "Pace", "in_thread", "own_socket"]
 
 T = TypeVar("T")
+
+Pace = Callable[[int], float]
+"""Told how many bytes are to be sent; says in how many seconds they may."""
+
+_PIECE = 16 << 10  # bytes, a record of TLS: the other side sees that something comes
+_HUNG_UP = getattr(select, "POLLRDHUP", 0)  # where there is none, only what we shut ourselves is seen at once
 
 
 def own_socket(stream: trio.SocketStream, timeout: float) -> socket.socket:
@@ -43,10 +50,23 @@ class BulkSocket:
     def __attrs_post_init__(self) -> None:
         self._codec = EnvelopeCodec(BULK_MESSAGES, BULK_MESSAGES)
 
-    def send(self, message: BulkMessage, body: bytes = b"") -> None:
-        """Send a message. Raises FrameTooLarge too."""
-        with _unreachable():
-            self.socket.sendall(self._codec.encode(message, body))
+    def send(self, message: BulkMessage, body: bytes = b"", pace: Pace | None = None) -> None:
+        """Send a message, in small pieces if there is a pace. Raises FrameTooLarge too."""
+        data = memoryview(self._codec.encode(message, body))
+        size = len(data) if pace is None else _PIECE
+        for start in range(0, len(data), size):
+            piece = data[start : start + size]
+            if pace is not None and (pause := pace(len(piece))):
+                self._rest(pause)
+            with _unreachable():
+                self.socket.sendall(piece)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, unless the connection is shut meanwhile, by either side."""
+        shut = select.poll()
+        shut.register(self.socket, _HUNG_UP)
+        if shut.poll(seconds * 1e3):
+            raise PeerUnreachable("the other side hung up")
 
     def send_raw(self, data: bytes) -> None:
         """Send bytes that are no message: a ticket's token."""

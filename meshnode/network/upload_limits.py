@@ -39,14 +39,12 @@ class UploadLimits:
     def __attrs_post_init__(self) -> None:
         self._all = _Pace(self.total)
 
-    def wait(self, peer: PeerId, nbytes: int) -> None:
-        """Block until `nbytes` may be sent to `peer`."""
+    def reserve(self, peer: PeerId, nbytes: int) -> float:
+        """Take leave to send `nbytes` to `peer`, and return in how many seconds."""
         with self._lock:
             now = time.monotonic()
             pace = self._peers.setdefault(peer, _Pace(self.per_peer))
-            pause = max(self._all.reserve(nbytes, now), pace.reserve(nbytes, now))
-        if pause:
-            time.sleep(pause)
+            return max(self._all.reserve(nbytes, now), pace.reserve(nbytes, now))
 
     def forget(self, peer: PeerId) -> None:
         """Forget a peer that has no connection any more."""
