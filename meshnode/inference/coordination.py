@@ -79,7 +79,9 @@ class Coordinator:
         route = first
         try:
             while not session.is_complete:
-                comes_back = session.recoveries and self.is_wanted(request.model)
+                # What was generated is worth a long wait, and so is a worker of ours, which is being started again.
+                has_begun = bool(session.generated) or self.own in barred
+                comes_back = session.recoveries and has_begun and self.is_wanted(request.model)
                 patience = self.patience.new_route if comes_back else self.patience.first_route
                 try:
                     route = route or await self.finder.wait(request, barred, busy, patience)

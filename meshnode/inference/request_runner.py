@@ -194,7 +194,7 @@ class RequestRunner:
         lost: dict[PeerId, int] = {}
         busy: frozenset[PeerId] = frozenset()
         while not reply.is_over:
-            waits = patience.new_route if reply.losses else patience.first_route
+            waits = patience.new_route if reply.losses and reply.tokens else patience.first_route
             try:
                 route = await finder.wait(wish, lost, busy, waits)
             except NoRoute:

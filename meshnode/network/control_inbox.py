@@ -4,7 +4,7 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerUnreachable
+from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.control_links import ControlLinks
 from meshnode.network.gossip import GossipBook
@@ -64,6 +64,8 @@ class ControlInbox:
                 await self._reply(received, self._introductions(sender, message.count))
             case TicketRequest():
                 try:
+                    if self.table.is_banned(sender):
+                        raise PeerRefused("this node has had too much trouble with you")
                     answer: ControlMessage = self.plane.grant(sender, message)
                 except MeshnodeError as error:
                     answer = failure(error)

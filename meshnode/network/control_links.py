@@ -1,5 +1,6 @@
 """The control link of each peer, from its greeting to its end: one per peer, fed with gossip, told to the peer table."""
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 import attrs
@@ -18,6 +19,8 @@ from meshnode.wire.protocols import CONTROL_MESSAGES
 
 __all__ = ["ControlLinks", "LinkPorts"]
 
+_FOR_ROUTES = 16  # links at once beyond the limit, to those that sessions run over
+_BANNED = "this node has had too much trouble with you"
 _CLOCK_TOLERANCE = 300.0  # seconds a peer's clock may be off before it is worth a line in the log
 
 _log = structlog.get_logger(__name__)
@@ -37,22 +40,32 @@ class ControlLinks:
     """All control links of one incarnation of the network."""
 
     greeter: Greeter
-    limit: int  # links at once
+    limit: int  # links at once, those apart that routes need
     table: PeerTable
     book: GossipBook
     ports: LinkPorts
     settings: LinkSettings = attrs.field(factory=LinkSettings)
     _links: dict[PeerId, Link[ControlMessage]] = attrs.field(factory=dict, init=False)
     _neighbours: dict[PeerId, Neighbour] = attrs.field(factory=dict, init=False)
+    _beyond: OrderedDict[Link[ControlMessage], None] = attrs.field(
+        factory=OrderedDict, init=False
+    )  # the limit; the one unused longest comes first
 
     def __len__(self) -> int:
         return len(self._links)
+
+    @property
+    def room(self) -> int:
+        """How many more there may be."""
+        return max(0, self.limit - len(self._links) + len(self._beyond))
 
     def to(self, peer: PeerId) -> Link[ControlMessage]:
         """Return the live link to a peer. Raises PeerUnreachable."""
         link = self._links.get(peer)
         if link is None or link.closed.is_set():
             raise PeerUnreachable(f"there is no control link to {peer}")
+        if link in self._beyond:
+            self._beyond.move_to_end(link)
         return link
 
     def peers(self) -> frozenset[PeerId]:
@@ -67,27 +80,33 @@ class ControlLinks:
         """Return what a linked peer has of the book."""
         return self._neighbours.get(peer)
 
+    def part_with(self, peer: PeerId) -> None:
+        """End the link of a peer that has been banned."""
+        if (link := self._links.get(peer)) is not None:
+            link.close(PeerRefused(_BANNED))
+
     async def serve(
         self,
         stream: PeerStream,
         *,
         opened: bool,
+        for_route: bool = False,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Run the link over a stream to its end; started once both sides have greeted.
+        """Run the link over a stream to its end; started once both sides have greeted. `for_route`: a session needs it.
 
         Raises PeerRefused, PeerUnreachable or WireError if it does not come that far. Cancellation closes the link.
         """
         link = Link(stream.peer, stream, CONTROL_MESSAGES, opened, self.settings, is_relayed=stream.is_relayed)
         try:
-            terms = await self.greeter.greet(link)
+            terms = await self.greeter.greet(link, for_route=for_route)
         except PeerMisbehaved as error:
             self.ports.misbehaved(link.peer, error)
             raise
         if abs(terms.skew) > _CLOCK_TOLERANCE:
             _log.warning("a clock is wrong", peer=short(link.peer), seconds_ahead=round(terms.skew))
         try:
-            self._admit(link, lan=stream.is_lan)
+            self._admit(link, lan=stream.is_lan, for_route=terms.for_route)
         except MeshnodeError as error:
             link.close(error)
             await link.end()
@@ -98,15 +117,22 @@ class ControlLinks:
         finally:
             self._leave(link)
 
-    def _admit(self, link: Link[ControlMessage], *, lan: bool) -> None:
+    def _admit(self, link: Link[ControlMessage], *, lan: bool, for_route: bool) -> None:
         """Make this the link to its peer. Raises PeerRefused when there is another, or there are too many."""
         if self.table.is_banned(link.peer):
-            raise PeerRefused("this node has had too much trouble with you")
+            raise PeerRefused(_BANNED)
         existing = self._links.get(link.peer)
-        if existing is None and len(self._links) >= self.limit:
-            raise PeerRefused(f"this node has {self.limit} peers already")
-        if existing is not None and not self._is_better(link, existing):
-            raise PeerRefused("the two of us have a link already")
+        if existing is None and not self.room:
+            if not for_route:
+                raise PeerRefused(f"this node has {self.limit} peers already")
+            self._make_way()
+            self._beyond[link] = None
+        if existing is not None:
+            if not self._is_better(link, existing):
+                raise PeerRefused("the two of us have a link already")
+            if existing in self._beyond:
+                del self._beyond[existing]
+                self._beyond[link] = None
         self._links[link.peer] = link
         self._neighbours[link.peer] = Neighbour(link.peer, self.book)
         if existing is not None:
@@ -116,6 +142,12 @@ class ControlLinks:
         self.book.revive(link.peer)
         self.table.linked(link, lan=lan)
         _log.info("peer linked", peer=short(link.peer), relayed=link.is_relayed, links=len(self._links))
+
+    def _make_way(self) -> None:
+        """Let the link go that was unused longest, where routes have all places beyond the limit."""
+        if len(self._beyond) >= _FOR_ROUTES:
+            oldest, _ = self._beyond.popitem(last=False)
+            oldest.close(PeerRefused("another route needs the place of this link; come back when one leads here again"))
 
     def _is_better(self, link: Link[ControlMessage], existing: Link[ControlMessage]) -> bool:
         """Say whether a link takes the place of another one to the same peer; both sides come to the same answer."""
@@ -138,11 +170,14 @@ class ControlLinks:
     def _leave(self, link: Link[ControlMessage]) -> None:
         why = link.ended_by
         _log.info("peer link ended", peer=short(link.peer), why=str(why))
+        self._beyond.pop(link, None)
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
             del self._neighbours[link.peer]
-            self.table.unlinked(link)
-            self.book.bury(link.peer)
+            is_gone = not (link.terms and link.terms.for_route and isinstance(why, PeerRefused))
+            self.table.unlinked(link, is_gone=is_gone)
+            if is_gone:  # and has not only given the place of the link to another route
+                self.book.bury(link.peer)
         if isinstance(why, PeerMisbehaved):
             _log.warning("peer broke the protocol", peer=short(link.peer), error=str(why))
             self.ports.misbehaved(link.peer, why)

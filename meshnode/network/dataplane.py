@@ -44,6 +44,9 @@ _StageLink = Link[StageMessage]
 class DataPlanePorts:
     """What the data plane needs of others."""
 
+    reach: Callable[
+        [PeerId], Awaitable[object]
+    ]  # sees to a control link; raises PeerError leafs when there can be none
     ask_ticket: Callable[[PeerId, TicketRequest], Awaitable[Ticket]]  # over the control link
     open_stream: Callable[[PeerId, str], Awaitable[PeerStream]]  # of the host, by protocol
     deliver: Callable[[Received], Awaitable[None]]  # takes what comes in; may wait
@@ -152,6 +155,7 @@ class DataPlane:
 
         Raises PeerUnreachable, PeerRefused.
         """
+        await self._ports.reach(peer)
         ticket = await self._ports.ask_ticket(peer, TicketRequest(Purpose.BULK.value))
         async with open_line(peer, ticket, self._threads) as line:
             yield line
@@ -162,6 +166,15 @@ class DataPlane:
         """Try at once to put direct links in the place of those over the host."""
         if (nudge := self._nudges.get(peer)) is not None:
             nudge.set()
+
+    def part_with(self, peer: PeerId) -> None:
+        """End all links with a peer that has been banned, and take back its tickets."""
+        self._reception.tickets.revoke(peer)
+        opened = {link for link in self._opened if link.peer == peer}
+        for link in opened | self._inbound.get(peer, set()):
+            link.close(PeerRefused("this node has had too much trouble with you"))
+        if self._giving is not None:
+            self._giving.part_with(peer)
 
     def grant(self, peer: PeerId, request: TicketRequest) -> Ticket:
         """Give `peer` leave to open a link. Raises PeerRefused for a purpose we do not know, or without an address."""
@@ -191,6 +204,7 @@ class DataPlane:
 
     async def _open(self, peer: PeerId, opening: _Opening) -> None:
         try:
+            await self._ports.reach(peer)
             try:
                 link = await self._open_direct(peer)
             except MeshnodeError as error:

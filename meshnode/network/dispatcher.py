@@ -24,7 +24,7 @@ from meshnode.observe.metrics import Metrics
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId
-from meshnode.wire.control_messages import Introductions, Records, TicketRequest
+from meshnode.wire.control_messages import Introductions, IntroductionsWanted, Records, SignedRecord, TicketRequest
 from meshnode.wire.failures import failure
 from meshnode.wire.stage_messages import Delegate, OpenStage, Probe, StageMessage
 
@@ -37,7 +37,9 @@ _LIMITS: Mapping[type, tuple[float, float]] = {  # per second on average, and at
     OpenStage: (50, 200),
     Delegate: (20, 100),
     Probe: (20, 50),
+    SignedRecord: (20, 100),
     Records: (20, 100),
+    IntroductionsWanted: (1, 10),
     Introductions: (1, 5),
     TicketRequest: (2, 20),
 }

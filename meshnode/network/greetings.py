@@ -30,12 +30,12 @@ class Greeter:
     clock: Callable[[], float] = time.time  # Unix seconds
     features: Feature = OURS
 
-    def hello(self) -> Hello:
+    def hello(self, *, for_route: bool = False) -> Hello:
         """Return our Hello as of now."""
         proof = network_proof(self.network_id, self.own)
-        return Hello(OLDEST, NEWEST, int(self.features), proof, self.program, self.clock())
+        return Hello(OLDEST, NEWEST, int(self.features), proof, self.program, self.clock(), for_route)
 
-    async def greet(self, link: Link[M], *, timeout: float = 5.0) -> Terms:
+    async def greet(self, link: Link[M], *, timeout: float = 5.0, for_route: bool = False) -> Terms:
         """Exchange Hellos and set the link's terms; before its `run`. When it raises, the stream is closed.
 
         Raises VersionMismatch, PeerRefused (another network, or the peer says no), PeerMisbehaved, PeerUnreachable
@@ -43,7 +43,7 @@ class Greeter:
         """
         try:
             with trio.fail_after(timeout):
-                ours = self.hello()
+                ours = self.hello(for_route=for_route)
                 theirs = await link.exchange_hellos(ours)
             link.terms = agree(ours, theirs, link.peer, network_proof(self.network_id, link.peer))
         except trio.TooSlowError:

@@ -83,6 +83,10 @@ class StagePlane(StageLinks, Protocol):
         """Try at once to put direct links in the place of relayed ones."""
         ...
 
+    def part_with(self, peer: PeerId) -> None:
+        """End all links with a peer that has been banned, and take back its tickets."""
+        ...
+
     def fetching_from(self, peer: PeerId) -> AbstractAsyncContextManager[BulkLine]:
         """Connect to a peer for shards. Raises PeerUnreachable and PeerRefused on entry."""
         ...

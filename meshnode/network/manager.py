@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -15,7 +16,7 @@ import structlog
 import trio
 
 from meshnode import __version__
-from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, StoreError
+from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable, StoreError
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.address_book import AddressBook
@@ -30,17 +31,17 @@ from meshnode.network.holdings import Holdings, described
 from meshnode.network.host_ports import Discovery, Host, StagePlane
 from meshnode.network.peers import PeerTable
 from meshnode.network.places import Places
-from meshnode.network.ports import PeerStream
+from meshnode.network.ports import MessageLink, PeerStream
 from meshnode.network.providing import Providing
 from meshnode.network.stage_links import AnyReceived, ControlReceived
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId, short
 from meshnode.types.peers import Liveness, Offer, Offering, Room
-from meshnode.wire.control_messages import IntroductionsWanted
+from meshnode.wire.control_messages import ControlMessage, IntroductionsWanted
 from meshnode.wire.versions import CONTROL_PROTOCOL, STAGE_PROTOCOL
 
-__all__ = ["DialRequest", "NetworkManager", "NetworkResources", "NetworkSettings"]
+__all__ = ["DialRequest", "NetworkManager", "NetworkResources", "NetworkSettings", "Reach"]
 
 _LOOK_EVERY = 1.0  # seconds
 _DIALS_AT_ONCE = 8
@@ -52,6 +53,9 @@ _PUBLISH_PACE = 1.0  # seconds between two offers of ours
 _EXPIRE_EVERY = 60.0
 
 _log = structlog.get_logger(__name__)
+
+Reach = Callable[[PeerId], Awaitable[MessageLink[ControlMessage]]]
+"""Gives the control link to a peer that a route leads through, dialling it if there is none. Raises PeerError leafs."""
 
 OpenHost = Callable[[Mapping[str, Callable[[PeerStream], Awaitable[None]]]], AbstractAsyncContextManager[Host]]
 
@@ -100,10 +104,11 @@ class NetworkManager:
     _resources: NetworkResources
     _settings: NetworkSettings
     _open_host: OpenHost
-    _stage_plane: Callable[[ControlLinks, Host], StagePlane]
+    _stage_plane: Callable[[Reach, Host], StagePlane]
     _pulse: Pulse
     _discovery: Discovery | None = None  # None: the local network is not asked
     _dialling: Dialling[PeerId] = attrs.field(factory=Dialling, init=False)
+    _reaching: Dialling[PeerId] = attrs.field(factory=Dialling, init=False)  # for routes, which wait for no pause
     _under_way: set[PeerId] = attrs.field(factory=set, init=False)  # being dialled
     _links: ControlLinks = attrs.field(init=False)
     _plane: StagePlane | None = attrs.field(default=None, init=False)
@@ -120,7 +125,7 @@ class NetworkManager:
         handlers = {CONTROL_PROTOCOL: self._accept_control, STAGE_PROTOCOL: self._accept_stage}
         try:
             async with self._open_host(handlers) as host, trio.open_nursery() as nursery:
-                self._plane = plane = self._stage_plane(self._links, host)
+                self._plane = plane = self._stage_plane(partial(self._reach, host, nursery), host)
                 await nursery.start(plane.run)
                 shared.gateway.connect(plane)
                 self._tell_addresses(host)
@@ -128,6 +133,7 @@ class NetworkManager:
                 nursery.start_soon(inbox.serve, shared.control)
                 nursery.start_soon(self._publish)
                 nursery.start_soon(self._expire)
+                nursery.start_soon(self._part_with_banned, plane)
                 nursery.start_soon(self._serve_dials, host, nursery)
                 nursery.start_soon(Places(host, shared.table).run)
                 if self._discovery is not None:
@@ -168,10 +174,18 @@ class NetworkManager:
 
     async def _accept_stage(self, stream: PeerStream) -> None:
         """Serve a stage link that comes over the host, because no direct way was found."""
-        if self._plane is not None:
+        if self._plane is not None and not self._resources.table.is_banned(stream.peer):
             await self._plane.accept_stream(stream)
 
-    async def _connect(self, host: Host, nursery: trio.Nursery, addresses: Sequence[str]) -> PeerId:
+    async def _part_with_banned(self, plane: StagePlane) -> None:
+        async for _ in self._resources.table.failures.values():
+            for peer in self._resources.table.banned():
+                self._links.part_with(peer)
+                plane.part_with(peer)
+
+    async def _connect(
+        self, host: Host, nursery: trio.Nursery, addresses: Sequence[str], *, for_route: bool = False
+    ) -> PeerId:
         """Dial, greet, and return once the link is up. Raises PeerUnreachable, PeerRefused, PeerMisbehaved.
 
         A relayed link gives way to a direct one, if the dial has found one.
@@ -183,7 +197,8 @@ class NetworkManager:
             if is_relayed and stream.is_relayed:
                 await stream.aclose()
             else:
-                await nursery.start(lambda task_status: self._links.serve(stream, opened=True, task_status=task_status))
+                serve = partial(self._links.serve, stream, opened=True, for_route=for_route)
+                await nursery.start(lambda task_status: serve(task_status=task_status))
         self._dialling.reached(peer)
         self._resources.table.learn(peer, addresses, worked=True)
         try:
@@ -192,6 +207,19 @@ class NetworkManager:
             _log.warning("address not kept", peer=short(peer), error=str(error))
         await self._links.to(peer).send(IntroductionsWanted(16))
         return peer
+
+    async def _reach(self, host: Host, nursery: trio.Nursery, peer: PeerId) -> MessageLink[ControlMessage]:
+        if peer not in self._links.peers():
+            try:
+                await self._connect(host, nursery, self._known()[peer], for_route=True)
+            except KeyError:
+                raise PeerUnreachable(f"no address of {peer} is known") from None
+            except PeerUnreachable:
+                if self._reaching.failed(peer) >= _GIVEN_UP_AFTER:
+                    self._give_up(peer)
+                raise
+            self._reaching.reached(peer)
+        return self._links.to(peer)
 
     async def _try(self, host: Host, nursery: trio.Nursery, peer: PeerId, addresses: Sequence[str]) -> None:
         self._under_way.add(peer)
@@ -229,8 +257,16 @@ class NetworkManager:
         First come those named to begin with, then those who hold what is missing, those with offers, those known of old.
         Whoever is linked through a third node is dialled where it is reached without.
         """
-        shared, linked, relayed = self._resources, self._links.peers(), self._links.relayed()
-        room = max(0, self._settings.max_peers - len(linked))
+        linked, relayed, wanted = self._links.peers(), self._links.relayed(), self._known(sought)
+        banned, own = self._resources.table.is_banned, self._resources.own
+        allowed = [peer for peer in wanted if peer != own and not banned(peer)]
+        apart = {peer: wanted[peer] for peer in allowed if peer not in linked and wanted[peer]}
+        through = {peer: direct for peer in allowed if peer in relayed and (direct := direct_only(wanted[peer]))}
+        return dict(list(apart.items())[: self._links.room]) | through
+
+    def _known(self, sought: Collection[PeerId] = ()) -> dict[PeerId, tuple[str, ...]]:
+        """Return everybody we have heard of, most wanted first, and where."""
+        shared = self._resources
         wanted: dict[PeerId, tuple[str, ...]] = {}
         for address in self._settings.bootstrap:
             peer = peer_of([address])
@@ -244,10 +280,7 @@ class NetworkManager:
             wanted[info.peer] = (*wanted.get(info.peer, ()), *info.addresses)
         for old in shared.addresses.peers():
             wanted.setdefault(old.peer, old.addresses)
-        allowed = [peer for peer in wanted if peer != shared.own and not shared.table.is_banned(peer)]
-        apart = {peer: wanted[peer] for peer in allowed if peer not in linked and wanted[peer]}
-        through = {peer: direct for peer in allowed if peer in relayed and (direct := direct_only(wanted[peer]))}
-        return dict(list(apart.items())[:room]) | through
+        return wanted
 
     async def _serve_dials(self, host: Host, nursery: trio.Nursery) -> None:
         with self._resources.dials.serve() as letters:

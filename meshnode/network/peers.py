@@ -94,6 +94,10 @@ class PeerTable:
         """Whether a peer has done too much that no honest one does."""
         return self.failures.value.get(peer, 0) >= _BANNED_AT
 
+    def banned(self) -> tuple[PeerId, ...]:
+        """Return all of those."""
+        return tuple(filter(self.is_banned, self.failures.value))
+
     # The writer
 
     def learn(self, peer: PeerId, addresses: Sequence[str], *, worked: bool = False) -> None:
@@ -114,11 +118,15 @@ class PeerTable:
         row.links += 1
         self._tell()
 
-    def unlinked(self, link: ControlLink) -> None:
-        """Note that a link has ended: unless another took its place, the peer is dead until it says something new."""
+    def unlinked(self, link: ControlLink, *, is_gone: bool = True) -> None:
+        """Note that a link has ended: unless another took its place, the peer is dead until it says something new.
+
+        One that `is_gone` is not said of is known by hearsay from now on.
+        """
         row = self._rows.get(link.peer)
         if row is not None and row.link is link:
-            row.link, row.offer, row.is_gone = None, None, True
+            row.link, row.is_gone = None, is_gone
+            row.offer = None if is_gone else row.offer
             self._tell()
 
     def heard(self, offer: Offer) -> None:

@@ -53,6 +53,10 @@ class TicketBook:
         self._given[_digest(token)] = Admission(peer, purpose, now + self.lifetime)
         return token
 
+    def revoke(self, peer: PeerId) -> None:
+        """Let the tickets of a peer let nobody in any more."""
+        self._given = {key: given for key, given in self._given.items() if given.peer != peer}
+
     def redeem(self, token: bytes) -> Admission:
         """Return whom a token lets in, and let it in no more. Raises PeerRefused."""
         admission = self._given.pop(_digest(token), None)

@@ -19,7 +19,6 @@ from meshnode.health.rebalancer import ShardRebalancer
 from meshnode.inference.router import MeshAccess
 from meshnode.network.address_book import AddressBook
 from meshnode.network.addresses import direct_only, parse_address
-from meshnode.network.control_links import ControlLinks
 from meshnode.network.dataplane import DataPlane, DataPlanePorts, DataPlaneSettings
 from meshnode.network.dispatcher import DispatcherResources, MessageDispatcher
 from meshnode.network.gateway import StageGateway
@@ -29,7 +28,7 @@ from meshnode.network.holdings import Holdings
 from meshnode.network.host_ports import Discovery, Host, StagePlane
 from meshnode.network.invitations import Invitation, encode_invitation
 from meshnode.network.loopback import LoopbackLink
-from meshnode.network.manager import DialRequest, NetworkManager, NetworkResources, NetworkSettings
+from meshnode.network.manager import DialRequest, NetworkManager, NetworkResources, NetworkSettings, Reach
 from meshnode.network.peer_shards import KnownHolders
 from meshnode.network.peers import PeerTable
 from meshnode.network.ports import PeerStream, Shelf
@@ -195,14 +194,15 @@ class Mesh:
             return network.port
         return api.port + 10 if 0 < api.port <= 65525 else 0
 
-    def _stage_plane(self, links: ControlLinks, host: Host) -> StagePlane:
+    def _stage_plane(self, reach: Reach, host: Host) -> StagePlane:
         async def ask_ticket(peer: PeerId, request: TicketRequest) -> Ticket:
-            answer = await links.to(peer).ask(request, timeout=_TICKET_TIMEOUT)
+            answer = await (await reach(peer)).ask(request, timeout=_TICKET_TIMEOUT)
             if not isinstance(answer.message, Ticket):
                 raise PeerMisbehaved(f"{peer} answered a request for a ticket with {type(answer.message).__name__}")
             return answer.message
 
         ports = DataPlanePorts(
+            reach=reach,
             ask_ticket=ask_ticket,
             open_stream=host.open_stream,
             deliver=self.channels.inbound_stages.tell,

@@ -21,7 +21,6 @@ __all__ = [
     "Ping",
     "Pong",
     "Records",
-    "RecordsWanted",
     "SignedRecord",
     "Ticket",
     "TicketRequest",
@@ -44,6 +43,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
     network: Digest  # shows that the sender knows the id of its network, without saying it; see versions.network_proof
     version: Annotated[str, msgspec.Meta(max_length=64)]  # of the program, for people
     clock: float  # Unix seconds, to tell people that a clock is wrong
+    for_route: bool = False  # a session is to run over it: it may have a place where there is none for others
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping", gc=False):
@@ -69,16 +69,10 @@ class SignedRecord(msgspec.Struct, frozen=True, tag="record", gc=False):
     signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
 
-class RecordsWanted(msgspec.Struct, frozen=True, tag="records_wanted", omit_defaults=True):
-    """Ask a neighbour for the records that we lack; answered with Records, not tied to the question."""
-
-    known: dict[Name, int] = {}  # the newest sequence we have of each node
-
-
 class Records(msgspec.Struct, frozen=True, tag="records"):
     """Records of any nodes, most useful first."""
 
-    records: tuple[SignedRecord, ...]
+    records: Annotated[tuple[SignedRecord, ...], msgspec.Meta(max_length=256)]  # of 256 bytes at least, in 56 KiB
 
 
 class IntroductionsWanted(msgspec.Struct, frozen=True, tag="introductions_wanted"):
@@ -118,15 +112,5 @@ class Ticket(msgspec.Struct, frozen=True, tag="ticket"):
 
 LinkMessage = Hello | Ping | Pong | Failed
 ControlMessage = (
-    Hello
-    | Ping
-    | Pong
-    | SignedRecord
-    | RecordsWanted
-    | Records
-    | IntroductionsWanted
-    | Introductions
-    | TicketRequest
-    | Ticket
-    | Failed
+    Hello | Ping | Pong | SignedRecord | Records | IntroductionsWanted | Introductions | TicketRequest | Ticket | Failed
 )

@@ -25,7 +25,6 @@ from meshnode.wire.control_messages import (
     Ping,
     Pong,
     Records,
-    RecordsWanted,
     SignedRecord,
     Ticket,
     TicketRequest,
@@ -55,7 +54,6 @@ __all__ = ["BULK_MESSAGES", "CONTROL_MESSAGES", "STAGE_MESSAGES", "feature_of"]
 
 _LINK = FrameType(1, 16 << 10)  # the longest is a failure's sentence: 2000 characters
 _GOSSIP = FrameType(2, 64 << 10)
-_BOOK = FrameType(3, 1 << 20)  # the sequences of some ten thousand nodes
 _STAGE = FrameType(4, 1 << 20)
 _PROMPT = FrameType(5, 16 << 20)  # a conversation, or about three million tokens
 _STEP = FrameType(6, 64 << 20, has_body=True)  # 2048 rows of 16,384 bfloat16
@@ -66,7 +64,6 @@ CONTROL_MESSAGES: MessageSet[ControlMessage] = MessageSet(
     {
         _LINK: (Hello, Ping, Pong, Failed, IntroductionsWanted, TicketRequest, Ticket),
         _GOSSIP: (SignedRecord, Records, Introductions),
-        _BOOK: (RecordsWanted,),
     }
 )
 STAGE_MESSAGES: MessageSet[StageMessage] = MessageSet(

@@ -42,6 +42,7 @@ class Terms:
     is_newer: bool  # the peer has features we have never heard of, so it may send messages we do not know
     program: str  # its version, for people
     skew: float  # seconds its clock is ahead of ours, give or take the round trip
+    for_route: bool = False  # one of us wants to run a session over the link
 
 
 def agree(ours: Hello, theirs: Hello, peer: PeerId, network: bytes) -> Terms:
@@ -64,6 +65,7 @@ def agree(ours: Hello, theirs: Hello, peer: PeerId, network: bytes) -> Terms:
         is_newer=bool(theirs.features & ~int(OURS)),
         program=theirs.version,
         skew=theirs.clock - ours.clock,
+        for_route=ours.for_route or theirs.for_route,
     )
 
 

@@ -157,6 +157,12 @@ async def test_a_flood_of_forgeries_does_not_fill_the_node(inbox):
     assert inbox.table.peers() == ()
 
 
+async def test_who_is_banned_gets_no_ticket(inbox):
+    inbox.table.failures.set({ASKER: 100})
+    ((answer, _),) = await take(inbox, TicketRequest("activations"))
+    assert "too much trouble" in answer.message
+
+
 async def test_a_ticket_that_is_refused_is_refused_with_the_reason(inbox):
     ((answer, exchange),) = await take(inbox, TicketRequest("activations"))
     assert isinstance(answer, Failed)

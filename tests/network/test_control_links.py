@@ -73,16 +73,17 @@ class Side:
     async def take(self, received):
         self.received.append(received.message)
 
-    async def serve(self, stream, *, opened, task_status=trio.TASK_STATUS_IGNORED):
+    async def serve(self, stream, *, opened, for_route=False):
         try:
-            await self.links.serve(stream, opened=opened)
+            await self.links.serve(stream, opened=opened, for_route=for_route)
         except (PeerRefused, PeerUnreachable, PeerMisbehaved) as error:
             self.refused.append(error)
 
-    async def dial(self, other, **kind):
+    async def dial(self, other, *, for_route=False, **kind):
         """Open a link and wait until nothing more happens."""
         near, far = trio.testing.memory_stream_pair()
-        self.nursery.start_soon(lambda: self.serve(Stream(near, other.peer, **kind), opened=True))
+        stream = Stream(near, other.peer, **kind)
+        self.nursery.start_soon(lambda: self.serve(stream, opened=True, for_route=for_route))
         other.nursery.start_soon(lambda: other.serve(Stream(far, self.peer, **kind), opened=False))
         await trio.sleep(2)
 
@@ -200,12 +201,39 @@ async def test_one_too_many_is_refused_and_told_why_and_the_others_stay(autojump
         assert second.links.peers() == frozenset()
 
 
+async def test_a_route_has_a_place_beyond_the_limit_and_the_one_unused_longest_makes_way(autojump_clock, monkeypatch):
+    monkeypatch.setattr("meshnode.network.control_links._FOR_ROUTES", 2)
+    async with sides(1, 2, limit=1) as (here, named), sides(3, 4, 5) as (first, second, third):
+        await here.dial(named)
+        for each in (first, second, third):
+            each.book.publish(Offer(each.peer, 1, 1e9, "1", ()))
+            await each.dial(here, for_route=True)
+            here.table.heard(here.book.accept(each.book.records()[0][0]))
+            assert here.links.room == 0
+        assert here.links.peers() == {named.peer, second.peer, third.peer}
+        assert first.links.peers() == frozenset()
+        assert here.info(first).liveness is Liveness.SUSPECT  # known by hearsay: it is not gone
+        named.links.to(here.peer).close("on purpose")
+        await trio.sleep(2)
+        assert here.links.room == 1
+
+
 async def test_who_is_banned_gets_no_link(autojump_clock):
     async with sides(1, 2) as (here, there):
         here.table.failures.set({there.peer: 100})
         await there.dial(here)
         assert here.links.peers() == there.links.peers() == frozenset()
         assert "too much trouble" in str(here.refused[0])
+
+
+async def test_who_becomes_banned_is_told_so_and_its_link_ends(autojump_clock):
+    async with sides(1, 2, 3) as (here, there, other):
+        await here.dial(there)
+        await here.dial(other)
+        here.links.part_with(there.peer)
+        await trio.sleep(2)
+        assert here.links.peers() == {other.peer}
+        assert there.links.peers() == frozenset()
 
 
 async def test_another_network_is_refused_by_both(autojump_clock):

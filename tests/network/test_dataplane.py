@@ -53,10 +53,15 @@ class Pair:
     hosts: dict = attrs.field(factory=lambda: {A: LOOPBACK, B: LOOPBACK})  # what each says of its addresses
     reports: dict = attrs.field(factory=lambda: {A: [], B: []})
     deliver: object = answer_probes
+    reached: list = attrs.field(factory=list)
     tickets: int = 0
     streams: int = 0
     change_ticket: object = staticmethod(lambda ticket: ticket)
     host_works: bool = True
+
+    async def reach(self, peer):
+        await trio.lowlevel.checkpoint()
+        self.reached.append(peer)
 
     def add(self, own, network="home", **settings):
         async def ask_ticket(peer, request):
@@ -77,7 +82,7 @@ class Pair:
             await self.deliver(received)
 
         ports = DataPlanePorts(
-            ask_ticket, open_stream, deliver, lambda: self.hosts[own],
+            self.reach, ask_ticket, open_stream, deliver, lambda: self.hosts[own],
             lambda peer, error: self.reports[own].append((peer, error)),
         )  # fmt: skip
         settings = {"listen": LOOPBACK, **settings}
@@ -172,6 +177,20 @@ async def test_a_link_that_ended_is_opened_again():
         again = await both.planes[A].to(B)
         assert again is not link
         assert await works(again)
+
+
+async def test_who_becomes_banned_has_no_link_any_more_and_no_ticket():
+    async with pair() as both:
+        here, there = both.planes[A], both.planes[B]
+        links = [await here.to(B), await there.to(A)]
+        for link in links:
+            assert await works(link)
+        token = here.grant(B, TicketRequest("activations")).token
+        here.part_with(B)
+        for link in links:
+            await link.closed.wait()
+        assert await handshake(here, token=token) == b""
+        assert both.reached == [B, A]
 
 
 async def test_links_end_with_the_plane_and_there_are_none_without():

@@ -130,8 +130,8 @@ async def test_messages_of_one_plane_keep_their_order(desk, autojump_clock):
 @pytest.mark.parametrize("dead", ["stages", "control"])
 async def test_a_subsystem_that_takes_nothing_holds_up_no_other(desk, autojump_clock, dead):
     """And beyond what may wait, whoever sends to it waits too."""
-    alive = "control" if dead == "stages" else "stages"
-    to_dead, to_alive = (step(0), IntroductionsWanted(1)) if dead == "stages" else (IntroductionsWanted(1), step(0))
+    alive, ticket = "control" if dead == "stages" else "stages", EXAMPLES["control/ticket"][1]
+    to_dead, to_alive = (step(0), ticket) if dead == "stages" else (ticket, step(0))
     async with desk.dispatching(readers=(alive,)):
         with trio.move_on_after(0.5):
             for _ in range(2000):
@@ -183,6 +183,16 @@ async def test_who_asks_too_much_is_refused_and_noted_and_nobody_else_is(desk, a
         await desk.say(Probe(), greedy, exchange=1001)
         await trio.sleep(0.1)
         assert len(desk.stages) == 52, "later it may ask again"
+
+
+@pytest.mark.parametrize("name", ["record", "records", "introductions_wanted", "introductions", "ticket_request"])
+async def test_what_makes_work_for_the_network_has_a_limit(desk, autojump_clock, name):
+    async with desk.dispatching():
+        for _ in range(1000):
+            await desk.say(EXAMPLES[f"control/{name}"][1], Link("greedy"))
+        await trio.sleep(0.1)
+        assert 1 <= len(desk.control) <= 120
+        assert {each.misdeed for each in desk.evidence()} == {Misdeed.FLOOD}
 
 
 async def test_steps_have_no_limit_here_since_they_are_bounded_where_they_are_held(desk, autojump_clock):

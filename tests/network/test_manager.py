@@ -140,6 +140,18 @@ async def test_a_node_dials_neither_itself_nor_who_is_banned(autojump_clock):
         assert net.dialled == []
 
 
+async def test_who_becomes_banned_is_parted_with(autojump_clock):
+    async with open_internet() as net:
+        here, there = await net.start(1), await net.start(2, bootstrap=(1,))
+        other = await net.start(3, bootstrap=(1,))
+        await trio.sleep(30)
+        here.resources.table.failures.set({there.own: 100, other.own: 1})
+        await trio.sleep(5)
+        assert connected(here) == {other.own}
+        assert connected(there) == {other.own}
+        assert here.parted == {there.own}
+
+
 async def test_a_wish_to_be_connected_is_answered(autojump_clock):
     async with open_internet() as net:
         here, there = await net.start(1), await net.start(2)

@@ -116,6 +116,7 @@ class SimHost:
     handlers: dict
     nursery: trio.Nursery
     streams: list = attrs.field(factory=list)
+    connected: set = attrs.field(factory=set)  # peers
 
     def listen_addresses(self):
         return (f"/memory/p2p/{self.peer}",)
@@ -125,10 +126,14 @@ class SimHost:
         await trio.sleep(self.world.latency(self.peer, peer))
         if peer not in self.world.hosts or self.world.is_apart(self.peer, peer):
             raise PeerUnreachable(f"{peer} does not answer")
+        self.connected.add(peer)
+        self.world.hosts[peer].connected.add(self.peer)
         return peer
 
     async def open_stream(self, peer, protocol):
         await trio.sleep(self.world.latency(self.peer, peer))
+        if peer not in self.connected:
+            raise PeerUnreachable(f"there is no connection to {peer}")
         other = self.world.hosts.get(peer)
         if other is None or self.world.is_apart(self.peer, peer):
             raise PeerUnreachable(f"{peer} does not answer")
@@ -149,7 +154,7 @@ class SimHost:
         await trio.lowlevel.checkpoint()
 
     def connections(self):
-        return [stream.peer for stream in self.streams]
+        return self.connected
 
     def relays(self):
         """Return as many as anybody wants: nobody asks for a place, with pauses that no seed decides."""
@@ -174,6 +179,7 @@ class SimNode:
     table: PeerTable | None = None
     book: GossipBook | None = None
     router: WatchedRouter | None = None
+    max_peers: int = 64
     network: trio.CancelScope | None = None  # of its present incarnation
     since: float = 0.0  # when its process began
 
@@ -225,7 +231,7 @@ class SimNode:
                 listening=channels.listening,
             )
             bootstrap = tuple(f"/memory/p2p/{peer}" for peer in world.bootstrap if peer != own)
-            settings = NetworkSettings(NETWORK, bootstrap, (), 64, own[-4:])
+            settings = NetworkSettings(NETWORK, bootstrap, (), self.max_peers, own[-4:])
 
             def manager():
                 made = NetworkManager(
@@ -291,11 +297,12 @@ class SimNode:
         return {info.peer for info in self.table.peers() if info.liveness.value != "dead" and info.offer is not None}
 
 
-def _plane(own, channels, links, host):
+def _plane(own, channels, reach, host):
     async def ask_ticket(peer, asked):
-        return (await links.to(peer).ask(asked, timeout=5.0)).message
+        return (await (await reach(peer)).ask(asked, timeout=5.0)).message
 
     ports = DataPlanePorts(
+        reach=reach,
         ask_ticket=ask_ticket,
         open_stream=host.open_stream,
         deliver=channels.inbound_stages.tell,
@@ -355,6 +362,7 @@ class SimWorld:
     async def open_host(self, peer, handlers):
         for stream in self.remains.pop(peer, ()):
             stream.sever()  # the new process knows nothing of them
+        self.part(peer)
         async with trio.open_nursery() as nursery:
             host = self.hosts[peer] = SimHost(self, peer, handlers, nursery)
             try:
@@ -371,11 +379,17 @@ class SimWorld:
             for stream in gone.streams:
                 stream.lose()
 
+    def part(self, peer):
+        """No connection leads to what a host was before."""
+        for other in self.hosts.values():
+            other.connected.discard(peer)
+
     def drop(self, peer, host=None):
         """A host is gone: all of its streams break."""
         found = self.hosts.get(peer)
         if found is not None and (host is None or found is host):
             del self.hosts[peer]
+            self.part(peer)
         gone = host or found
         if gone is not None and self.remains.get(peer) is gone.streams:
             return

@@ -150,6 +150,9 @@ class _Plane:
     def found_direct_way(self, peer):
         self.member.direct_ways.append(peer)
 
+    def part_with(self, peer):
+        self.member.parted.add(peer)
+
     def grant(self, peer, request):
         raise PeerRefused("there are no stage links here")
 
@@ -162,6 +165,7 @@ class MemoryMember:
     settings: NetworkSettings
     open_host: object
     direct_ways: list = attrs.field(factory=list)
+    parted: set = attrs.field(factory=set)
     crash: trio.Event = attrs.field(factory=trio.Event)
 
     @property

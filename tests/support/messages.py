@@ -33,7 +33,6 @@ from meshnode.wire.control_messages import (
     Ping,
     Pong,
     Records,
-    RecordsWanted,
     SignedRecord,
     Ticket,
     TicketRequest,
@@ -77,11 +76,10 @@ _EVERYWHERE = {
     "failed": Failed("overloaded", "too much to do; come back in a second"),
 }
 _CONTROL = {
+    "hello_for_route": Hello(1, 2, 7, bytes(range(32)), "0.1.0", 1_700_000_000.5, True),
     "records": Records((_RECORD, _RECORD)),
     "records_none": Records(()),
     "record": _RECORD,
-    "records_wanted": RecordsWanted({_A: 1_700_000_000_000, _B: 0}),
-    "records_wanted_all": RecordsWanted(),
     "introductions_wanted": IntroductionsWanted(16),
     "introductions": Introductions(
         (Introduction(_B, ("/ip4/192.0.2.7/tcp/4001", "/ip6/2001:db8::7/tcp/4001")), Introduction(_A, ()))

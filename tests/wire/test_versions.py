@@ -19,6 +19,7 @@ def test_two_of_the_same_kind_agree_on_everything():
     terms = agree(hello(), hello(version="0.1.1"), PEER, PROOF)
     assert attrs.asdict(terms) == {
         "version": 1, "features": Feature(7), "is_newer": False, "program": "0.1.1", "skew": 0.0,
+        "for_route": False,
     }  # fmt: skip
 
 
