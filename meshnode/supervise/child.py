@@ -8,7 +8,7 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import Fatal, MeshnodeError
+from meshnode.errors import ConfigError, Fatal, MeshnodeError
 from meshnode.flow.deadlines import Budget
 from meshnode.supervise.causes import describe, leaves
 from meshnode.supervise.health import HealthBoard
@@ -22,7 +22,10 @@ from meshnode.supervise.subsystem import (
     SubsystemFailed,
 )
 
-__all__ = ["Child", "PulseLost", "StartTimedOut", "UnexpectedExit"]
+__all__ = ["Child", "Failure", "PulseLost", "StartTimedOut", "UnexpectedExit"]
+
+Failure = SubsystemFailed | Fatal | ConfigError
+"""Why a tree ends: a child failed for good, said so itself, or found at its first start that a setting cannot hold."""
 
 _OBEDIENT = 0.1  # seconds: even with the stop budget spent, a child that ends when it is told to is not called stuck
 
@@ -78,9 +81,9 @@ class Child:
     async def keep(self) -> None:
         """Run the child until `stop`. Shielded: cancellation from outside does not reach it.
 
-        Raises SubsystemFailed or Fatal when it cannot go on and that matters to the tree.
+        Raises a Failure when it cannot go on and that matters to the tree.
         """
-        failure: SubsystemFailed | Fatal | None = None
+        failure: Failure | None = None
         try:
             with self._scope:
                 failure = await self._keep_running()
@@ -134,7 +137,7 @@ class Child:
         if self._draining.cancelled_caught:
             _log.warning("drain cut short", subsystem=self.spec.name, drain_timeout=self.spec.drain_timeout)
 
-    async def _keep_running(self) -> SubsystemFailed | Fatal | None:
+    async def _keep_running(self) -> Failure | None:
         """Run incarnations; return why the tree must stop, or None if a crash came while it was stopping."""
         while True:
             try:
@@ -143,8 +146,10 @@ class Child:
                 if self._stopping:
                     self._log_error("error while stopping", error)
                     return None
-                self._log_error("subsystem crashed", error)
-                failure = self._judge(error)
+                failure = self._refusal(error)
+                if failure is None:
+                    self._log_error("subsystem crashed", error)
+                    failure = self._judge(error)
                 if failure is not None:
                     return failure
             self.settled.set()
@@ -192,7 +197,18 @@ class Child:
             else:
                 self.health.clear_condition("pulse_silent", self.spec.name)
 
-    def _judge(self, error: Exception) -> SubsystemFailed | Fatal | None:
+    def _refusal(self, error: Exception) -> ConfigError | None:
+        """Return what a setting of the first start is refused for: no crash, so nobody needs its traceback."""
+        if self.settled.is_set() or self.spec.criticality is not Criticality.CRITICAL:
+            return None
+        causes = list(leaves(error))
+        wrong = [cause for cause in causes if isinstance(cause, ConfigError)]
+        if len(wrong) < len(causes):
+            return None
+        self.last_error = describe(error)
+        return wrong[0]
+
+    def _judge(self, error: Exception) -> Failure | None:
         """Count a crash; return why the tree must stop, or None if the child may try again."""
         name, policy, text = self.spec.name, self.spec.restart, describe(error)
         critical = self.spec.criticality is Criticality.CRITICAL

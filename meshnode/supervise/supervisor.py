@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
-from meshnode.errors import Fatal
+from meshnode.errors import ConfigError, Fatal
 from meshnode.flow.deadlines import Budget
 from meshnode.supervise.causes import describe
-from meshnode.supervise.child import Child
+from meshnode.supervise.child import Child, Failure
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildSpec, ChildState, Criticality, SubsystemFailed
 from meshnode.supervise.watchdog import ShutdownWatchdog
@@ -48,7 +48,7 @@ class Supervisor:
         self.stopping = trio.Event()  # set when the stop begins, however it came about
         self._serving = trio.CancelScope()
         self._stop_requested = False
-        self._cause: SubsystemFailed | Fatal | None = None
+        self._cause: Failure | None = None
 
     def states(self) -> tuple[ChildState, ...]:
         """Return a snapshot of every child, in start order."""
@@ -69,8 +69,8 @@ class Supervisor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the children, say started, and keep them until a stop is asked for.
 
-        Cancellation stops the children in reverse order, with their drain and stop times, before it goes on. Raises
-        SubsystemFailed or Fatal when a child fails for good, after the others have been stopped. A stop that is asked for
+        Cancellation stops the children in reverse order, with their drain and stop times, before it goes on. Raises a
+        Failure when a child fails for good, after the others have been stopped. A stop that is asked for
         while the children still start returns without having said started.
         """
         begun: list[Child] = []
@@ -94,7 +94,7 @@ class Supervisor:
     async def _keep(self, child: Child) -> None:
         try:
             await child.keep()
-        except (SubsystemFailed, Fatal) as failure:
+        except (SubsystemFailed, Fatal, ConfigError) as failure:
             # Recorded, not raised: a nursery would wrap it in a group and mix it with what goes wrong while stopping.
             if self._cause is None:
                 self._cause = failure
@@ -104,7 +104,7 @@ class Supervisor:
         self.stopping.set()
         if self._watchdog is not None:
             self._watchdog.arm()
-        if self._cause is not None:
+        if self._cause is not None and not isinstance(self._cause, ConfigError):
             _log.error("stopping: a subsystem failed for good", error=describe(self._cause))
         budget = Budget.of(self._total_stop_budget)
         for child in begun:

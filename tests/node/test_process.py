@@ -133,6 +133,21 @@ def test_a_port_in_use_is_one_line_and_64(tmp_path):
     assert f"port {port} on 127.0.0.1 is in use by another program; choose another with --port" in line
 
 
+def test_the_peers_port_in_use_is_one_line_and_64(tmp_path):
+    arguments = [argument for argument in command(tmp_path, "--port", "0") if argument != "--offline"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            [*arguments, "--p2p-port", str(port)],
+            env=environment(MESHNODE_NETWORK_HOST="127.0.0.1"), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert result.returncode == 64
+    said = [json.loads(line) for line in (result.stdout + result.stderr).splitlines()]
+    (line,) = [line for line in said if line["level"] != "info" and "stalled" not in line["event"]]
+    assert f"cannot listen for peers on 127.0.0.1 port {port}: Address already in use" in line["event"]
+    assert "exception" not in line
+
+
 def test_a_second_node_on_the_same_folder_is_one_line_and_64(tmp_path):
     with node(tmp_path) as process:
         wait_until_ready(tmp_path, process)

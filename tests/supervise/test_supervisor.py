@@ -6,7 +6,7 @@ import random
 import pytest
 import trio
 
-from meshnode.errors import Fatal
+from meshnode.errors import ConfigError, Fatal
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import (
     ChildSpec,
@@ -175,6 +175,28 @@ async def test_a_critical_child_that_fails_its_first_start_aborts_the_boot(autoj
         await supervisor.run()
     assert caught.value.__cause__ is not None
     assert words(diary) == ["a starts", "b fails to start", "a stops"]
+
+
+async def test_a_setting_that_a_critical_child_refuses_at_its_first_start_ends_the_tree_as_such(autojump_clock):
+    diary, crashes = [], []
+    refusal = ConfigError("port 1 is in use")
+    supervisor = make(
+        spec(Script("a", diary)),
+        spec(Script("b", diary, [ExceptionGroup("x", [refusal])]), CRITICAL),
+        on_crash=crashes.append,
+    )
+    with pytest.raises(ConfigError, match="port 1 is in use"):
+        await supervisor.run()
+    assert (words(diary), crashes) == (["a starts", "a stops"], [])
+    assert supervisor.states()[1].status is Status.FAILED
+
+
+@pytest.mark.parametrize(
+    "lines", [[0.0, ConfigError("later")], [ExceptionGroup("x", [ConfigError("too"), ValueError()])]]
+)
+async def test_what_comes_later_or_with_something_else_is_a_crash(autojump_clock, lines):
+    with pytest.raises(SubsystemFailed):
+        await make(spec(Script("a", [], lines), CRITICAL, max_restarts=1)).run()
 
 
 async def test_a_non_critical_child_that_fails_its_first_start_is_retried_behind(autojump_clock):
