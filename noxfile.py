@@ -42,10 +42,15 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """Meshes in trouble, on virtual time: 200 seeds; `-- --seeds N`, `-- --seed N --trace`, `-- --size NODES`."""
+    """Meshes in trouble, on virtual time: 200 seeds; then where their shards lie, as `placement`.
+
+    `-- --seeds N`, `-- --seed N --trace` or `-- --size NODES` play the meshes alone.
+    """
     session.install(*INSTALL)
     environment = {"PYTHONPATH": "tests", "PYTHONHASHSEED": "0"}
     session.run("python", "-m", "simulation", *session.posargs, env=environment)
+    if not session.posargs:
+        session.run("python", "-m", "simulation.placement", env=environment)
 
 
 @nox.session

@@ -19,6 +19,7 @@ from meshnode.placement.ledger import PlacementLedger
 from meshnode.placement.models import Segment
 from meshnode.placement.picture import names_of, picture
 from meshnode.placement.ports import Entrusted, MeshMembers, OwnModels, Shards
+from meshnode.placement.recollection import Recollection
 from meshnode.placement.view import MeshState
 from meshnode.placement.wishlist import Wish, wishlist
 from meshnode.supervise.subsystem import Pulse
@@ -80,8 +81,10 @@ class AutoShardManager:
     _started: float = attrs.field(factory=trio.current_time, init=False)
     _fetching: dict[Segment, BlockRange] = attrs.field(factory=dict, init=False)
     _seen: frozenset[ModelId] = attrs.field(default=frozenset(), init=False)  # models that were here at the last look
-    _tried: dict[Segment, float] = attrs.field(factory=dict, init=False)  # when it could not be fetched
-    _gaps: dict[Segment, float] = attrs.field(factory=dict, init=False)  # since when this node could fill them
+    _recollection: Recollection = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._recollection = Recollection(self._settings.patience)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look and act until cancelled; what is being fetched then is kept for the next time."""
@@ -117,15 +120,15 @@ class AutoShardManager:
         state = self._state()
         droppable = frozenset() if shared.is_busy() else self._own_accord()
         kept = state.members[shared.own].held - droppable
-        limit, can_fetch = self._settings.limit - len(self._fetching), self._may_fetch(state)
-        self._gaps = {segment: self._gaps.get(segment, now) for segment, _ in state.gaps if can_fetch(segment)}
+        known, refused = self._recollection, shared.ledger.refused()
+        known.look(state, now)
         decision = decide(
             state,
             shared.own,
             kept=kept,
-            limit=limit,
-            can_fetch=can_fetch,
-            waited=lambda segment: now - self._gaps[segment],
+            limit=self._settings.limit - len(self._fetching),
+            can_fetch=lambda segment: segment.model not in refused and known.can_fetch(segment, now),
+            waited=lambda segment: known.waited(segment, now),
         )
         for segment in decision.drop:
             await self._drop(state, segment)
@@ -148,16 +151,6 @@ class AutoShardManager:
         for model in ledger.refused() & here:
             await ledger.welcome(model)
 
-    def _may_fetch(self, state: MeshState) -> Callable[[Segment], bool]:
-        """Return what says whether a segment can be had from somebody, and has not failed a moment ago."""
-        now, refused = trio.current_time(), self._resources.ledger.refused()
-        self._tried = {key: at for key, at in self._tried.items() if now - at < self._settings.patience}
-
-        def may(segment: Segment) -> bool:
-            return state.sources(segment) > 0 and segment not in self._tried and segment.model not in refused
-
-        return may
-
     async def _acquire(self, segment: Segment, blocks: BlockRange, is_begun: bool) -> None:
         """Fetch a segment. One that a person has put a part of here (`is_begun`) becomes theirs, and stays."""
         shared = self._resources
@@ -171,7 +164,7 @@ class AutoShardManager:
             if patience.cancelled_caught:
                 raise SourceUnavailable(f"not all has come in {_LONGEST_FETCH / 3600:.0f} hours; what has is kept")
         except MeshnodeError as error:
-            self._tried[segment] = trio.current_time()
+            self._recollection.note_failed(segment, trio.current_time())
             _log.warning("part not fetched", model=short(segment.model), blocks=str(blocks), error=str(error))
             if not is_begun:
                 await self._forget(segment)
@@ -228,6 +221,7 @@ class AutoShardManager:
             _log.warning("part not dropped", model=short(segment.model), blocks=str(blocks), error=str(error))
         else:
             _log.info("part dropped", model=short(segment.model), blocks=str(blocks))
+            self._recollection.note_let_go(segment, trio.current_time())
             await self._forget(segment)
 
     async def _forget(self, segment: Segment) -> None:

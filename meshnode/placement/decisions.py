@@ -18,6 +18,7 @@ from meshnode.types.ids import PeerId
 __all__ = ["Decision", "decide"]
 
 _CROWDED = 0.1  # share of a budget that is kept free by letting go what is not needed
+_IN_HAND = 1  # copies more than are wanted stay: that one of the others leaves must not be a reason to fetch
 _WIDENS = 900.0  # seconds until twice as many may fill a gap; three looks, of which the first may have come too early
 _WIDEST = 16  # times twice as many
 
@@ -110,7 +111,7 @@ def _allowed(copies: int, target: Target | None, *, is_crowded: bool) -> int:
     """Return how many copies may stay: one at least. More of what nobody wants cost nothing until their room is needed."""
     if target is None:
         return 1 if is_crowded else copies
-    return max(1, target.copies if is_crowded else target.high)
+    return max(1, target.copies + _IN_HAND if is_crowded else target.high)
 
 
 def _last(state: MeshState, segment: Segment, count: int) -> list[PeerId]:
