@@ -50,8 +50,9 @@ class ModelAssets:
     def prompt(self, request: GenerationRequest, context_length: int) -> Prompt:
         """Return the prompt.
 
-        Raises ContextOverflow when no room for a single token is left, RequestError when the template refuses, when there is
-        no such token, or when the form that is asked for cannot be enforced.
+        Raises ContextOverflow when no room for a single token is left, UnsupportedModel for a conversation with a model that has
+        no template, RequestError when the template refuses, when there is no such token, or when the form that is asked for
+        cannot be enforced.
         """
         is_thinking = False
         if request.messages:
@@ -76,7 +77,7 @@ class ModelAssets:
 
     def _rendered(self, request: GenerationRequest, context_length: int) -> tuple[list[int], bool]:
         if self.template is None:
-            raise RequestError(self.without_template, param="messages")
+            raise UnsupportedModel(self.without_template)
         self._refuse_hopeless(sum(len(message.content.encode()) for message in request.messages), context_length)
         rendered = self.template.render(request.messages, request.tools, thinking=request.thinking)
         return rendered.encode(self.tokenizer), rendered.is_thinking

@@ -74,7 +74,10 @@ class RequestRunner:
         await self._loaded(self._resolve(request))
 
     async def run(self, call: GenerationCall, record: RequestRecord) -> None:
-        """Generate. Cancellation frees everything, on every node. Raises InferenceError, RequestError and EngineError leafs."""
+        """Generate. Cancellation frees everything, on every node.
+
+        Raises InferenceError, RequestError and EngineError leafs, and UnsupportedModel.
+        """
         target = self._resolve(call.request)
         if call.delegated.hops == 0:  # others count their own
             self.demand.note(target.id)
