@@ -7,8 +7,11 @@ from typing import Any
 
 from meshnode.errors import RequestError
 
-__all__ = ["LAST_TOKEN", "biases", "choice_seeds", "default", "stops", "within"]
+__all__ = ["LAST_TOKEN", "biases", "check_count", "choice_seeds", "default", "stops", "within"]
 
+_MAX_PARTS = (
+    10_000  # a body of empty ones could have 280,000, which is seconds of work before the first check of length
+)
 _MAX_STOPS, _MAX_STOP_LENGTH, _MAX_BIASES = 16, 256, 1024
 LAST_TOKEN = (1 << 31) - 1  # no vocabulary is larger; an id beyond would not fit the worker's frames
 _SEED = 1 << 63  # seeds are signed 64-bit numbers, OpenAI's and ours
@@ -26,6 +29,18 @@ def within(name: str, value: float, low: float, high: float, *, above: bool = Fa
     bounds = f"above {low} and at most {high}" if above else f"from {low} to {high}"
     shown = value if -1e30 < value < 1e30 else "a number of that size"
     raise RequestError(f"{name!r} must be {bounds}, not {shown}", param=name)
+
+
+def check_count(name: str, messages: Sequence[object], *inner: str) -> None:
+    """Raise RequestError for too many messages, or too many with what the lists called `inner` hold in them."""
+    count = len(messages)
+    if count <= _MAX_PARTS:
+        for message in messages:
+            for field in inner:
+                value = message.get(field) if isinstance(message, Mapping) else getattr(message, field, None)
+                count += len(value) if isinstance(value, list) else 0
+    if count > _MAX_PARTS:
+        raise RequestError(f"{name!r} holds {count} messages and parts; {_MAX_PARTS} are allowed", param=name)
 
 
 def choice_seeds(seed: int | None, count: int) -> list[int]:

@@ -114,18 +114,18 @@ def chat(
     loaded = settings(
         data_dir, port, as_json, api_key=api_key, **{f"chat_{name}": value for name, value in given.items()}
     )
-    with Client(locate(loaded), find_api_key(loaded)) as client:
-        asked = loaded.config.chat
-        sampling = {"temperature": asked.temperature, "max_tokens": asked.max_tokens, "seed": asked.seed}
-        fixed: dict[str, object] = {name: value for name, value in sampling.items() if value is not None}
-        silence = loaded.config.inference.request_timeout + _SILENCE_BEYOND_TIMEOUT
-        conversation = _Conversation(client, asked.model or _first_model(client), fixed, silence)
-        messages = [{"role": "system", "content": asked.system}] if asked.system else []
-        if prompt is None:
-            _converse(conversation, messages)
-        else:
-            messages.append({"role": "user", "content": prompt})
-            _answer_once(conversation, messages, as_json=loaded.config.cli.json)
+    client = Client(locate(loaded), find_api_key(loaded))
+    asked = loaded.config.chat
+    sampling = {"temperature": asked.temperature, "max_tokens": asked.max_tokens, "seed": asked.seed}
+    fixed: dict[str, object] = {name: value for name, value in sampling.items() if value is not None}
+    silence = loaded.config.inference.request_timeout + _SILENCE_BEYOND_TIMEOUT
+    conversation = _Conversation(client, asked.model or _first_model(client), fixed, silence)
+    messages = [{"role": "system", "content": asked.system}] if asked.system else []
+    if prompt is None:
+        _converse(conversation, messages)
+    else:
+        messages.append({"role": "user", "content": prompt})
+        _answer_once(conversation, messages, as_json=loaded.config.cli.json)
 
 
 def _prompt(argument: str | None) -> str | None:

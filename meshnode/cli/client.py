@@ -1,13 +1,12 @@
 """The HTTP client of a running node: carries the key, and turns failures into sentences."""
 
+import http.client
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from contextlib import closing, contextmanager
+from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote
-
-import httpx
 
 from meshnode.cli.address import Address, ApiKey
 from meshnode.cli.failures import CommandFailed, NodeDown
@@ -19,30 +18,14 @@ _ANSWER_TIMEOUT = 30.0  # seconds a node may take for an ordinary answer
 
 
 class Client:
-    """One connection pool to one node. Use it in a `with` statement."""
+    """Asks one node, each time on a connection of its own.
+
+    On the standard library's: httpx takes longer to load than a command that asks one thing may take.
+    """
 
     def __init__(self, address: Address, key: ApiKey) -> None:
         self.address = address
         self._key = key
-        try:
-            self._http = httpx.Client(
-                base_url=address.url,
-                headers={"Authorization": f"Bearer {key.text}"},
-                timeout=httpx.Timeout(_ANSWER_TIMEOUT, connect=_CONNECT_TIMEOUT),
-                trust_env=False,  # a proxy must not see the key
-            )
-        except httpx.InvalidURL as error:
-            raise CommandFailed(
-                f"{address.url} is no address: {error}; check api.host with `meshnode config show`"
-            ) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._http.close()
 
     def get(self, path: str) -> Any:  # noqa: ANN401 - JSON
         """Return the JSON at `path`. Raises NodeDown, CommandFailed."""
@@ -70,14 +53,11 @@ class Client:
         `silence` is the longest time without a byte, in seconds. `head` is given the headers, `comment` what is said beside
         the events. Raises CommandFailed if the stream ends without its `[DONE]`, or carries an error.
         """
-        timeout = httpx.Timeout(silence, connect=_CONNECT_TIMEOUT)
-        with self._explained(), self._http.stream("POST", path, json=body, timeout=timeout) as response:
-            if response.is_error:
-                response.read()
-                raise self._refusal(response)
+        with self._answered("POST", path, body, silence) as response:
             if head is not None:
-                head(response.headers)
-            for line in response.iter_lines():
+                head({name.lower(): value for name, value in response.getheaders()})
+            while raw := response.readline():
+                line = raw.decode(errors="replace").rstrip("\r\n")
                 if comment is not None and line.startswith(":"):
                     comment(line.removeprefix(":").strip())
                 if not line.startswith("data:"):
@@ -92,36 +72,61 @@ class Client:
         raise CommandFailed("the stream ended before the answer was complete; see the node's log")
 
     def _call(self, method: str, path: str, body: Mapping[str, object] | None = None, *, patient: bool = False) -> Any:  # noqa: ANN401
-        timeout = httpx.Timeout(None if patient else _ANSWER_TIMEOUT, connect=_CONNECT_TIMEOUT)
-        with self._explained():
-            response = self._http.request(method, path, json=body, timeout=timeout)
-        if response.is_error:
-            raise self._refusal(response)
-        return _object(response.text)
+        with self._answered(method, path, body, None if patient else _ANSWER_TIMEOUT) as response:
+            text = _text(response)
+        return _object(text)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _answered(
+        self, method: str, path: str, body: Mapping[str, object] | None, silence: float | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Ask, and give the answer while it is read. Raises NodeDown and CommandFailed, for a refusal too."""
+        url = self.address.url
+        headers = {"Authorization": f"Bearer {self._key.text}", "Connection": "close"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        with closing(self._connected()) as connection:
+            connection.sock.settimeout(silence)
+            try:
+                connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
+                response = connection.getresponse()
+                if response.status >= HTTPStatus.BAD_REQUEST:
+                    raise self._refusal(response.status, _text(response))
+                yield response
+            except TimeoutError as error:
+                raise CommandFailed(
+                    f"the node at {url} did not answer in time; `meshnode status` may say why"
+                ) from error
+            except (OSError, http.client.HTTPException) as error:
+                raise CommandFailed(f"the connection to {url} broke before the answer was complete: {error}") from error
+
+    def _connected(self) -> http.client.HTTPConnection:
+        """Connect, past every proxy: none must see the key."""
         url = self.address.url
         try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            connection = http.client.HTTPConnection(self.address.host, self.address.port, timeout=_CONNECT_TIMEOUT)
+            connection.connect()
+        except OSError as error:
             raise NodeDown(f"no node answers at {url}; start one with `meshnode run`") from error
-        except httpx.TimeoutException as error:
-            raise CommandFailed(f"the node at {url} did not answer in time; `meshnode status` may say why") from error
-        except httpx.RequestError as error:
-            raise CommandFailed(f"the connection to {url} broke before the answer was complete: {error}") from error
+        except (http.client.InvalidURL, UnicodeError) as error:
+            raise CommandFailed(f"{url} is no address: {error}; check api.host with `meshnode config show`") from error
+        return connection
 
-    def _refusal(self, response: httpx.Response) -> CommandFailed:
-        if response.status_code == httpx.codes.UNAUTHORIZED:
+    def _refusal(self, status: int, text: str) -> CommandFailed:
+        if status == HTTPStatus.UNAUTHORIZED:
             return CommandFailed(
                 f"the node at {self.address.url} does not accept the key {self._key.origin}; is --data-dir "
                 "the folder of that node? A key from elsewhere is given with MESHNODE_API_KEY or --api-key"
             )
         try:
-            message = _message(_object(response.text))
+            message = _message(_object(text))
         except CommandFailed:
             message = None
-        return CommandFailed(message or f"the node at {self.address.url} answered {response.status_code}")
+        return CommandFailed(message or f"the node at {self.address.url} answered {status}")
+
+
+def _text(response: http.client.HTTPResponse) -> str:
+    return response.read().decode(errors="replace")
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -183,16 +183,16 @@ def _ask(
     def take_head(headers: Mapping[str, str]) -> None:
         answer.route = headers.get("x-meshnode-route", "")
 
-    with node.client() as client:
-        events = client.stream("/v1/chat/completions", body, silence=60.0, head=take_head, comment=answer.notes.append)
-        for event in events:
-            for choice in event.get("choices", ()):
-                text = choice.get("delta", {}).get("content")
-                if text:
-                    answer.text += text
-                    answer.came.append(time.monotonic())
-                    show(text)
-                    watch(answer)
+    client = node.client()
+    events = client.stream("/v1/chat/completions", body, silence=60.0, head=take_head, comment=answer.notes.append)
+    for event in events:
+        for choice in event.get("choices", ()):
+            text = choice.get("delta", {}).get("content")
+            if text:
+                answer.text += text
+                answer.came.append(time.monotonic())
+                show(text)
+                watch(answer)
     return answer
 
 

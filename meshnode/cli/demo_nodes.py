@@ -70,8 +70,8 @@ class DemoNode:
             last = (self.folder / "log").read_text(errors="replace").strip().splitlines()[-3:]
             raise CommandFailed(f"{self.name} ended with code {self.process.returncode}: {' / '.join(last)}")
         try:
-            with self.client() as client:
-                found = client.get("/api/admin/status")
+            client = self.client()
+            found = client.get("/api/admin/status")
         except (CommandFailed, OSError, ValueError, KeyError):
             return None
         assert isinstance(found, dict)

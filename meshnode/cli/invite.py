@@ -31,8 +31,8 @@ def invite(*, data_dir: Path | None, port: int | None, api_key: str | None, as_j
     address = locate(loaded)
     from meshnode.cli.client import Client
 
-    with Client(address, find_api_key(loaded)) as client:
-        answer = client.post("/api/admin/invitation", {})
+    client = Client(address, find_api_key(loaded))
+    answer = client.post("/api/admin/invitation", {})
     if loaded.config.cli.json:
         print_json(answer)
     else:
@@ -72,8 +72,8 @@ def _connect(loaded: LoadedConfig, network_id: str, addresses: tuple[str, ...]) 
     if network_id != loaded.config.network.network_id:
         return None, "saved; a node that runs is of another mesh: restart it to join this one"
     try:
-        with Client(locate(loaded), find_api_key(loaded)) as client:
-            answer = client.post("/api/admin/join", {"addresses": list(addresses)})
+        client = Client(locate(loaded), find_api_key(loaded))
+        answer = client.post("/api/admin/join", {"addresses": list(addresses)})
     except NodeDown:
         return None, "saved; the next `meshnode run` joins"
     except CommandFailed as error:

@@ -60,8 +60,7 @@ def list_(*, data_dir: Path | None, port: int | None, api_key: str | None, as_js
 
         found: list[dict[str, Any]] = list_models(loaded)
     else:
-        with client:
-            found = client.get("/api/admin/models").get("models") or []
+        found = client.get("/api/admin/models").get("models") or []
     if loaded.config.cli.json:
         print_json({"models": found})
     elif not found:
@@ -136,9 +135,8 @@ def add(
                 raise click.UsageError("--spread needs other nodes; start this one with `meshnode run` first")
             name = add_model(loaded, reference, blocks, bar.show)
         else:
-            with client:
-                wanted = {"reference": reference, "blocks": blocks} | ({"spread": True} if divides else {})
-                name = _add_through_node(client, wanted, bar)
+            wanted = {"reference": reference, "blocks": blocks} | ({"spread": True} if divides else {})
+            name = _add_through_node(client, wanted, bar)
     finally:
         bar.finish()
     if as_json:
@@ -159,8 +157,8 @@ def wishlist(*, data_dir: Path | None, port: int | None, api_key: str | None, as
     loaded = settings(data_dir, port, as_json, api_key=api_key)
     from meshnode.cli.client import Client
 
-    with Client(locate(loaded), find_api_key(loaded)) as client:
-        rows = client.get("/api/admin/wishlist").get("models") or []
+    client = Client(locate(loaded), find_api_key(loaded))
+    rows = client.get("/api/admin/wishlist").get("models") or []
     if loaded.config.cli.json:
         print_json({"models": rows})
     elif not rows:
@@ -189,8 +187,7 @@ def export(
 
         name = export_model(loaded, name, target)
     else:
-        with client:
-            name = client.post("/api/admin/models/export", {"name": name, "folder": target}, patient=True)["name"]
+        name = client.post("/api/admin/models/export", {"name": name, "folder": target}, patient=True)["name"]
     if loaded.config.cli.json:
         print_json({"name": name, "folder": target})
     else:
@@ -210,8 +207,7 @@ def remove(*, name: str, data_dir: Path | None, port: int | None, api_key: str |
 
         name = remove_model(loaded, name)
     else:
-        with client:
-            client.delete("/api/admin/models", name)
+        client.delete("/api/admin/models", name)
     if loaded.config.cli.json:
         print_json({"removed": name})
     else:

@@ -28,8 +28,8 @@ def peers(*, data_dir: Path | None, port: int | None, api_key: str | None, as_js
     address = locate(loaded)
     from meshnode.cli.client import Client
 
-    with Client(address, find_api_key(loaded)) as client:
-        answer = client.get("/api/admin/peers")
+    client = Client(address, find_api_key(loaded))
+    answer = client.get("/api/admin/peers")
     if loaded.config.cli.json:
         print_json(answer)
     elif answer["peers"]:

@@ -28,10 +28,10 @@ def status(*, data_dir: Path | None, port: int | None, api_key: str | None, as_j
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
     loaded = settings(data_dir, port, as_json, api_key=api_key)
     address = locate(loaded)
-    from meshnode.cli.client import Client  # httpx takes longer to load than it takes to see that no node runs
+    from meshnode.cli.client import Client
 
-    with Client(address, find_api_key(loaded)) as client:
-        answer = client.get("/api/admin/status")
+    client = Client(address, find_api_key(loaded))
+    answer = client.get("/api/admin/status")
     if loaded.config.cli.json:
         print_json(answer)
     else:

@@ -152,9 +152,9 @@ def _ask(loaded: LoadedConfig, method: str, path: str) -> dict[str, Any]:
     address = locate(loaded)
     from meshnode.cli.client import Client
 
-    with Client(address, find_api_key(loaded)) as client:
-        place = f"/api/admin/updates{path}"
-        answer: dict[str, Any] = client.get(place) if method == "GET" else client.post(place, {}, patient=True)
+    client = Client(address, find_api_key(loaded))
+    place = f"/api/admin/updates{path}"
+    answer: dict[str, Any] = client.get(place) if method == "GET" else client.post(place, {}, patient=True)
     return answer
 
 

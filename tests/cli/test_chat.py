@@ -142,8 +142,8 @@ def converse(answering, monkeypatch):
             return line
 
         monkeypatch.setattr("builtins.input", typed)
-        with Client(locate(settings(None)), find_api_key(settings(None))) as client:
-            chat._converse(chat._Conversation(client, "warm", {}, 5.0), [])
+        client = Client(locate(settings(None)), find_api_key(settings(None)))
+        chat._converse(chat._Conversation(client, "warm", {}, 5.0), [])
         return [message["role"] for message in answering.requests[-1][2]["messages"]]
 
     return run

@@ -25,6 +25,12 @@ sys.stderr.write("LOADED " + " ".join(name for name in {HEAVY!r} if name in sys.
 
 
 @pytest.mark.processes
+def test_a_node_that_runs_is_asked_without_anything_heavy_either(node, tmp_path):
+    test_quick_commands_load_nothing_heavy(["status"], tmp_path)
+    assert node.requests == [("GET", "/api/admin/status", None)]
+
+
+@pytest.mark.processes
 def test_the_module_alone_prints_help():
     result = subprocess.run([sys.executable, "-m", "meshnode"], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,6 +1,7 @@
 """A conversation of blocks, flattened to what a template takes."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from meshnode.api.anthropic.blocks import (
     Block,
@@ -16,6 +17,7 @@ from meshnode.api.anthropic.blocks import (
 )
 from meshnode.api.anthropic.history import check_history, check_words
 from meshnode.api.bodies import json_text
+from meshnode.api.parameters import check_count
 from meshnode.types.conversation import ChatMessage, ToolCall
 
 __all__ = ["flatten"]
@@ -28,8 +30,11 @@ def flatten(system: str | Sequence[Text] | None, turns: Sequence[Turn]) -> tuple
 
     Raises RequestError naming what cannot stand where it stands.
     """
+    check_count("messages", turns, "content")
+    blocks = [block for turn in turns if not isinstance(turn.content, str) for block in turn.content]
+    check_count("messages", blocks, "content")  # what results of tools hold
     check_history(turns)
-    flat: list[ChatMessage] = []
+    flat: list[ChatMessage] = []  # neighbours of one role are still apart
     if system:
         if not isinstance(system, str):
             check_words("system", system)
@@ -40,27 +45,27 @@ def flatten(system: str | Sequence[Text] | None, turns: Sequence[Turn]) -> tuple
             case "system":
                 flat.append(ChatMessage("system", _system(turn.content)))
             case "user":
-                for message in _user(turn, called):
-                    _append(flat, message)
+                flat += _user(turn, called)
             case _:
                 message = _assistant(turn)
                 called |= {call.id: call.name for call in message.calls}
-                _append(flat, message)
-    return tuple(flat)
+                flat.append(message)
+    runs = (list(run) for _, run in groupby(flat, lambda message: message.role))
+    return tuple(message for run in runs for message in _joined(run))
 
 
-def _append(flat: list[ChatMessage], message: ChatMessage) -> None:
-    """Add a message, to the one before if the same side speaks on: templates may insist that roles alternate."""
-    last = flat[-1] if flat else None
-    if last is None or last.role != message.role or message.role == "tool":
-        flat.append(message)
-        return
-    flat[-1] = ChatMessage(
-        last.role,
-        _SEPARATOR.join(text for text in (last.content, message.content) if text),
-        calls=(*last.calls, *message.calls),
-        reasoning=_SEPARATOR.join(text for text in (last.reasoning, message.reasoning) if text),
-    )
+def _joined(run: list[ChatMessage]) -> list[ChatMessage]:
+    """Return what one side says in a row as one message: templates may insist that roles alternate. Results stay apart."""
+    if len(run) == 1 or run[0].role == "tool":
+        return run
+    return [
+        ChatMessage(
+            run[0].role,
+            _SEPARATOR.join(message.content for message in run if message.content),
+            calls=tuple(call for message in run for call in message.calls),
+            reasoning=_SEPARATOR.join(message.reasoning for message in run if message.reasoning),
+        )
+    ]
 
 
 def _system(content: str | Sequence[Block]) -> str:

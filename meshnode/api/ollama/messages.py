@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from meshnode.api.bodies import json_text
+from meshnode.api.parameters import check_count
 from meshnode.errors import RequestError
 from meshnode.types.conversation import ChatMessage, ToolCall
 
@@ -52,6 +53,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def flatten(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
     """Return the messages as the template takes them. Raises RequestError naming what is not supported, and where."""
+    check_count("messages", messages, "tool_calls")
     open_calls: list[ToolCall] = []  # made and not answered, oldest first
     flat = []
     for index, message in enumerate(messages):

@@ -69,6 +69,8 @@ def _prompts(given: _Prompts) -> list[tuple[str | None, tuple[int, ...]]]:
         return [(given, ())]
     if given and all(isinstance(item, int) for item in given):
         return [(None, _tokens(given))]
+    if len(given) > _MAX_CHOICES:
+        raise RequestError(f"{len(given)} prompts; {_MAX_CHOICES} choices are allowed", param="prompt")
     found: list[tuple[str | None, tuple[int, ...]]] = []
     for item in given:
         if isinstance(item, int):
@@ -82,7 +84,9 @@ def _prompts(given: _Prompts) -> list[tuple[str | None, tuple[int, ...]]]:
 def _tokens(items: list[Any]) -> tuple[int, ...]:
     if not items:
         raise RequestError("a prompt of token ids must not be empty", param="prompt")
-    return tuple(int(within("prompt", item, 0, LAST_TOKEN)) for item in items)
+    for extreme in (min(items), max(items)):
+        within("prompt", extreme, 0, LAST_TOKEN)
+    return tuple(items)
 
 
 async def complete_text(

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from meshnode.api.parameters import check_count
 from meshnode.errors import RequestError
 from meshnode.types.conversation import ChatMessage, ToolCall
 
@@ -66,6 +67,7 @@ def flatten(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
     """Return the messages as the template takes them. Raises RequestError naming what is not supported, and where."""
     if not messages:
         raise RequestError("'messages' must not be empty", param="messages")
+    check_count("messages", messages, "content", "tool_calls")
     called: dict[str, str] = {}  # id of a call: the function's name
     flat = []
     for index, message in enumerate(messages):

@@ -7,6 +7,7 @@ import attrs
 import msgspec
 
 from meshnode.api.bodies import named
+from meshnode.api.parameters import check_count
 from meshnode.api.responses.inputs import INPUTS, Call, CallOutput, Message, Part, Reasoning
 from meshnode.errors import RequestError
 from meshnode.types.conversation import ChatMessage, ToolCall
@@ -51,6 +52,7 @@ def conversation(items: Sequence[Item], instructions: str | None, *, kept: int =
 
     The first `kept` items are not of this request's input: they are those of the answers before it.
     """
+    check_count("input", items, "content", "summary", "output")
     called: dict[str, str] = {}
     messages = [ChatMessage("system", instructions)] if instructions else []
     reasoning = ""
