@@ -73,8 +73,8 @@ def run(
     always kept loaded. Each model takes for its caches half of the memory that is
     still free and not promised to another one; engine.cache_bytes sets it.
 
-    REF is `starter`, a GGUF file, a folder of Hugging Face safetensors, or the name
-    of a model that was added before.
+    REF is `starter`, a GGUF file, a folder of Hugging Face safetensors, a model of
+    the hub (hf:OWNER/REPO), or the name of a model that was added before.
 
     \b
     Examples:

@@ -68,8 +68,3 @@ class DataPaths:
     def runtime_file(self) -> Path:
         """JSON host, port and pid of the running node; how the command line finds it."""
         return self.root / "runtime.json"
-
-    @property
-    def logs(self) -> Path:
-        """Log files and crash dumps."""
-        return self.root / "logs"

@@ -20,6 +20,7 @@ from meshnode.observe.logging import configure_logging
 from meshnode.observe.loop_stalls import LoopStalls
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.causes import describe, leaves
+from meshnode.supervise.stuck_loop import StuckLoop
 from meshnode.supervise.subsystem import SubsystemFailed
 from meshnode.supervise.watchdog import STUCK_EXIT_CODE, ShutdownWatchdog
 from meshnode.update.reexec import EXIT_RESTART
@@ -67,6 +68,7 @@ async def _serve(loaded: LoadedConfig, screen: Screen | None, *, metrics: Metric
             open_node(loaded, metrics=metrics, watchdog=watchdog) as node,
             trio.open_nursery() as nursery,
         ):
+            nursery.start_soon(StuckLoop().run)
             nursery.start_soon(node.executors.watch)
             nursery.start_soon(confirm_when_ready, node.supervisor.started, loaded.config)
             if screen is not None:

@@ -3,4 +3,4 @@
 Knows nothing of what the subsystems do. The supervisor owns the state of its children; subsystems own theirs.
 """
 
-__all__ = ["health", "subsystem", "supervisor", "watchdog"]
+__all__ = ["health", "stuck_loop", "subsystem", "supervisor", "watchdog"]

@@ -146,7 +146,7 @@ class Child:
                 if self._stopping:
                     self._log_error("error while stopping", error)
                     return None
-                failure = self._refusal(error)
+                failure: Failure | None = self._refusal(error)
                 if failure is None:
                     self._log_error("subsystem crashed", error)
                     failure = self._judge(error)

@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import trio
 
-__all__ = ["STUCK_EXIT_CODE", "ShutdownWatchdog", "task_tree", "thread_stacks"]
+__all__ = ["STUCK_EXIT_CODE", "ShutdownWatchdog", "give_up", "task_tree", "thread_stacks"]
 
 STUCK_EXIT_CODE = 70  # EX_SOFTWARE
 _TRIO = str(Path(trio.__file__).parent)
@@ -46,6 +46,15 @@ def thread_stacks() -> str:
     )
 
 
+def give_up(reason: str, root: trio.lowlevel.Task | None, end: Callable[[int], object]) -> None:
+    """Print what hangs, and end the process whatever happens while that is printed: the tree changes under our feet."""
+    try:
+        sys.stderr.write(f"meshnode: {reason}; these tasks are left:\n{task_tree(root)}\n{thread_stacks()}\n")
+        sys.stderr.flush()
+    finally:
+        end(STUCK_EXIT_CODE)
+
+
 @attrs.define(eq=False)
 class ShutdownWatchdog:
     """Ends the process with STUCK_EXIT_CODE if `seconds` of real time pass between `arm` and `disarm`."""
@@ -69,13 +78,5 @@ class ShutdownWatchdog:
             self._thread.join()
 
     def _watch(self, root: trio.lowlevel.Task | None) -> None:
-        if self._disarmed.wait(self.seconds):
-            return
-        try:
-            sys.stderr.write(
-                f"meshnode: still running {self.seconds:g} s after it began to stop; these tasks are left:\n"
-            )
-            sys.stderr.write(f"{task_tree(root)}\n{thread_stacks()}\n")
-            sys.stderr.flush()
-        finally:  # the tree changes under our feet; whatever happens while printing it, the process ends
-            self.end(STUCK_EXIT_CODE)
+        if not self._disarmed.wait(self.seconds):
+            give_up(f"still running {self.seconds:g} s after it began to stop", root, self.end)
