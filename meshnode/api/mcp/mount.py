@@ -116,7 +116,8 @@ class McpMount:
         kind, limit = parse_options_header(headers.get("Content-Type"))[0], self.dependencies.body_limit_bytes
         if kind != JSON:
             return describe(415, wrong_type(kind)), receive
-        body, message = bytearray(), {"more_body": True}
+        body = bytearray()
+        message: dict[str, Any] = {"more_body": True}
         with trio.move_on_after(self.dependencies.body_timeout) as scope:
             while message.get("more_body", False) and len(body) <= limit:  # a client that leaves sends no more
                 message = await receive()

@@ -68,7 +68,7 @@ def conversation(items: Sequence[Item], instructions: str | None, *, kept: int =
                 name = call.name if call.namespace is None else f"{call.namespace}.{call.name}"
                 message = ChatMessage("assistant", "", calls=(ToolCall(call.call_id, name, call.arguments),))
                 called[call.call_id] = name
-            case CallOutput() as result:
+            case result:  # of a call
                 message = _result(result, at, called)
         if message.role == "assistant":
             message, reasoning = attrs.evolve(message, reasoning=reasoning), ""
