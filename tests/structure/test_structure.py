@@ -22,11 +22,11 @@ def tool(*command):
 
 
 def test_code_is_formatted():
-    tool("ruff", "format", "--check", "meshnode", "tests", "noxfile.py")
+    tool("ruff", "format", "--check", "meshnode", "tests", "examples", "noxfile.py")
 
 
 def test_code_is_linted():
-    tool("ruff", "check", "meshnode", "tests", "noxfile.py")
+    tool("ruff", "check", "meshnode", "tests", "examples", "noxfile.py")
 
 
 def test_types_hold():
