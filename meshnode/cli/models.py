@@ -35,7 +35,8 @@ def models() -> None:
       meshnode models add hf:bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
       meshnode models add ~/models/Llama-3.2-1B-Instruct-Q4_K_M.gguf
       meshnode models add ~/checkpoints/SmolLM2-360M     a folder of safetensors
-      meshnode models export starter /media/stick/starter    and `models add` it elsewhere
+      meshnode models export starter /media/stick/starter
+      meshnode models import /media/stick/starter            on another machine
       meshnode models list
       meshnode models remove llama-3.2-1b-instruct
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
@@ -105,6 +106,10 @@ def add(
     both are read by the node, when one runs. Waits until every shard is
     written and verified. Ctrl-C stops; what is already there is kept for the
     next try.
+
+    --blocks keeps a part. Of a model that neither this node nor a peer knows,
+    all bytes are fetched once even so: its id is made of the hashes of all
+    its parts, which no hub tells. Of a known one, only those of the part.
 
     With --spread, the nodes whose resources.disk_bytes says how much room
     they give fetch a share of a hub's model each, side by side, and hold it;
@@ -177,8 +182,9 @@ def export(
 ) -> None:
     """Write what this node holds of a model into FOLDER.
 
-    `meshnode models add FOLDER` takes it from there on another machine, each
-    part verified; --blocks says which, where the folder does not hold all.
+    `meshnode models import FOLDER` takes it from there on another machine,
+    each part verified; --blocks says which, where the folder does not hold
+    all.
     """
     loaded, target = settings(data_dir, port, as_json, api_key=api_key), str(folder.expanduser().absolute())
     client = _running(loaded)
@@ -192,6 +198,20 @@ def export(
         print_json({"name": name, "folder": target})
     else:
         click.echo(f"exported {name} to {target}")
+
+
+@models.command("import")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]")
+@node_options
+@json_option
+@click.pass_context
+def import_(context: click.Context, *, folder: Path, **options: object) -> None:
+    """Take what `meshnode models export` has written into FOLDER.
+
+    The same as `meshnode models add FOLDER`; nothing is asked of a network.
+    """
+    context.invoke(add, reference=str(folder), spread=False, **options)
 
 
 @models.command()

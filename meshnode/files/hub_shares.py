@@ -136,13 +136,17 @@ class ShareMaker:
     lanes: Lanes
     paths: DataPaths
     pause: float = 1.0  # seconds after a first failure
+    finished: dict[HubShare, tuple[HashedBytes, ...]] = attrs.field(factory=dict, init=False)  # not yet taken
 
     async def make(self, share: HubShare, report: ReportBytes) -> tuple[HashedBytes, ...]:
         """Fetch what the shards are made of, make them, and return what they hash to, in order.
 
         Raises SourceUnavailable, and FileError when the disk is full. What has come is kept then, and on cancellation, for the
-        next attempt.
+        next attempt, and so is a share that was made and that nobody has taken yet.
         """
+        if (known := await self.lanes.run("disk", self._untaken, share)) is not None:
+            report(share.nbytes, share.nbytes)
+            return known
         async with AsyncExitStack() as stack:
             mirrors = {number: await self._open(share.files[number], stack) for number in _used(share)}
             blocks: dict[int, set[int]] = {number: set() for number in mirrors}
@@ -160,7 +164,27 @@ class ShareMaker:
             made = await self._write(share, mirrors)
             for mirror in mirrors.values():
                 mirror.forget()
+        self.finished[share] = made
         return made
+
+    def drop(self, share: HubShare) -> None:
+        """Delete what was made of a share and is still among the transfers. Blocking. Raises FileError."""
+        for hashed in self.finished.pop(share, ()):
+            try:
+                self.part(hashed).unlink(missing_ok=True)
+            except OSError as error:
+                raise FileError(f"cannot delete {self.part(hashed)}: {error.strerror}") from error
+
+    def part(self, hashed: HashedBytes) -> Path:
+        """Return where a shard that was made lies until it is taken."""
+        return self.paths.transfers / f"{hashed.id}.part"
+
+    def _untaken(self, share: HubShare) -> tuple[HashedBytes, ...] | None:
+        """Return what was made of a share, if all of it is still there; forget what is not. Blocking."""
+        for each, made in list(self.finished.items()):
+            if not all(self.part(hashed).exists() for hashed in made):
+                del self.finished[each]
+        return self.finished.get(share)
 
     async def read(self, share: HubShare, shard: SharedShard, start: int, end: int) -> bytes:
         """Return bytes `start` to `end` (exclusive) of a shard, from the hub, making no more of it. Raises SourceUnavailable."""

@@ -192,10 +192,17 @@ class HubSource:
 
     @contextmanager
     def _open_once(self, opener: ModelOpener, mirrors: Sequence[Mirror]) -> Iterator[SourceModel]:
-        """Open the model, and forget what was fetched for it when all has been read."""
-        with opener() as model:
-            self.examine(model)
-            yield model
+        """Open the model, and forget what was fetched for it when all has been read, or when it proves to be something else."""
+        try:
+            with opener() as model:
+                self.examine(model)
+                yield model
+        except SourceUnavailable as error:  # shards have other hashes than their manifest says
+            for mirror in mirrors:
+                mirror.forget()
+            raise SourceUnavailable(
+                f"{error}; what came has been thrown away, so another try fetches it anew"
+            ) from error
         for mirror in mirrors:
             mirror.forget()
 

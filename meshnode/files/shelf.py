@@ -9,7 +9,7 @@ import attrs
 from meshnode.errors import FileError, Overloaded, Unavailable
 from meshnode.files.catalog import ModelCatalog
 from meshnode.files.foreign_manifests import encode_manifest
-from meshnode.files.hub_shares import ShareMaker, decode_share, encode_made
+from meshnode.files.hub_shares import HubShare, ShareMaker, decode_share, encode_made
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, ShardId, short
 
@@ -35,6 +35,7 @@ class Helping:
     maker: ShareMaker  # without a token: what it opens is the owner's business, and no peer's
     keeper: Keeper
     made: dict[ShardId, Path] = attrs.field(factory=dict, init=False)  # the last share, for whoever wants to see it
+    _last: HubShare | None = attrs.field(default=None, init=False)  # only one lies here until it is kept
     _is_busy: bool = attrs.field(default=False, init=False)
 
     async def make(self, share: bytes, report: Callable[[int, int], None]) -> bytes:
@@ -48,12 +49,16 @@ class Helping:
             raise Overloaded("this node is making a share already")
         self._is_busy = True
         try:
+            if self._last is not None and self._last != wanted:
+                self.made = {}
+                await self.maker.lanes.run("disk", self.maker.drop, self._last)
+            self._last = wanted
             made = await self.maker.make(wanted, report)
         except FileError as error:
             raise Unavailable(str(error)) from error
         finally:
             self._is_busy = False
-        self.made = {hashed.id: self.maker.paths.transfers / f"{hashed.id}.part" for hashed in made}
+        self.made = {hashed.id: self.maker.part(hashed) for hashed in made}
         return encode_made(made)
 
 

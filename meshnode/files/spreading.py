@@ -14,7 +14,14 @@ import structlog
 import trio
 from blake3 import blake3
 
-from meshnode.errors import MeshnodeError, PeerMisbehaved, RequestError, ShardCorrupt, SourceUnavailable
+from meshnode.errors import (
+    MeshnodeError,
+    PeerMisbehaved,
+    PeerUnreachable,
+    RequestError,
+    ShardCorrupt,
+    SourceUnavailable,
+)
 from meshnode.files.catalog import Origin
 from meshnode.files.division import divide
 from meshnode.files.hub_mirror import forget_mirror
@@ -165,7 +172,7 @@ class Spreading:
             async with self.peers.line(peer) as line:
                 raw = await line.make_share(msgspec.msgpack.encode(share), report)
         if scope.cancelled_caught:
-            raise PeerMisbehaved(f"{short(peer)} got no further with its share for {_STALL:.0f} s")
+            raise PeerUnreachable(f"{short(peer)} got no further with its share for {_STALL:.0f} s")
         try:
             return decode_made(raw, share)
         except ValueError as error:

@@ -192,6 +192,15 @@ async def test_other_bytes_than_the_hub_promised_are_thrown_away(node_data, hub,
         assert (await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}"))).id == big_id
 
 
+async def test_a_hub_that_gives_a_part_other_bytes_once_is_asked_again(node_data, hub):
+    async with node_data.running() as node:
+        manifest = await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}", BlockRange(0, 1)))
+        hub.faults = ["", "other bytes"]
+        with pytest.raises(SourceUnavailable, match="thrown away, so another try fetches it anew"):
+            await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}", BlockRange(3, 4)))
+        assert await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}", BlockRange(3, 4))) == manifest
+
+
 def kept_bytes(data):
     """Return how much of the downloads is on the disk: whole blocks, by their records of 40 bytes."""
     return BLOCK_BYTES * sum(path.stat().st_size // 40 for path in data.files("transfers") if path.suffix == ".blocks")

@@ -294,7 +294,46 @@ async def test_one_who_gets_nowhere_is_given_up(world, wide_id, monkeypatch):
     manifest = await world.spread()
     assert manifest.id == wide_id
     assert world.whole(manifest)
-    assert world.mesh.accused == ["b"]
+    assert world.mesh.accused == [], "slow is not wrong"
+
+
+async def test_what_was_made_before_an_interruption_is_not_fetched_again(world, hub, wide, monkeypatch):
+    done, slow = [], world.mesh.members["d"]
+    for name in "bc":
+        honest = world.mesh.members[name].make_share
+
+        async def noted(share, report, honest=honest):
+            made = await honest(share, report)
+            done.append(made)
+            return made
+
+        monkeypatch.setattr(world.mesh.members[name], "make_share", noted)
+    maker = world.asker.manager._supply.maker
+
+    async def stuck(_share, _report):
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as patch:
+            patch.setattr(slow, "make_share", stuck)
+            nursery.start_soon(world.spread)
+            with trio.fail_after(60):
+                while len(done) < 2 or not maker.finished:  # noqa: ASYNC110  # nobody is told
+                    await trio.sleep(0.02)
+        nursery.cancel_scope.cancel()
+    manifest = await world.spread()
+    assert world.whole(manifest)
+    assert (
+        hub.sent_bytes <= 1.35 * wide.stat().st_size
+    )  # blocks at both sides of a cut are a good part of so small a model
+
+
+async def test_what_is_made_and_never_kept_takes_the_room_of_one_share(world, share):
+    helper = world.mesh.members["b"]
+    for shard in share.shards[1:4]:
+        await helper.shelf.make_share("asker", msgspec.msgpack.encode(attrs.evolve(share, shards=(shard,))), print)
+    folder = helper.node.catalog.paths.transfers
+    assert [path.stat().st_size for path in folder.iterdir()] == [share.shards[3].nbytes]
 
 
 async def test_cancelling_ends_the_work_of_all(world, hub):
