@@ -200,7 +200,7 @@ class HubConfig:
 
     watch: bool = True  # false: no looks
     interval: float = attrs.field(default=3600.0, validator=_between(1, 30 * 86400))  # seconds between two looks
-    publishers: tuple[str, ...] = (  # whose repositories are trusted with a tenth of the downloads
+    publishers: tuple[str, ...] = (  # only theirs pass by downloads; (): anybody's, with ten times as many
         "HuggingFaceTB",
         "Qwen",
         "bartowski",

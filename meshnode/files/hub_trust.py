@@ -28,7 +28,7 @@ class Trust(enum.IntEnum):
 class TrustRules:
     """What earns a step."""
 
-    publishers: frozenset[str]  # lower case; whose repositories need fewer downloads
+    publishers: frozenset[str]  # lower case; nobody else's pass by downloads. None listed: anybody's do, and need more
     min_age: float = _DAY  # seconds: what somebody has just put there may be gone tomorrow, and its downloads bought
     listed_downloads: int = 10_000
     other_downloads: int = 100_000
@@ -76,11 +76,11 @@ def _earned(found: Trending, facts: MeshFacts, rules: TrustRules, now: float) ->
 def objections(found: Trending, rules: TrustRules, now: float) -> tuple[str, ...]:
     """Say why the hub's figures alone do not speak for a repository; nothing if they do."""
     said = []
-    is_listed = found.publisher.lower() in rules.publishers
-    needed = rules.listed_downloads if is_listed else rules.other_downloads
+    needed = rules.listed_downloads if rules.publishers else rules.other_downloads
+    if rules.publishers and found.publisher.lower() not in rules.publishers:
+        said.append(f"{found.publisher} is not on the list hub.publishers")
     if found.downloads < needed:
-        whose = "of this publisher" if is_listed else f"of {found.publisher}, who is not on the list hub.publishers,"
-        said.append(f"{found.downloads} downloads, and {needed} {whose} are trusted")
+        said.append(f"{found.downloads} downloads, and {needed} are trusted")
     if now - found.created < rules.min_age:
         said.append(f"it is younger than {rules.min_age / 3600:.0f} hours")
     return tuple(said)

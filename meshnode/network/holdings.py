@@ -54,6 +54,7 @@ def _holding(holdings: Holdings, manifest: ModelManifest) -> Holding:
         head=ShardKind.HEAD in kinds,
         nbytes=sum(shard.nbytes for shard in weights),
         aliases=holdings.aliases(manifest.id)[:4],
+        repository=manifest.repository,
     )
 
 

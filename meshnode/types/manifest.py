@@ -108,6 +108,12 @@ class ModelManifest:
     source: str | None = None  # where it came from, for people
 
     @property
+    def repository(self) -> str:
+        """The repository of a hub that it came from; empty if from none: what a person's files are called is their business."""
+        repository, at, _ = (self.source or "").partition("@")
+        return repository if at and repository.count("/") == 1 else ""
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all shards."""
         return sum(shard.nbytes for shard in self.shards)

@@ -10,6 +10,7 @@ from meshnode.types.ids import ModelId, PeerId
 
 __all__ = ["Holding", "Liveness", "Offer", "Offering", "PeerInfo", "Room", "StageOffer"]
 
+_MAX_REPOSITORY = 200  # characters; a hub allows 96 for either half
 _MAX_BLOCKS = 4096  # of one model; others' word for it must not decide how much we compute
 
 
@@ -52,8 +53,11 @@ class Holding:
     head: bool = False
     nbytes: int = 0  # of it
     aliases: tuple[str, ...] = ()
+    repository: str = ""  # OWNER/REPO of a hub that it came from, if from one
 
     def __attrs_post_init__(self) -> None:
+        if len(self.repository) > _MAX_REPOSITORY:
+            raise ValueError(f"a repository whose name has {len(self.repository)} characters")
         if not 0 <= self.block_count <= _MAX_BLOCKS or any(each.end > self.block_count for each in self.blocks):
             raise ValueError(f"blocks {', '.join(map(str, self.blocks))} of a model of {self.block_count}")
 

@@ -68,14 +68,21 @@ def save_pointer(folder: Path, pointer: Pointer) -> None:
     write_whole(folder / _POINTER, msgspec.json.encode(pointer))
 
 
-def load_seen(folder: Path) -> Seen:
-    """Return the highest release that was seen. Raises UpdateError."""
-    return _load(folder / _SEEN, Seen)
+class _Streams(msgspec.Struct, frozen=True):
+    """What was seen, by channel and publisher: one's sequences say nothing of another's."""
+
+    streams: dict[str, Seen] = {}
 
 
-def save_seen(folder: Path, seen: Seen) -> None:
-    """Remember the highest release, over restarts and power cuts. Raises UpdateError."""
-    write_whole(folder / _SEEN, msgspec.json.encode(seen))
+def load_seen(folder: Path, stream: str) -> Seen:
+    """Return the highest release of a stream that was seen. Raises UpdateError."""
+    return _load(folder / _SEEN, _Streams).streams.get(stream, Seen())
+
+
+def save_seen(folder: Path, stream: str, seen: Seen) -> None:
+    """Remember the highest release of a stream, over restarts and power cuts. Raises UpdateError."""
+    before = _load(folder / _SEEN, _Streams).streams
+    write_whole(folder / _SEEN, msgspec.json.encode(_Streams({**before, stream: seen})))
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -75,7 +75,7 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """The highest release that was ever verified here; nothing below it is taken any more."""
+    """The highest release of a channel and publisher that was ever verified here; nothing below it is taken any more."""
 
     sequence: int = 0
     version: str = "0"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 import trio
+from blake3 import blake3
 from packaging.version import Version
 
 from meshnode.errors import UpdateBlocked
@@ -39,6 +40,11 @@ class Publisher:
     threshold: int
     channel: str
 
+    @property
+    def stream(self) -> str:
+        """What its sequences count in: they begin anew in another channel, and with others' keys."""
+        return f"{self.channel}/{blake3(b''.join(sorted(self.keys))).hexdigest()[:16]}"
+
 
 @attrs.frozen(eq=False)
 class Updater:
@@ -64,10 +70,10 @@ class Updater:
             channel=publisher.channel,
             now=self.now(),
         )
-        seen = await self.lanes.run("disk", load_seen, self.folder)
+        seen = await self.lanes.run("disk", load_seen, self.folder, publisher.stream)
         check_rollback(verified, seen)
         if verified.seen() != seen:
-            await self.lanes.run("disk", save_seen, self.folder, verified.seen())
+            await self.lanes.run("disk", save_seen, self.folder, publisher.stream, verified.seen())
         return verified
 
     def is_newer(self, release: Release) -> bool:

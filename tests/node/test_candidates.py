@@ -8,7 +8,7 @@ from support.real_node import Node
 
 from meshnode.files.hub_trending import Trending
 from meshnode.files.hub_trust import MeshFacts, Standing, Trust, TrustRules
-from meshnode.node.candidates import candidates, facts_of, repository_of
+from meshnode.node.candidates import candidates, facts_of
 from meshnode.types.blocks import BlockRange
 from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, Room
 
@@ -29,10 +29,10 @@ def peer(name, model, liveness=Liveness.ALIVE, **room):
 
 @pytest.mark.parametrize(
     ("source", "repository"),
-    [(SOURCE, "bartowski/x-GGUF"), (None, None), ("/home/me/a@b/model.gguf", None), ("x.gguf", None)],
+    [(SOURCE, "bartowski/x-GGUF"), (None, ""), ("/home/me/a@b/model.gguf", ""), ("x.gguf", "")],
 )
 def test_a_model_of_a_hub_knows_its_repository(make_entry, source, repository):
-    assert repository_of(from_hub(make_entry("tiny"), source).manifest) == repository
+    assert from_hub(make_entry("tiny"), source).manifest.repository == repository
 
 
 async def test_the_mesh_bears_out_what_it_asks_for_and_holds(catalog, make_entry):
@@ -48,6 +48,17 @@ async def test_the_mesh_bears_out_what_it_asks_for_and_holds(catalog, make_entry
     )
     facts = facts_of(catalog, peers, Room(demand=((model, 2.0),)))
     assert facts == {"bartowski/x-GGUF": MeshFacts(is_asked_for=True, requests=3.5, holders=3)}
+
+
+async def test_what_only_others_have_is_borne_out_too(catalog):
+    held = Holding("m", "x", 2, (BlockRange(0, 2),), nbytes=1, repository="bartowski/x-GGUF")
+    peers = [peer(name, "m", pinned=("m",)) for name in "abc"]
+    told = [attrs.evolve(each, offer=attrs.evolve(each.offer, holdings=(held,))) for each in peers]
+    facts = facts_of(catalog, (*told[:2], peers[2]), None)
+    assert facts == {"bartowski/x-GGUF": MeshFacts(is_asked_for=True, requests=0, holders=3)}
+    assert facts_of(catalog, peers, None) == {}
+    with pytest.raises(ValueError, match="201 characters"):
+        attrs.evolve(held, repository="x" * 201)
 
 
 async def test_what_is_here_is_no_candidate(catalog, make_entry):

@@ -2,6 +2,7 @@
 
 import os
 
+import attrs
 import pytest
 
 from meshnode.errors import UpdateBlocked, UpdateError
@@ -18,6 +19,7 @@ from meshnode.update.trial import (
     restore_store,
     slots_there,
 )
+from meshnode.update.updater import Publisher
 
 BOTH = frozenset({"2.0", "3.0"})
 TRIED = Pointer(current="3.0", previous="2.0", trial=Trial(tries=1, pid=7, started=1.0))
@@ -108,9 +110,18 @@ def test_a_full_disk_leaves_the_pointer_as_it_was(tmp_path):
 
 
 def test_what_was_seen_survives(tmp_path):
-    assert load_seen(tmp_path) == Seen()
-    save_seen(tmp_path, Seen(5, "2.0", "ab"))
-    assert load_seen(tmp_path) == Seen(5, "2.0", "ab")
+    assert load_seen(tmp_path, "stable/a") == Seen()
+    save_seen(tmp_path, "stable/a", Seen(5, "2.0", "ab"))
+    save_seen(tmp_path, "beta/a", Seen(50, "3.0", "cd"))
+    assert load_seen(tmp_path, "stable/a") == Seen(5, "2.0", "ab")
+    assert load_seen(tmp_path, "beta/a") == Seen(50, "3.0", "cd")
+
+
+def test_another_channel_and_other_keys_count_anew_and_the_order_of_keys_does_not_matter():
+    publisher = Publisher("https://x", frozenset({b"a", b"b"}), 2, "stable")
+    assert publisher.stream == Publisher("https://y", frozenset({b"b", b"a"}), 1, "stable").stream
+    others = [attrs.evolve(publisher, channel="beta"), attrs.evolve(publisher, keys=frozenset({b"a"}))]
+    assert len({each.stream for each in [publisher, *others]}) == 3
 
 
 def test_a_process_that_tries_is_told_from_one_with_the_same_number():
