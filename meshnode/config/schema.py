@@ -172,7 +172,11 @@ class NetworkConfig:
     )  # unset: the API's + 10; 0: any
     network_id: str = attrs.field(default="meshnode", validator=_not_empty)  # nodes of another id are refused
     bootstrap: tuple[str, ...] = ()  # multiaddrs of nodes to begin with, each with /p2p/
-    announce: tuple[str, ...] = ()  # multiaddrs to tell others besides those found, for port forwarding
+    # multiaddrs to tell others besides those found, for port forwarding. Activations and shards go to these hosts too, if
+    # they are numbers: nobody looks up a name for a peer
+    announce: tuple[str, ...] = ()
+    data_port: int = attrs.field(default=0, validator=_between(0, 65535))  # to listen on for activations; 0: any
+    bulk_port: int = attrs.field(default=0, validator=_between(0, 65535))  # to listen on for shards; 0: any
     mdns: bool = False  # find nodes on the local network, and be found there, by multicast DNS
     relay: bool = True  # carry streams, encrypted end to end, between nodes that reach only this one
     max_peers: int = attrs.field(default=64, validator=_between(1, 4096))  # control links at once

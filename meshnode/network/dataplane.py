@@ -61,6 +61,7 @@ class DataPlaneSettings:
 
     listen: tuple[str, ...] = ("0.0.0.0", "::")  # noqa: S104  # peers are elsewhere; tickets say who may come in
     port: int = 0  # 0: any
+    bulk_port: int = 0  # 0: any
     handshake: float = 5.0  # for a stranger to show a ticket
     strangers: int = 128  # connections that have shown none
     direct: float = 2.0  # for a direct link, before a stream of the host is used
@@ -117,7 +118,7 @@ class DataPlane:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._close_idle)
                 if self._giving is not None:
-                    await self._nursery.start(self._giving.run, self._settings.listen)
+                    await self._nursery.start(self._giving.run, self._settings.listen, self._settings.bulk_port)
                 task_status.started()
                 await trio.serve_listeners(self._receive, listeners, handler_nursery=self._nursery)
         finally:

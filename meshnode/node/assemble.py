@@ -50,7 +50,7 @@ from meshnode.node.mesh import NoMesh
 from meshnode.node.model_keeper import KeeperResources, ModelKeeper
 from meshnode.node.network import Mesh, network_hash
 from meshnode.node.placing import CatalogModels, EntrustedShares, MailboxShards
-from meshnode.node.preflight import check_machine, check_models, examine_tokenizer
+from meshnode.node.preflight import check_addresses, check_machine, check_models, examine_tokenizer
 from meshnode.node.updating import UpdateRequests, check_updates, updates_builder
 from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.observe.metrics import Metrics
@@ -95,6 +95,7 @@ async def open_node(loaded: LoadedConfig, *, metrics: Metrics, watchdog: Shutdow
             catalog = await open_catalog(store, paths, metrics, config.models.aliases)
             check_models(config.models.names, catalog, _sources(config, lanes, paths))
             identity = load_identity(paths.identity)
+            check_addresses(loaded, identity.peer)
             addresses = await open_address_book(store, network_hash(config.network.network_id))
             if _has_network(config):  # libp2p takes a second to import: not on the loop
                 await lanes.run("disk", importlib.import_module, "meshnode.network.host")

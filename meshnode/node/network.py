@@ -20,6 +20,7 @@ from meshnode.inference.router import MeshAccess
 from meshnode.network.address_book import AddressBook
 from meshnode.network.addresses import direct_only, parse_address
 from meshnode.network.dataplane import DataPlane, DataPlanePorts, DataPlaneSettings
+from meshnode.network.direct import is_address
 from meshnode.network.dispatcher import DispatcherResources, MessageDispatcher
 from meshnode.network.gateway import StageGateway
 from meshnode.network.gossip import GossipBook
@@ -206,7 +207,7 @@ class Mesh:
             ask_ticket=ask_ticket,
             open_stream=host.open_stream,
             deliver=self.channels.inbound_stages.tell,
-            hosts=partial(_hosts, host.listen_addresses),
+            hosts=partial(_hosts, host.listen_addresses, self.config.network.announce),
             report=self._report,
             shelf=self.shelf,
         )
@@ -215,7 +216,8 @@ class Mesh:
         greeter = Greeter(self.identity.peer, network.network_id)
         transfer = self.config.transfer
         uploads = UploadLimits(transfer.upload_bytes_per_second, transfer.upload_bytes_per_second_per_peer)
-        return DataPlane(greeter, ports, DataPlaneSettings(listen=listen, uploads=uploads))
+        settings = DataPlaneSettings(listen, network.data_port, bulk_port=network.bulk_port, uploads=uploads)
+        return DataPlane(greeter, ports, settings)
 
     def _report(self, peer: PeerId | None, error: MeshnodeError) -> None:
         """Hold against a peer what it did; strangers are only counted."""
@@ -257,8 +259,11 @@ class Mesh:
         raise RequestError(f"no answer within {_DIAL_TIMEOUT:.0f} s; is that node running, and its port open?")
 
 
-def _hosts(listen_addresses: Callable[[], tuple[str, ...]]) -> list[str]:
-    return [parse_address(address).host for address in direct_only(listen_addresses())]
+def _hosts(listen_addresses: Callable[[], tuple[str, ...]], announced: tuple[str, ...]) -> list[str]:
+    """Return where direct links lead: our first address, then what is announced, which many others must not crowd out."""
+    first, *others = direct_only(listen_addresses()) or ("",)
+    found = [parse_address(address).host for address in (first, *direct_only(announced), *others) if address]
+    return list(dict.fromkeys(filter(is_address, found)))
 
 
 def _row(info: PeerInfo) -> dict[str, object]:

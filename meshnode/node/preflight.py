@@ -4,14 +4,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from meshnode.config.loading import LoadedConfig
 from meshnode.config.schema import NodeConfig
 from meshnode.errors import ConfigError, MeshnodeError
 from meshnode.files.catalog import ModelCatalog
 from meshnode.files.hub_reference import HUB_PREFIX
 from meshnode.files.sources import Source, SourceModel
+from meshnode.network.addresses import parse_address
 from meshnode.text.vocabulary import build_tokenizer
+from meshnode.types.ids import PeerId
 
-__all__ = ["check_machine", "check_models", "examine_tokenizer"]
+__all__ = ["check_addresses", "check_machine", "check_models", "examine_tokenizer"]
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-ctrl", "/dev/nvmap")
 """NVIDIA's driver, Windows' beneath WSL, AMD's, and those of NVIDIA's small boards."""
@@ -22,6 +25,19 @@ def check_machine(config: NodeConfig) -> None:
     if config.engine.device.startswith("cuda") and sys.platform == "linux":
         if not any(Path(device).exists() for device in _GPU_DEVICES):
             raise ConfigError("engine.device is cuda, and this machine shows no GPU; use auto or cpu")
+
+
+def check_addresses(loaded: LoadedConfig, own: PeerId) -> None:
+    """Raise ConfigError for an address of a node that cannot be read, and for one to announce that is not this node's."""
+    network = loaded.config.network
+    for key, addresses in (("network.bootstrap", network.bootstrap), ("network.announce", network.announce)):
+        for address in addresses:
+            try:
+                peer = parse_address(address).peer
+            except ValueError as error:
+                raise ConfigError(f"{key}: {error} (from {loaded.origins[key]})") from error
+            if key == "network.announce" and peer != own:
+                raise ConfigError(f"{key}: {address} is not this node's: it ends with /p2p/{own}")
 
 
 def check_models(names: Sequence[str], catalog: ModelCatalog, sources: Sequence[Source]) -> None:

@@ -1,8 +1,10 @@
 """The real NetworkManager over hosts of memory, on virtual time; and over real ones for a crash inside libp2p."""
 
+import socket
 from functools import partial
 from random import Random
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -23,6 +25,7 @@ from meshnode.supervise.subsystem import ChildSpec, Criticality, Pulse, RestartP
 from meshnode.supervise.supervisor import Supervisor
 from meshnode.types.evidence import Misdeed
 from meshnode.types.peers import Liveness, Offering
+from meshnode.wire.control_messages import TicketRequest
 
 
 @pytest.fixture
@@ -288,6 +291,25 @@ async def test_a_crash_inside_libp2p_restarts_the_network_and_not_the_node(monke
             state, dispatcher = tree.states()
             assert (state.status, state.restarts, dispatcher.restarts) == (Status.RUNNING, 1, 0)
             assert "inside libp2p" in state.last_error
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.processes
+async def test_tickets_name_the_ports_that_are_set_and_what_is_announced():
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in (one, other)]
+    outside = f"/ip4/198.51.100.1/tcp/7/p2p/{identity_of(1).peer}"
+    here = await real_mesh(1, data_port=ports[0], bulk_port=ports[1], announce=(outside,))
+    here = attrs.evolve(here, shelf=object())
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(here.builders().manager(Pulse()).run)
+            plane = here.gateway._current
+            tickets = [plane.grant(identity_of(2).peer, TicketRequest(name)) for name in ("activations", "bulk")]
+            assert [ticket.port for ticket in tickets] == ports
+            assert tickets[0].hosts == ("127.0.0.1", "198.51.100.1")
             nursery.cancel_scope.cancel()
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import attrs
 import pytest
 
+from meshnode.config.loading import load_config
 from meshnode.config.schema import EngineConfig, NodeConfig
+from meshnode.crypto.identity import Identity
 from meshnode.errors import ConfigError, UnknownModel, UnsupportedModel
 from meshnode.files.local_gguf import LocalGGUF
 from meshnode.node import preflight
-from meshnode.node.preflight import check_machine, check_models, examine_tokenizer
+from meshnode.node.preflight import check_addresses, check_machine, check_models, examine_tokenizer
 
 
 @attrs.define
@@ -35,6 +37,29 @@ def test_a_gpu_that_is_not_there_is_refused_by_name(monkeypatch, tmp_path):
     check_machine(NodeConfig())
     (tmp_path / "gpu").touch()
     check_machine(wanted)
+
+
+OWN = Identity(bytes(32)).peer
+
+
+@pytest.mark.parametrize("key", ["network.bootstrap", "network.announce"])
+@pytest.mark.parametrize("address", ["192.0.2.7:8810", "/ip4/192.0.2.7/tcp/8810", "/ip4/192.0.2.7/tcp/8810/p2p/me"])
+def test_an_address_that_cannot_be_read_is_refused_with_where_it_came_from(tmp_path, key, address):
+    loaded = load_config(flags={"node.data_dir": tmp_path, key: (address,)}, env={}, file=None)
+    with pytest.raises(ConfigError, match=rf"{key}: .*\(from flag --{key[8:]}\)"):
+        check_addresses(loaded, OWN)
+
+
+def test_what_is_announced_is_this_nodes_own(tmp_path):
+    other = Identity(bytes([1]) * 32).peer
+
+    def check(**network):
+        flags = {f"network.{name}": (f"/ip4/192.0.2.7/tcp/8810/p2p/{peer}",) for name, peer in network.items()}
+        check_addresses(load_config(flags={"node.data_dir": tmp_path, **flags}, env={}, file=None), OWN)
+
+    check(announce=OWN, bootstrap=other)
+    with pytest.raises(ConfigError, match="is not this node's"):
+        check(announce=other)
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model.gguf", "./model.gguf", "model.gguf", "~/no such folder"])
