@@ -67,6 +67,7 @@ class Mailbox(Generic[Q, R]):
     size: int = 0  # letters that may wait unread; 0 is a rendezvous
     _send: trio.MemorySendChannel[Letter[Q, R]] = attrs.field(init=False)
     _receive: trio.MemoryReceiveChannel[Letter[Q, R]] = attrs.field(init=False)
+    refused: int = attrs.field(default=0, init=False)  # letters left without waiting for which there was no room
     _unhandled: int = attrs.field(default=0, init=False)  # letters between their sender and the end of their handling
     _at_once: Callable[[Q], bool] | None = attrs.field(default=None, init=False)
 
@@ -92,7 +93,11 @@ class Mailbox(Generic[Q, R]):
     def tell_nowait(self, message: Q) -> None:
         """Leave the message if there is room. Raises trio.WouldBlock."""
         if not self._handed_over(message):
-            self._send.send_nowait(_note(message))
+            try:
+                self._send.send_nowait(_note(message))
+            except trio.WouldBlock:
+                self.refused += 1
+                raise
             self._unhandled += 1
 
     async def _leave(self, letter: Letter[Q, R]) -> None:

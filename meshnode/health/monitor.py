@@ -4,7 +4,7 @@ Links themselves notice silence (heartbeats, three misses). What they notice arr
 peers do wrong arrives as evidence. Trust recovers: half of what is held against a peer is forgotten every hour.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 import structlog
@@ -18,8 +18,8 @@ from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence
-from meshnode.types.ids import PeerId, short
-from meshnode.types.peers import Liveness, PeerInfo
+from meshnode.types.ids import ModelId, PeerId, short
+from meshnode.types.peers import Liveness, Offering, PeerInfo
 
 __all__ = ["HealthMonitor", "HealthResources", "MembershipEvent", "PeerJoined", "PeerLeft"]
 
@@ -58,6 +58,7 @@ class HealthResources:
     events: Broadcast[MembershipEvent]
     health: HealthBoard
     metrics: Metrics
+    offering: Latest[Offering] = attrs.field(factory=lambda: Latest(Offering()))  # of this node
 
 
 @attrs.define(eq=False)
@@ -69,11 +70,13 @@ class HealthMonitor:
     _expects_peers: bool  # somebody was named to connect to
     _alive: frozenset[PeerId] = attrs.field(default=frozenset(), init=False)
     _weights: dict[PeerId, float] = attrs.field(factory=dict, init=False)
+    _dropped: int = attrs.field(default=0, init=False)  # pieces of evidence, as far as they are counted
     _alone_since: float | None = attrs.field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch until cancelled."""
         self._weights = dict(self._resources.failures.value)
+        self._dropped = self._resources.evidence.refused
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._collect)
             task_status.started()
@@ -111,6 +114,10 @@ class HealthMonitor:
             resources.events.publish(PeerLeft(peer))
         self._alive = alive
         resources.metrics.network_peers.set(len(alive))
+        resources.metrics.network_disputed_names.set(_disputed(peers, resources.offering.value))
+        refused = resources.evidence.refused
+        resources.metrics.network_evidence_dropped_total.inc(refused - self._dropped)
+        self._dropped = refused
         self._watch_loneliness(alive)
 
     def _watch_loneliness(self, alive: frozenset[PeerId]) -> None:
@@ -131,6 +138,15 @@ class HealthMonitor:
         rounded = {peer: round(weight) for peer, weight in self._weights.items() if round(weight)}
         if rounded != self._resources.failures.value:
             self._resources.failures.set(rounded)
+
+
+def _disputed(peers: Iterable[PeerInfo], own: Offering) -> int:
+    """Count the names that mean other weights on one node than on another."""
+    models: dict[str, set[ModelId]] = {}
+    for stages in (own.stages, *(peer.offer.stages for peer in peers if peer.offer is not None)):
+        for stage in stages:
+            models.setdefault(stage.name, set()).add(stage.model)
+    return sum(len(each) > 1 for each in models.values())
 
 
 def _is_there(peer: PeerInfo) -> bool:

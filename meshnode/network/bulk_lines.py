@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import math
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -44,6 +45,7 @@ TellProgress = Callable[[int, int], None]
 
 _CONNECT = 2.0  # seconds for one address
 _PATIENCE = 15.0  # seconds without a byte
+_CHUNK = 300.0  # seconds for a chunk: at 3.5 kB/s no model comes within a month
 
 
 @attrs.define(eq=False)
@@ -100,15 +102,15 @@ class BulkLine:
     def _fetch(self, shard: ShardId, first: int, count: int, take: TakeChunk) -> None:
         self._connection.send(ChunksWanted(shard, first, count))
         for number in range(first, first + count):
-            chunk = self._next(Chunk)
+            chunk = self._next(Chunk, within=_CHUNK)
             assert isinstance(chunk.message, Chunk)
             if chunk.message.number != number or not 0 < len(chunk.body) <= CHUNK_BYTES:
                 raise PeerMisbehaved(f"{self.peer} sent chunk {chunk.message.number} for {number}")
             take(number, chunk.body)
 
-    def _next(self, *kinds: type[BulkMessage]) -> Envelope[BulkMessage]:
+    def _next(self, *kinds: type[BulkMessage], within: float = math.inf) -> Envelope[BulkMessage]:
         try:
-            envelope = self._connection.receive()
+            envelope = self._connection.receive(within)
         except WireError as error:
             raise PeerMisbehaved(f"{self.peer} broke the protocol: {error}") from error
         if envelope is None:

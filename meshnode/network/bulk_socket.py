@@ -5,10 +5,12 @@ activations that pass through it go first. Through the loop's own streams every 
 """
 
 import contextlib
+import math
 import os
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -84,21 +86,27 @@ class BulkSocket:
                 data += piece
         return data
 
-    def receive(self) -> Envelope[BulkMessage] | None:
-        """Return the next message, None when the other side has closed. Raises WireError for what breaks the protocol."""
+    def receive(self, within: float = math.inf) -> Envelope[BulkMessage] | None:
+        """Return the next message, None when the other side has closed. Raises WireError for what breaks the protocol.
+
+        One that takes longer than `within` seconds is as good as none, however steadily it trickles in.
+        """
+        until = time.monotonic() + within
         while not self._ready:
-            data = self._receive(self._codec.missing)
+            data = self._receive(self._codec.missing, until)
             if not data:
                 return None
             self._ready.extend(self._codec.feed(data))
         return self._ready.pop(0)
 
-    def _receive(self, count: int) -> bytearray:
+    def _receive(self, count: int, until: float) -> bytearray:
         """Return so many bytes, fewer at the end. TLS gives 16 KiB at a time, and nothing looks at them before all are there."""
         data, filled = bytearray(count), 0
         with _unreachable(), memoryview(data) as view:
             while filled < count and (more := self.socket.recv_into(view[filled:])):
                 filled += more
+                if filled < count and time.monotonic() > until:
+                    raise PeerUnreachable("the other side is too slow")
         return data if filled == count else data[:filled]
 
 

@@ -7,10 +7,11 @@ import trio
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.control_links import ControlLinks
-from meshnode.network.gossip import GossipBook
+from meshnode.network.gossip import GossipBook, StaleRecord
 from meshnode.network.host_ports import StagePlane
 from meshnode.network.peers import PeerTable
 from meshnode.network.stage_links import ControlReceived
+from meshnode.observe.metrics import Metrics
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId, short
 from meshnode.wire.control_messages import (
@@ -38,6 +39,7 @@ class ControlInbox:
     links: ControlLinks
     plane: StagePlane
     evidence: Mailbox[Evidence, None]
+    metrics: Metrics
 
     async def serve(self, mailbox: Mailbox[ControlReceived, None]) -> None:
         """Take messages until cancelled."""
@@ -76,11 +78,13 @@ class ControlInbox:
     def _take_record(self, sender: PeerId, record: SignedRecord) -> None:
         try:
             offer = self.book.accept(record)
+        except StaleRecord as error:
+            self.metrics.network_stale_records_total.inc()
+            if record.signer == sender:  # who hands it on may have another clock, and took it in good faith
+                self._report(Evidence(sender, Misdeed.STALE, str(error)))
+            return
         except PeerMisbehaved as error:
-            misdeed = Misdeed.STALE if "hours old" in str(error) else Misdeed.FORGED
-            if misdeed is Misdeed.STALE and record.signer != sender:
-                return  # by our clock; who hands it on may have another, and took it in good faith
-            self._report(Evidence(sender, misdeed, str(error)))
+            self._report(Evidence(sender, Misdeed.FORGED, str(error)))
             return
         neighbour = self.links.neighbour(sender)
         if neighbour is not None:

@@ -13,6 +13,7 @@ from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
 from meshnode.network.peers import PeerTable
 from meshnode.network.ports import Inbound, PeerStream
+from meshnode.observe.metrics import Metrics
 from meshnode.types.ids import PeerId, short
 from meshnode.wire.control_messages import ControlMessage, Records
 from meshnode.wire.protocols import CONTROL_MESSAGES
@@ -33,6 +34,7 @@ class LinkPorts:
     deliver: Callable[[Inbound[ControlMessage]], Awaitable[None]]  # takes messages; may wait
     found_direct_way: Callable[[PeerId], None]  # a direct link takes the place of a relayed one
     misbehaved: Callable[[PeerId, PeerMisbehaved], None]  # broke the protocol
+    metrics: Metrics = attrs.field(factory=Metrics)
 
 
 @attrs.define(eq=False)
@@ -104,6 +106,7 @@ class ControlLinks:
             self.ports.misbehaved(link.peer, error)
             raise
         if abs(terms.skew) > _CLOCK_TOLERANCE:
+            self.ports.metrics.network_wrong_clocks_total.inc()
             _log.warning("a clock is wrong", peer=short(link.peer), seconds_ahead=round(terms.skew))
         try:
             self._admit(link, lan=stream.is_lan, for_route=terms.for_route)

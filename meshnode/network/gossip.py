@@ -21,7 +21,7 @@ from meshnode.types.peers import Offer
 from meshnode.wire.control_messages import Records, SignedRecord
 from meshnode.wire.tagged import UNDECODABLE
 
-__all__ = ["GossipBook", "Neighbour"]
+__all__ = ["GossipBook", "Neighbour", "StaleRecord"]
 
 MAX_RECORD = 48 << 10  # bytes of one payload; a batch stays below 64 KiB
 _MAX_BATCH = 56 << 10
@@ -30,6 +30,10 @@ _MAX_BYTES = 32 << 20  # of all of them: strangers make identities for nothing
 _TOO_OLD = 3 * 3600.0  # seconds: a record is renewed every ten minutes, and clocks may be off by an hour or two
 _TOO_NEW = 2 * 3600.0
 _PACE = 0.2  # seconds between batches to one neighbour
+
+
+class StaleRecord(PeerMisbehaved):
+    """A record that is too old or from the future by our clock: some clock is wrong, its signer's or ours."""
 
 
 @attrs.define(eq=False)
@@ -77,7 +81,7 @@ class GossipBook:
             raise PeerMisbehaved("a record about somebody else")
         age = self.clock() - offer.issued
         if not -_TOO_NEW <= age <= _TOO_OLD:
-            raise PeerMisbehaved(f"a record that is {age / 3600:.1f} hours old; is a clock wrong?")
+            raise StaleRecord(f"a record that is {age / 3600:.1f} hours old; is a clock wrong?")
         if known is not None and offer.sequence <= known[1].sequence:
             return None
         if offer.sequence <= self._dead.get(offer.peer, -1):

@@ -34,6 +34,7 @@ from meshnode.network.places import Places
 from meshnode.network.ports import MessageLink, PeerStream
 from meshnode.network.providing import Providing
 from meshnode.network.stage_links import AnyReceived, ControlReceived
+from meshnode.observe.metrics import Metrics
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId, short
@@ -93,6 +94,7 @@ class NetworkResources:
     evidence: Mailbox[Evidence, None]
     offering: Latest[Offering]
     listening: Latest[tuple[str, ...]]  # our multiaddrs with /p2p/, for status and invitations
+    metrics: Metrics = attrs.field(factory=Metrics)
     room: Latest[Room | None] = attrs.field(factory=lambda: Latest(None))  # what we say about placement
     holdings: Holdings | None = None  # what peers and the hash table are told of, and what is sought; None: nothing
 
@@ -116,7 +118,7 @@ class NetworkManager:
     def __attrs_post_init__(self) -> None:
         shared = self._resources
         greeter = Greeter(shared.own, self._settings.network_id)
-        ports = LinkPorts(self._deliver, self._found_direct_way, self._hold_against)
+        ports = LinkPorts(self._deliver, self._found_direct_way, self._hold_against, shared.metrics)
         self._links = ControlLinks(greeter, self._settings.max_peers, shared.table, shared.book, ports)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -129,7 +131,7 @@ class NetworkManager:
                 await nursery.start(plane.run)
                 shared.gateway.connect(plane)
                 self._tell_addresses(host)
-                inbox = ControlInbox(shared.table, shared.book, self._links, plane, shared.evidence)
+                inbox = ControlInbox(shared.table, shared.book, self._links, plane, shared.evidence, shared.metrics)
                 nursery.start_soon(inbox.serve, shared.control)
                 nursery.start_soon(self._publish)
                 nursery.start_soon(self._expire)

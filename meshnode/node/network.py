@@ -135,6 +135,7 @@ class Mesh:
             room=channels.room,
             holdings=self.holdings,
             listening=channels.listening,
+            metrics=self.metrics,
         )
         return NetworkManager(resources, settings, self._open_host, self._stage_plane, pulse, self._discovery())
 
@@ -181,7 +182,13 @@ class Mesh:
     def _build_monitor(self, pulse: Pulse) -> HealthMonitor:
         channels = self.channels
         resources = HealthResources(
-            self.table, channels.evidence, channels.failures, channels.membership, self.health, self.metrics
+            self.table,
+            channels.evidence,
+            channels.failures,
+            channels.membership,
+            self.health,
+            self.metrics,
+            channels.offering,
         )
         return HealthMonitor(resources, pulse, expects_peers=bool(self.config.network.bootstrap))
 

@@ -73,6 +73,18 @@ class Metrics:
         self.network_refused_total = counter(
             "meshnode_network_refused_total", "Connections of strangers and peers that were refused.", ["code"]
         )
+        self.network_stale_records_total = counter(
+            "meshnode_network_stale_records_total", "Records too old or from the future: some clock is wrong."
+        )
+        self.network_wrong_clocks_total = counter(
+            "meshnode_network_wrong_clocks_total", "Links to peers whose clock is minutes apart from ours."
+        )
+        self.network_disputed_names = gauge(
+            "meshnode_network_disputed_names", "Names that nodes of the mesh give to models with other weights."
+        )
+        self.network_evidence_dropped_total = counter(
+            "meshnode_network_evidence_dropped_total", "Things held against peers that came too fast to be weighed."
+        )
         self.network_misdeeds_total = counter(
             "meshnode_network_misdeeds_total", "Things peers did that no honest peer does.", ["kind"]
         )

@@ -1,6 +1,6 @@
 """Who joins, who leaves, and what is held against whom, on virtual time."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import pytest
@@ -16,9 +16,10 @@ from meshnode.network.peers import PeerTable
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
+from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId
-from meshnode.types.peers import Offer
+from meshnode.types.peers import Offer, StageOffer
 
 OWN, THERE, FAR = PeerId("own"), PeerId("there"), PeerId("far")
 
@@ -182,3 +183,28 @@ async def test_being_alone_is_nothing_for_who_expects_nobody(watch, autojump_clo
         await trio.sleep(300)
         assert watch.codes() == []
         assert watch.pulse.age() <= 1
+
+
+async def test_evidence_that_came_too_fast_is_counted(watch, autojump_clock):
+    async with watch.watching():
+        for _ in range(100):
+            with suppress(trio.WouldBlock):
+                watch.evidence.tell_nowait(Evidence(THERE, Misdeed.MALFORMED, "seen"))
+        await trio.sleep(2)
+        count = watch.metrics.registry.get_sample_value
+        dropped = count("meshnode_network_evidence_dropped_total")
+        assert dropped > 0
+        assert dropped + count("meshnode_network_misdeeds_total", {"kind": "malformed"}) == 100
+
+
+async def test_a_name_that_means_other_weights_elsewhere_is_counted(watch, autojump_clock):
+    def say(peer, model):
+        stage = StageOffer(model, "wide", 2, 8, 64, BlockRange(0, 2), True, True, "cpu", 0.1, 0.1, 64)
+        watch.table.heard(attrs.evolve(offer(peer, 2), stages=(stage,)))
+
+    async with watch.watching():
+        for model, disputed in (("a" * 64, 0), ("b" * 64, 1)):
+            say("one", "a" * 64)
+            say("other", model)
+            await trio.sleep(1.1)
+            assert watch.metrics.registry.get_sample_value("meshnode_network_disputed_names") == disputed

@@ -338,6 +338,14 @@ async def test_a_giver_that_answers_nonsense_is_told_apart_from_one_that_is_gone
         assert type(caught.value) is (PeerUnreachable if answer == b"" else PeerMisbehaved)
 
 
+async def test_a_chunk_that_trickles_in_is_not_waited_for(opened, monkeypatch):
+    """Its giver sends some of it all the time, and would for minutes."""
+    monkeypatch.setattr("meshnode.network.bulk_lines._CHUNK", 0.4)
+    async with opened(total=100 << 10) as door, door.open() as line:
+        with pytest.raises(PeerUnreachable, match="too slow"):
+            await door.fetch(line, 0, 1)
+
+
 async def test_names_are_no_addresses(opened):
     async with opened() as door:
         with pytest.raises(PeerUnreachable, match="no direct way"):

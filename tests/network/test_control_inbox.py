@@ -13,6 +13,7 @@ from meshnode.network.control_inbox import ControlInbox
 from meshnode.network.gossip import GossipBook, Neighbour
 from meshnode.network.peers import PeerTable
 from meshnode.network.stage_links import ControlReceived
+from meshnode.observe.metrics import Metrics
 from meshnode.types.evidence import Misdeed
 from meshnode.types.peers import Offer
 from meshnode.wire.control_messages import (
@@ -66,7 +67,7 @@ class Plane:
 @pytest.fixture
 def inbox():
     book = GossipBook(identity_of(1), "home", lambda: NOW)
-    return ControlInbox(PeerTable(OWN, Latest({})), book, Links(book), Plane(), Mailbox("evidence", 64))
+    return ControlInbox(PeerTable(OWN, Latest({})), book, Links(book), Plane(), Mailbox("evidence", 64), Metrics())
 
 
 def connect(inbox, *numbers):
@@ -147,13 +148,15 @@ async def test_what_no_honest_peer_hands_on_is_held_against_who_sent_it_not_who_
 async def test_who_hands_on_what_is_too_old_by_our_clock_is_not_to_blame(inbox, age):
     await take(inbox, Records((record(3, issued=NOW - age), record(5))))
     assert inbox.evidence.waiting() == 0
+    assert inbox.metrics.registry.get_sample_value("meshnode_network_stale_records_total") == 1
     assert [info.peer for info in inbox.table.peers()] == [identity_of(5).peer]
 
 
 async def test_a_flood_of_forgeries_does_not_fill_the_node(inbox):
     for _ in range(1000):
         await take(inbox, Records((record(3, author=4),)))
-    assert inbox.evidence.waiting() <= 64
+    assert inbox.evidence.waiting() == 64
+    assert inbox.evidence.refused == 1000 - 64
     assert inbox.table.peers() == ()
 
 

@@ -246,8 +246,10 @@ async def test_another_network_is_refused_by_both(autojump_clock):
 async def test_a_clock_that_is_an_hour_off_is_no_reason_to_stay_apart(autojump_clock):
     async with sides(1) as (here,), sides(2, clock=lambda: 1e9 + 3600) as (there,):
         await here.dial(there)
-        assert here.info(there).connected
-        assert there.info(here).connected
+        for one, other in ((here, there), (there, here)):
+            assert one.info(other).connected
+            metrics = one.links.ports.metrics.registry
+            assert metrics.get_sample_value("meshnode_network_wrong_clocks_total") == 1
 
 
 @pytest.mark.parametrize("garbage", [b"\xff" * 100, b"\x00" * 100, b"\xff\xff\xff\xff", b"GET / HTTP/1.1\r\n\r\n"])
