@@ -4,7 +4,6 @@ It is the only writer of the catalog and of the shard folder. A shard counts as 
 process started; one that fails the check is quarantined and made again from its source where that is still there.
 """
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -28,7 +27,7 @@ from meshnode.files.hub_mirror import forget_mirrors
 from meshnode.files.hub_shares import ShareMaker
 from meshnode.files.hub_source import HubSource
 from meshnode.files.jobs import ModelJobs, Part
-from meshnode.files.part_file import forget_parts
+from meshnode.files.part_file import forget_parts, newest_of
 from meshnode.files.peer_copies import PREFIX, PeerCopies
 from meshnode.files.peer_ports import PeerShards
 from meshnode.files.progress import ProgressBoard
@@ -51,7 +50,7 @@ __all__ = ["AcquisitionManager", "Supply"]
 _NAME = "AcquisitionManager"
 _INCOMPLETE = "model_incomplete"
 _PULSE_EVERY = 5.0  # seconds
-_PARTS_KEPT = 7 * 86400.0  # seconds after the last byte
+_PARTS_KEPT = 7 * 86400.0  # seconds that others are newer
 _log = structlog.get_logger()
 
 
@@ -114,8 +113,9 @@ class AcquisitionManager:
         paths = self._catalog.paths
         try:
             moved = await self._lanes.run("disk", tidy, paths.partial, paths.shards, self._catalog.wanted())
-            await self._lanes.run("disk", forget_parts, paths.transfers, frozenset(), time.time() - _PARTS_KEPT)
-            await self._lanes.run("disk", forget_mirrors, paths.transfers, time.time() - _PARTS_KEPT)
+            oldest = await self._lanes.run("disk", newest_of, paths.transfers) - _PARTS_KEPT
+            await self._lanes.run("disk", forget_parts, paths.transfers, frozenset(), oldest)
+            await self._lanes.run("disk", forget_mirrors, paths.transfers, oldest)
         except FileError as error:  # the models that are in their place can be used all the same
             _log.warning("files.not_tidied", error=str(error))
         else:

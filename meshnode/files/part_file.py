@@ -15,7 +15,7 @@ from meshnode.files.shard_file import shard_file_name
 from meshnode.types.ids import ShardId, short
 from meshnode.types.manifest import CHUNK_BYTES, ShardDescriptor
 
-__all__ = ["PartFile", "forget_parts", "open_part"]
+__all__ = ["PartFile", "forget_parts", "newest_of", "open_part"]
 
 
 @attrs.define(eq=False)
@@ -104,6 +104,17 @@ def forget_parts(folder: Path, whole: frozenset[ShardId], oldest: float) -> None
         for path in folder.glob("*.part") if folder.is_dir() else ():
             if ShardId(path.stem) in whole or path.stat().st_mtime < oldest:
                 path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def newest_of(folder: Path) -> float:
+    """Return when anything in a folder was written last, Unix seconds; 0 if nothing is there. Raises FileError.
+
+    A clock may jump by weeks, and that must not make old what came last.
+    """
+    try:
+        return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0) if folder.is_dir() else 0.0
     except OSError as error:
         raise _cannot_write(folder, error) from error
 

@@ -1,6 +1,7 @@
 """Models from a hub: a real server with the hub's routes, and what can go wrong on the way."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -216,6 +217,19 @@ async def test_what_has_come_is_kept_over_a_restart(node_data, hub, big, big_id)
     async with node_data.running() as node:
         assert (await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}"))).id == big_id
     assert hub.sent_bytes <= big.stat().st_size - kept + BLOCK_BYTES
+
+
+async def test_what_has_come_outlives_a_clock_that_jumps_and_not_a_week_of_newer_ones(node_data):
+    folder = node_data.paths.transfers
+    open_mirror(folder, "last", 10).close()
+    (folder / f"{'a' * 64}.part").touch()
+    for path in folder.iterdir():
+        os.utime(path, (1e9, 1e9))
+    async with node_data.running():
+        assert len(node_data.files("transfers")) == 3
+    open_mirror(folder, "newer", 10).close()
+    async with node_data.running():
+        assert len(node_data.files("transfers")) == 2
 
 
 async def test_a_cancelled_download_goes_on_where_it_was(data, hub, big, big_id):
