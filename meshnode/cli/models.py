@@ -206,7 +206,7 @@ def export(
 @node_options
 @json_option
 @click.pass_context
-def import_(context: click.Context, *, folder: Path, **options: object) -> None:
+def import_(context: click.Context, /, *, folder: Path, **options: object) -> None:
     """Take what `meshnode models export` has written into FOLDER.
 
     The same as `meshnode models add FOLDER`; nothing is asked of a network.
