@@ -185,6 +185,25 @@ async def test_what_an_agent_sends_is_served(serve):
         assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
 
 
+async def test_what_is_said_of_tools_and_thoughts_is_told_or_named(serve):
+    tool = {"name": "add", "description": "Add.", "input_schema": {"type": "object"}, "input_examples": [{"a": 1}]}
+    body = {
+        "model": "tiny",
+        "max_tokens": 2000,
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [tool, {**tool, "name": "hidden", "allowed_callers": ["code_execution_20260120"]}],
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+    }
+    async with serve() as node, node.client() as http:
+        answer = await http.post("/v1/messages", json=body)
+        assert answer.status_code == 200
+        assert "hidden" in answer.headers["x-meshnode-warning"]
+        assert "budget_tokens" in answer.headers["x-meshnode-warning"]
+        (asked,) = node.router.requests[-1]
+        (shown,) = asked.tools.tools
+        assert (shown.name, shown.description) == ("add", 'Add.\nExamples of its input: [{"a":1}]')
+
+
 async def test_a_failure_in_mid_stream_is_an_error_event_and_no_natural_end(serve):
     async with serve(FakeRouter(error=errors.SessionLost("the stage is gone"), fail_after=2)) as node:
         async with sdk(node) as client, client.messages.stream(**ASK) as stream:

@@ -44,7 +44,9 @@ def show_model(model: ServedModel) -> dict[str, object]:
         "modified_at": timestamp(model.created),
         "details": _details(model),
         "model_info": facts,
-        "capabilities": ["completion", "tools", *(["thinking"] if model.thinks else [])],
+        "capabilities": ["completion", "tools", *(["thinking"] if model.thinks else [])]
+        if model.causal
+        else ["embedding"],
     }
 
 

@@ -59,6 +59,10 @@ def test_an_answer_can_be_sent_back_as_sdks_do():
 @pytest.mark.parametrize(
     ("message", "param"),
     [
+        (
+            {"role": "user", "content": [{"type": "text", "text": "x", "image_url": {"url": "y"}}]},
+            "messages[1].content[0].image_url",
+        ),
         ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[1].tool_call_id"), ({"role": "function", "name": "f", "content": "x"}, "messages[1].role"),
         ({"role": "robot", "content": "x"}, "messages[1].role"), ({"role": "user"}, "messages[1].content"), ({"role": "user", "content": None}, "messages[1].content"),
         ({"role": "user", "content": []}, "messages[1].content"), ({"role": "assistant", "content": None, "tool_calls": []}, "messages[1].content"),
