@@ -1,5 +1,9 @@
-"""Anthropic's SDK against a node, streamed, with a tool: python examples/anthropic_sdk.py KEY [PROMPT]."""
+"""Anthropic's SDK against a node, streamed, with a tool.
 
+ANTHROPIC_API_KEY=$(meshnode token) python examples/anthropic_sdk.py [PROMPT]
+"""
+
+import os
 import sys
 
 from anthropic import Anthropic
@@ -17,10 +21,8 @@ TOOL = {
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit("usage: python examples/anthropic_sdk.py KEY [PROMPT]   (the key: meshnode token)")
-    client = Anthropic(base_url="http://127.0.0.1:8800", api_key=sys.argv[1])
-    asked = " ".join(sys.argv[2:]) or "Why is the sky blue?"
+    client = Anthropic(base_url=os.environ.get("ANTHROPIC_BASE_URL", "http://127.0.0.1:8800"))
+    asked = " ".join(sys.argv[1:]) or "Why is the sky blue?"
     with client.messages.stream(model="auto", max_tokens=200, messages=[{"role": "user", "content": asked}]) as stream:
         for text in stream.text_stream:
             print(text, end="", flush=True)

@@ -1,5 +1,9 @@
-"""LangChain with a node: a stream, and an answer as an object: python examples/langchain_chat.py KEY [PROMPT]."""
+"""LangChain with a node: a stream, and an answer as an object.
 
+OPENAI_API_KEY=$(meshnode token) python examples/langchain_chat.py [PROMPT]
+"""
+
+import os
 import sys
 from typing import Literal
 
@@ -15,10 +19,10 @@ class Opinion(BaseModel):
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit("usage: python examples/langchain_chat.py KEY [PROMPT]   (the key: meshnode token)")
-    prompt = " ".join(sys.argv[2:]) or "Write one sentence about the sea."
-    model = ChatOpenAI(model="auto", base_url="http://127.0.0.1:8800/v1", api_key=sys.argv[1], temperature=0)
+    prompt = " ".join(sys.argv[1:]) or "Write one sentence about the sea."
+    model = ChatOpenAI(
+        model="auto", base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8800/v1"), temperature=0
+    )
     text = ""
     for chunk in model.stream(prompt):
         text += chunk.text

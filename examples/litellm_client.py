@@ -1,4 +1,7 @@
-"""Ask a node through LiteLLM, by OpenAI's interface and by Ollama's: python examples/litellm_client.py KEY [PROMPT]."""
+"""Ask a node through LiteLLM, by OpenAI's interface and by Ollama's.
+
+MESHNODE_API_KEY=$(meshnode token) python examples/litellm_client.py [PROMPT]
+"""
 
 import os
 import sys
@@ -7,15 +10,14 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches
 
 import litellm
 
-NODE = "http://127.0.0.1:8800"
+NODE = os.environ.get("MESHNODE_URL", "http://127.0.0.1:8800")
+KEY = os.environ["MESHNODE_API_KEY"]
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit("usage: python examples/litellm_client.py KEY [PROMPT]   (the key: meshnode token)")
-    messages = [{"role": "user", "content": " ".join(sys.argv[2:]) or "What is the capital of France?"}]
+    messages = [{"role": "user", "content": " ".join(sys.argv[1:]) or "What is the capital of France?"}]
     for model, base in (("openai/auto", f"{NODE}/v1"), ("ollama_chat/auto", NODE)):
-        answer = litellm.completion(model=model, api_base=base, api_key=sys.argv[1], messages=messages, temperature=0)
+        answer = litellm.completion(model=model, api_base=base, api_key=KEY, messages=messages, temperature=0)
         print(f"{model}: {answer.choices[0].message.content}")
 
 

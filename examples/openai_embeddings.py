@@ -1,8 +1,11 @@
-"""Which sentence is closest to a question, by their vectors: python examples/openai_embeddings.py KEY [QUESTION].
+"""Which sentence is closest to a question, by their vectors.
+
+OPENAI_API_KEY=$(meshnode token) python examples/openai_embeddings.py [QUESTION]
 
 An encoder judges better than a model that writes; docs/clients.md says how to add one.
 """
 
+import os
 import sys
 
 from openai import OpenAI
@@ -11,10 +14,8 @@ SENTENCES = ["The cat sleeps on the sofa.", "Interest rates rose again.", "A tra
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit("usage: python examples/openai_embeddings.py KEY [QUESTION]   (the key: meshnode token)")
-    question = " ".join(sys.argv[2:]) or "Where is the pet?"
-    client = OpenAI(base_url="http://127.0.0.1:8800/v1", api_key=sys.argv[1])
+    question = " ".join(sys.argv[1:]) or "Where is the pet?"
+    client = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8800/v1"))
     made = client.embeddings.create(model="auto", input=[question, *SENTENCES])
     asked, *known = (item.embedding for item in made.data)
     for sentence, vector in zip(SENTENCES, known, strict=True):

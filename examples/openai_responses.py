@@ -1,14 +1,15 @@
-"""A conversation that the node remembers, through OpenAI's Responses: python examples/openai_responses.py KEY."""
+"""A conversation that the node remembers, through OpenAI's Responses.
 
-import sys
+OPENAI_API_KEY=$(meshnode token) python examples/openai_responses.py
+"""
+
+import os
 
 from openai import OpenAI
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python examples/openai_responses.py KEY   (the key: meshnode token)")
-    client = OpenAI(base_url="http://127.0.0.1:8800/v1", api_key=sys.argv[1])
+    client = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8800/v1"))
     previous = None
     for said in ("My name is Ada and I live in London.", "Where do I live?"):
         print(">", said)

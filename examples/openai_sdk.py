@@ -1,17 +1,19 @@
-"""Chat with a node through the OpenAI SDK: python examples/openai_sdk.py KEY [PROMPT]."""
+"""Chat with a node through the OpenAI SDK.
 
+OPENAI_API_KEY=$(meshnode token) python examples/openai_sdk.py [PROMPT]
+"""
+
+import os
 import sys
 
 from openai import OpenAI
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit("usage: python examples/openai_sdk.py KEY [PROMPT]   (the key: meshnode token)")
-    prompt = " ".join(sys.argv[2:]) or "What is the capital of France?"
-    client = OpenAI(base_url="http://127.0.0.1:8800/v1", api_key=sys.argv[1])
+    prompt = " ".join(sys.argv[1:]) or "What is the capital of France?"
+    client = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8800/v1"))
     stream = client.chat.completions.create(
-        model="starter", messages=[{"role": "user", "content": prompt}], stream=True, temperature=0
+        model="auto", messages=[{"role": "user", "content": prompt}], stream=True, temperature=0
     )
     for chunk in stream:
         print(chunk.choices[0].delta.content or "", end="", flush=True)

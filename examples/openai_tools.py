@@ -1,9 +1,12 @@
-"""A loop of tools through the OpenAI SDK: python examples/openai_tools.py KEY [PROMPT].
+"""A loop of tools through the OpenAI SDK.
+
+OPENAI_API_KEY=$(meshnode token) python examples/openai_tools.py [PROMPT]
 
 The first call is made by grammar, so it fits the schema however small the model is; what follows is the model's decision.
 """
 
 import json
+import os
 import sys
 
 from openai import OpenAI
@@ -25,10 +28,8 @@ TOOL = {
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit("usage: python examples/openai_tools.py KEY [PROMPT]   (the key: meshnode token)")
-    client = OpenAI(base_url="http://127.0.0.1:8800/v1", api_key=sys.argv[1])
-    messages = [{"role": "user", "content": " ".join(sys.argv[2:]) or "What is the weather like in Rome?"}]
+    client = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8800/v1"))
+    messages = [{"role": "user", "content": " ".join(sys.argv[1:]) or "What is the weather like in Rome?"}]
     choice = "required"
     for _ in range(4):
         answer = client.chat.completions.create(
