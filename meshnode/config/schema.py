@@ -156,7 +156,7 @@ class InferenceConfig:
     request_timeout: float = attrs.field(default=600.0, validator=_between(1, 86400))  # seconds, from admission to end
     privacy: str = attrs.field(
         default="anyone", validator=_one_of("anyone", "pool_and_lan", "this_node_only")
-    )  # who helps
+    )  # who helps; there are no pools yet, so the second means peers reached directly at a private address
     boomerang: bool = False  # true: embedding and head run here, so that text and tokens never leave this node
     max_stages: int = attrs.field(default=64, validator=_between(0, 4096))  # stages run for sessions at once
 

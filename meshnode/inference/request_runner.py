@@ -179,7 +179,7 @@ class RequestRunner:
     def _describe(self, route: Route) -> str:
         if route.peers == {self.coordinator.own} and len(route.stages) == 1:
             return f"local {route.stages[0].blocks}"
-        return str(route)
+        return f"{route} ({route.reason})" if route.reason else str(route)
 
     # Elsewhere
 

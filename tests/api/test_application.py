@@ -10,6 +10,7 @@ from support.api import CHAT, KEY, FakeRouter
 
 from meshnode import errors
 from meshnode.api.failures import failure_of
+from meshnode.types.generation import Finished, FinishReason, Usage
 
 
 def leaves(kind=errors.MeshnodeError):
@@ -37,6 +38,20 @@ async def test_a_whole_answer(serve):
     assert "total;dur=" in reply.headers["server-timing"]
     assert reply.headers["x-request-id"]
     assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_an_answer_that_outlived_a_loss_says_so(serve):
+    ending = Finished(FinishReason.STOP, Usage(7, 2), route="a 0:1 > c 1:2 (2 stages)", recoveries=1, pause=0.25)
+    async with serve(FakeRouter(ending=ending)) as node, node.client() as client:
+        whole = await client.post("/v1/chat/completions", json=CHAT)
+        chat = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
+        response = await client.post("/v1/responses", json={"model": "tiny", "input": "hi", "stream": True})
+    assert whole.headers["x-meshnode-recovered"] == "1"
+    assert whole.headers["x-meshnode-route"] == "a 0:1 > c 1:2 (2 stages)"
+    assert "recovery;dur=250.0" in whole.headers["server-timing"]
+    for stream in (chat, response):  # its head was sent before the loss
+        assert "x-meshnode-recovered" not in stream.headers
+        assert ": x-meshnode-recovered: 1; pause=250ms; route=a 0:1 > c 1:2 (2 stages)\n\n" in stream.text
 
 
 async def test_a_streamed_answer(serve):

@@ -196,7 +196,7 @@ class Responses:
                 yield HEARTBEAT if silence.cancelled_caught else turn.reply.chunk_of(event)  # type: ignore[arg-type]
         except StopAsyncIteration:
             await self._keep(turn)
-            yield turn.reply.ending()
+            yield turn.reply.journey.comment() + turn.reply.ending()
         except MeshnodeError as error:
             turn.reply.fail(failure_of(error))
             await self._keep(turn)
