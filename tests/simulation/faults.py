@@ -10,7 +10,13 @@ from simulation.world import SimWorld
 
 __all__ = ["Faults"]
 
-SHORT, LONG = (0.3, 4.0), (16.0, 22.0)  # seconds that things stay wrong; links notice silence after 15 s to 20 s
+SHORT, LONG = (0.3, 4.0), (16.0, 45.0)  # seconds that things stay wrong; after 15 s to 32 s all know who is gone
+PARTS = (
+    "dispatcher",
+    "monitor",
+    "network",
+    "network",
+)  # not the router: requests it helped with wait for their deadline
 WORKER_CRASHES = 2  # of one node: after more of them its worker rests, as it should
 
 
@@ -43,7 +49,7 @@ class Faults:
         """Have one thing go wrong, and right again."""
         await trio.sleep(self.random.uniform(0, within))
         kinds = [self.crash, self.crash, self.lose_power, self.partition, self.deafen, self.isolate]
-        await self.random.choice([*kinds, self.lose_worker, self.lose_network])()
+        await self.random.choice([*kinds, self.lose_worker, self.lose_part, self.lose_part])()
 
     def had_a_route(self, asker, since):
         """Whether nodes that hold all blocks among them were there for `asker` all the time since then."""
@@ -101,11 +107,12 @@ class Faults:
             async with self._trouble(f"the worker of {node.peer[-6:]} crashes", [node.peer]):
                 node.executor.crash()
 
-    async def lose_network(self):
+    async def lose_part(self):
         node = self._somebody()
-        if node is not None and node.network is not None:
-            async with self._trouble(f"the network of {node.peer[-6:]} crashes", [node.peer]):
-                node.crash_network()
+        if node is not None and len(node.parts) == 4:
+            part = self.random.choice(PARTS)
+            async with self._trouble(f"the {part} of {node.peer[-6:]} crashes", [node.peer]):
+                node.crash_part(part)
 
     def _somebody(self):
         node = self.random.choice(self.world.nodes)

@@ -6,11 +6,11 @@ from random import Random
 
 import attrs
 import trio
-import trio.testing
 from support.tiny_gguf import write_tiny_llama
 from support.toy_executor import WIDTH
 
 from meshnode.files.importing import import_gguf
+from simulation.clock import JumpingClock
 from simulation.faults import Faults
 from simulation.users import Users
 from simulation.watch import GONE, Broken, Undead, held, owners_watched, strangers
@@ -51,9 +51,7 @@ def play(seed: int, size: int | None = None, model=None) -> Outcome:
         outcome = Outcome()
         try:
             with owners_watched():
-                trio.run(
-                    _play, seed, size, manifest, folder, outcome, clock=trio.testing.MockClock(autojump_threshold=0)
-                )
+                trio.run(_play, seed, size, manifest, folder, outcome, clock=JumpingClock())
         except BaseException as error:
             error.add_note("\n".join(outcome.trace))
             raise

@@ -1,5 +1,6 @@
 """Streams of a network in memory: in order, late, held up while the way is cut, and ended when a process dies."""
 
+import math
 from collections import deque
 
 import attrs
@@ -23,44 +24,60 @@ class Way:
     ended: bool = False  # nothing more comes
     broken: bool = False
     lost: bool = False  # what is sent arrives nowhere, and nothing tells so
-    changed: trio.Event = attrs.field(factory=trio.Event)
+    room: trio.Event = attrs.field(factory=trio.Event)
+    _nap: trio.CancelScope | None = None  # of the receiver, while it waits
 
     def tell(self):
-        self.changed.set()
-        self.changed = trio.Event()
+        """Have both ends look again."""
+        self.room.set()
+        self.room = trio.Event()
+        if self._nap is not None:
+            self._nap.cancel()
 
     async def send(self, data):
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while self.bytes > _WINDOW and not self.broken:
-            await self.changed.wait()
+            await self.room.wait()
         if self.broken:
             raise trio.BrokenResourceError("the other side is gone")
-        if self.lost:
-            self.bytes += len(data)
-            return
-        self.last = max(self.last, trio.current_time() + self.world.latency(self.source, self.target))
-        self.queue.append((self.last, bytes(data)))
         self.bytes += len(data)
-        self.tell()
+        if self.lost:
+            return
+        self.last = max(self.last, _tick(trio.current_time() + self.world.latency(self.source, self.target)))
+        self.queue.append((self.last, bytes(data)))
+        if self._nap is not None and len(self.queue) == 1:
+            self._nap.deadline = self.last
 
     async def receive(self):
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             if self.broken:
                 raise trio.BrokenResourceError("the other side is gone")
+            arrives = math.inf
             if self.queue and not self.lost and not self.world.is_cut(self.source, self.target):
-                wait = self.queue[0][0] - trio.current_time()
-                if wait <= 0:
-                    _, data = self.queue.popleft()
-                    self.bytes -= len(data)
-                    self.tell()
-                    return data
-                with trio.move_on_after(wait):
-                    await self.changed.wait()
+                arrives = self.queue[0][0]
+                if arrives <= trio.current_time():
+                    return self._take()
             elif self.ended and not self.queue and not self.lost:
                 return b""
-            else:
-                await self.changed.wait()
+            with trio.CancelScope(
+                deadline=arrives
+            ) as self._nap:  # its sender moves the deadline: one wake for each arrival
+                await trio.sleep_forever()
+            self._nap = None
+
+    def _take(self):
+        _, data = self.queue.popleft()
+        if self.bytes > _WINDOW:
+            self.room.set()
+            self.room = trio.Event()
+        self.bytes -= len(data)
+        return data
+
+
+def _tick(time):
+    """Round up to a millisecond: what arrives together is taken in one turn of the loop, in an order that the seed decides."""
+    return math.ceil(time * 1e3) / 1e3
 
 
 @attrs.define(eq=False)

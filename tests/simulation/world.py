@@ -14,8 +14,7 @@ import trio
 from support.toy_executor import ToyExecutor
 
 from meshnode.crypto.identity import Identity
-from meshnode.errors import PeerUnreachable, UnknownModel
-from meshnode.files.shard_file import shard_path
+from meshnode.errors import PeerUnreachable
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.health.monitor import HealthMonitor, HealthResources
@@ -38,7 +37,7 @@ from meshnode.observe.metrics import Metrics
 from meshnode.store.memory import MemoryStore
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
-from meshnode.types.manifest import ShardKind
+from simulation.shelf import Shelf
 from simulation.streams import stream_pair
 from simulation.watch import WatchedRouter
 
@@ -60,41 +59,6 @@ class InlineLanes(Lanes):
     async def run(self, lane, function, *args, abandon_on_cancel=False):
         await trio.lowlevel.checkpoint()
         return load_assets(*args) if function == ModelAssets.load else function(*args)
-
-
-@attrs.define(eq=False)
-class Shelf:
-    """The catalog of a node: some blocks of the one model."""
-
-    manifest: object
-    folder: object
-    blocks: range
-    revision: Latest = attrs.field(factory=lambda: Latest(0))
-
-    def manifests(self):
-        return (self.manifest,) if self.blocks else ()
-
-    def aliases(self, model):
-        return ()
-
-    def resolve(self, name):
-        if not self.blocks or name not in (self.manifest.name, self.manifest.id):
-            raise UnknownModel(f"there is no model {name!r}")
-        return self.manifest
-
-    def held(self, model):
-        last = self.manifest.config.block_count
-        kinds = {ShardKind.TOKENIZER}
-        kinds |= {ShardKind.EMBEDDING} if 0 in self.blocks else set()
-        kinds |= {ShardKind.HEAD} if last - 1 in self.blocks else set()
-        return frozenset(
-            shard.id
-            for shard in self.manifest.shards
-            if (shard.kind in kinds if shard.block is None else shard.block in self.blocks)
-        )
-
-    def path(self, shard):
-        return shard_path(self.folder, shard)
 
 
 class SimPlane(DataPlane):
@@ -180,7 +144,8 @@ class SimNode:
     book: GossipBook | None = None
     router: WatchedRouter | None = None
     max_peers: int = 64
-    network: trio.CancelScope | None = None  # of its present incarnation
+    skew: float = 0.0  # seconds that its clock is ahead
+    parts: dict[str, trio.CancelScope] = attrs.field(factory=dict)  # subsystem -> its present incarnation
     since: float = 0.0  # when its process began
 
     @property
@@ -206,16 +171,19 @@ class SimNode:
         self.scope = self.executor = self.channels = self.table = self.book = self.router = None
         self.world.drop(self.peer)
 
-    def crash_network(self):
-        """Have what libp2p would be fail; the node goes on, and starts it again."""
-        self.network.cancel()
+    def crash_part(self, name):
+        """Have a subsystem fail; the node goes on, and starts it again."""
+        self.parts[name].cancel()
+
+    def clock(self):
+        return self.world.clock() + self.skew
 
     async def _live(self, scope, ready):
         with scope:
             own, world, metrics, health = self.peer, self.world, Metrics(), HealthBoard()
             channels = self.channels = Channels()
             table = self.table = PeerTable(own, channels.failures)
-            book = self.book = GossipBook(self.identity, NETWORK, world.clock)
+            book = self.book = GossipBook(self.identity, NETWORK, self.clock)
             gateway = StageGateway(LoopbackLink(own, channels.stage_messages))
             network = NetworkResources(
                 own=own,
@@ -242,19 +210,19 @@ class SimNode:
 
             shelf = Shelf(world.manifest, world.folder, self.blocks)
             wanted = frozenset({world.manifest.id} if self.blocks else ())
-            router = self.router = WatchedRouter(
-                RouterResources(
-                    channels.generations,
-                    ModelTables(shelf, Latest(wanted), Latest({})),
-                    MeshAccess(own, table, gateway, channels.stage_messages, channels.offering, channels.evidence),
-                    InlineLanes(),
-                    metrics,
-                    health,
-                ),
-                SETTINGS,
-                self._build,
-                Pulse(),
+            routing = RouterResources(
+                channels.generations,
+                ModelTables(shelf, Latest(wanted), Latest({})),
+                MeshAccess(own, table, gateway, channels.stage_messages, channels.offering, channels.evidence),
+                InlineLanes(),
+                metrics,
+                health,
             )
+
+            def router():
+                self.router = WatchedRouter(routing, SETTINGS, self._build, Pulse())
+                return self.router
+
             dispatcher = DispatcherResources(
                 channels.inbound,
                 channels.stage_messages,
@@ -265,16 +233,19 @@ class SimNode:
             )
             monitor = HealthResources(table, channels.evidence, channels.failures, channels.membership, health, metrics)
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._keep_network, manager)
-                await nursery.start(MessageDispatcher(dispatcher, Pulse()).run)
-                await nursery.start(HealthMonitor(monitor, Pulse(), expects_peers=False).run)
-                await nursery.start(router.run)
+                for name, build in {
+                    "network": manager,
+                    "dispatcher": lambda: MessageDispatcher(dispatcher, Pulse()),
+                    "monitor": lambda: HealthMonitor(monitor, Pulse(), expects_peers=False),
+                    "router": router,
+                }.items():
+                    await nursery.start(self._keep, name, build)
                 ready.set()
 
-    async def _keep_network(self, build, *, task_status):
-        """Restart the network when it crashes, as the supervisor does."""
+    async def _keep(self, name, build, *, task_status):
+        """Restart a subsystem when it crashes, as the supervisor does."""
         while True:
-            with trio.CancelScope() as self.network:
+            with trio.CancelScope() as self.parts[name]:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(build().run)
                     task_status.started()
@@ -355,7 +326,8 @@ class SimWorld:
             way.tell()
 
     def add(self, blocks):
-        self.nodes.append(SimNode(self, Identity(self.random.randbytes(32)), blocks))
+        skew = self.random.uniform(-3600, 3600) if self.random.random() < 0.3 else 0.0
+        self.nodes.append(SimNode(self, Identity(self.random.randbytes(32)), blocks, skew=skew))
         return self.nodes[-1]
 
     @asynccontextmanager
