@@ -15,7 +15,7 @@ class Privacy(enum.Enum):
     """How far a request may travel."""
 
     ANYONE = "anyone"
-    POOL_AND_LAN = "pool_and_lan"  # peers reached directly at a private address; members of a pool of ours, once there are any
+    POOL_AND_LAN = "pool_and_lan"  # peers reached directly at a private address, and pools, once there are any
     THIS_NODE_ONLY = "this_node_only"
 
 
