@@ -13,7 +13,8 @@ CPU = torch.device("cpu")
 KERNELS = {
     "int4": (Int4Linear.pack, "Q4_1"),
     "int4 of eight bits": (Int4Linear.pack, "Q8_0"),
-    "int8": (Int8Linear.pack, "Q8_0"),
+    # elsewhere its sums saturate, so it is not chosen there
+    **({"int8": (Int8Linear.pack, "Q8_0")} if torch.cpu._is_vnni_supported() else {}),
     "dense": (lambda matrices: DenseLinear.pack(matrices, CPU), "F32"),
 }
 

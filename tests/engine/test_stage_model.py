@@ -80,6 +80,16 @@ def test_chunks_borders_and_batches_change_no_bit(tmp_path, quantization, thread
         torch.set_num_threads(before)
 
 
+def test_float32_products_change_no_bit_either(tmp_path, monkeypatch):
+    monkeypatch.setattr("meshnode.engine.layers.products._cpu_has_bfloat16", lambda: False)
+    path = write_tiny_llama(tmp_path / "m.gguf", quantization="F16", blocks=2)
+    stages, tokens = load(path, tmp_path / "shards"), tokens_of(300)
+    assert stages[0].plans.products.dtype is torch.float32
+    one_by_one = run(stages, tokens, [1] * 300)
+    assert torch.equal(run(stages, tokens, [129, 1, 2, 3, 5, 160]), one_by_one)
+    assert float((one_by_one - reference(path, tokens)).std()) < 0.02 * float(one_by_one.std())
+
+
 def run_together(stage, tokens, choose):
     """Run the same text in one batch with two other sessions that go at their own pace; return its logits."""
     texts = [tokens, tokens_of(600, 1), tokens_of(600, 2)]

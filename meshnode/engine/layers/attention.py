@@ -19,6 +19,7 @@ import attrs
 import torch
 
 from meshnode.engine.kv_cache import PAGE, SessionCache
+from meshnode.engine.layers.products import Products
 from meshnode.engine.layers.row_attention import RowPlans
 
 __all__ = ["Attention"]
@@ -57,7 +58,8 @@ class Attention:
                 begin = end
                 continue
             for cache, count in together:
-                sessions.append(_chunk(cache, heads[begin : begin + count], attended[begin : begin + count]))
+                rows = slice(begin, begin + count)
+                sessions.append(_chunk(cache, plans.products, heads[rows], attended[rows]))
                 begin += count
         return cls(rotations, fused, turning, attended, tuple(sessions))
 
@@ -84,14 +86,16 @@ def _kind(entry: tuple[SessionCache, int]) -> int:
     return 1 << (cache.length // PAGE).bit_length() if count == 1 else 0
 
 
-def _chunk(cache: SessionCache, turned: torch.Tensor, result: torch.Tensor) -> Callable[[int], None]:
+def _chunk(
+    cache: SessionCache, products: Products, turned: torch.Tensor, result: torch.Tensor
+) -> Callable[[int], None]:
     """Attend from several rows, a tile of them at a time."""
     n, kv_heads, size = len(turned), cache.pool.kv_heads, cache.pool.head_size
     queries, new = turned.split([turned.shape[1] - 2 * kv_heads, 2 * kv_heads], 1)
     slots = cache.slots(n)
     pieces = new.view(n, 2, kv_heads, size).permute(1, 2, 0, 3).split([piece[0].shape[2] for piece in slots], 2)
     tiles = [
-        _tile(cache, tile, cache.length + index * _ROW_TILE, out)
+        _tile(cache, products, tile, cache.length + index * _ROW_TILE, out)
         for index, (tile, out) in enumerate(zip(queries.split(_ROW_TILE), result.split(_ROW_TILE), strict=True))
     ]
 
@@ -104,7 +108,9 @@ def _chunk(cache: SessionCache, turned: torch.Tensor, result: torch.Tensor) -> C
     return attend
 
 
-def _tile(cache: SessionCache, queries: torch.Tensor, position: int, result: torch.Tensor) -> Callable[[int], None]:
+def _tile(
+    cache: SessionCache, products: Products, queries: torch.Tensor, position: int, result: torch.Tensor
+) -> Callable[[int], None]:
     """Attend from float32 [n, query_heads, head_size], the first of them at `position`."""
     n, kv_heads, size = len(queries), cache.pool.kv_heads, cache.pool.head_size
     group = queries.shape[1] // kv_heads
@@ -112,20 +118,26 @@ def _tile(cache: SessionCache, queries: torch.Tensor, position: int, result: tor
     by_head = queries.unflatten(1, (kv_heads, group)).transpose(0, 1)
     hidden = torch.ones(n, used * PAGE - position, dtype=torch.bool, device=queries.device).triu_(1)[:, None]
     memory, pages = cache.pool.memory.tensor, cache.table[:used]
+    rows = queries.new_zeros(kv_heads, products.filled_up(n * group), size, dtype=products.dtype)
+
+    def wanted(filled_up: torch.Tensor) -> torch.Tensor:
+        return filled_up[:, : n * group].unflatten(1, (n, group))
+
+    asked = wanted(rows)
 
     def attend(block: int) -> None:
         keys, values = memory[block]
-        rows = by_head.to(torch.bfloat16, memory_format=torch.contiguous_format).view(kv_heads, n * group, size)
-        scores = torch.cat([torch.bmm(rows, keys[page].transpose(1, 2)) for page in pages], -1)
-        scores.view(kv_heads, n, group, -1)[..., position:].masked_fill_(hidden, -torch.inf)
+        asked.copy_(by_head)
+        scores = torch.cat([torch.bmm(rows, products.operand(keys[page].transpose(1, 2))) for page in pages], -1)
+        wanted(scores)[..., position:].masked_fill_(hidden, -torch.inf)
         weights = torch.softmax(scores, -1)
-        attended = torch.bmm(weights[:, :, :PAGE], values[pages[0]])
+        attended = torch.bmm(weights[:, :, :PAGE], products.operand(values[pages[0]]))
         if used > 1:
-            total = attended.float()
+            attended = attended.float()
             for index, page in enumerate(pages[1:], 1):
-                total.add_(torch.bmm(weights[:, :, index * PAGE : (index + 1) * PAGE], values[page]))
-            attended = total.bfloat16()
-        by_row = attended.view(kv_heads, n, group, size).transpose(0, 1)
+                part = weights[:, :, index * PAGE : (index + 1) * PAGE]
+                attended.add_(torch.bmm(part, products.operand(values[page])))
+        by_row = wanted(attended).transpose(0, 1)
         result.view(by_row.shape).copy_(by_row)
 
     return attend

@@ -2,8 +2,9 @@
 
 A four-bit matrix is packed as it is. An eight-bit one, on a CPU without VNNI, becomes two four-bit halves side by side:
 code = 16 * high + low, so w = 16 s (high - 8) + s (low - 8) + (136 s + m), and one product with the row written twice
-adds the halves up inside the kernel. `_weight_int4pack_mm_for_cpu` gave bit-identical rows for 1 to 512 rows on one
-and two threads.
+adds the halves up inside the kernel. The scale is rounded to bfloat16, and five-bit codes are far from 136: what that moves is
+taken out again for the middle of each group's codes (logits of a small Q5_0 model: 1.2 % off, as those of Q8_0, and not 11 %).
+`_weight_int4pack_mm_for_cpu` gave bit-identical rows for 1 to 512 rows on one and two threads.
 """
 
 from typing import Self
@@ -63,7 +64,9 @@ def _expand(groups: Groups, halves: int) -> tuple[torch.Tensor, torch.Tensor, to
     if halves == 1:
         return groups.codes, groups.scale, groups.minimum + 8 * groups.scale
     scale = groups.scale.bfloat16().float()
-    centre = groups.minimum + 136 * groups.scale
+    by_group = groups.codes.view(len(groups.codes), -1, GROUP)
+    middle = (by_group.amax(-1).float() + by_group.amin(-1)) / 2  # where the rounding of the scale moves nothing
+    centre = groups.minimum + middle * groups.scale + (136 - middle) * scale
     high_zero = centre.bfloat16().float()  # what this rounding loses, the low half's zero gives back
     return (
         torch.cat([groups.codes >> 4, groups.codes & 15], dim=1),

@@ -11,6 +11,7 @@ import attrs
 import torch
 
 from meshnode.engine.kv_cache import PAGE, PagePool, SessionCache
+from meshnode.engine.layers.products import Products
 
 __all__ = ["RowPlans"]
 
@@ -33,6 +34,8 @@ class _Run:
 class _Plan:
     """What a step needs that depends on nothing but which pages its sessions have."""
 
+    products: Products
+    group: int  # query heads that share a key; the products may take a few rows more, which are zero
     sessions: int
     used: int  # pages of the longest session; shorter ones are filled up with what is masked
     runs: tuple[_Run, ...]
@@ -42,11 +45,16 @@ class _Plan:
     )  # int64 [sessions * used]: which entry is a session's page; None: they come in this order
     summands: torch.Tensor | None  # the same, with the entry after the last one, which is zero, for pages there are not
     origins: torch.Tensor | None  # int64 [entries]: its place
-    queries: torch.Tensor  # bfloat16 [sessions, kv_heads, group, head_size]
-    rows: torch.Tensor  # bfloat16 [entries, kv_heads, group, head_size]
-    scores: torch.Tensor  # bfloat16 [entries, kv_heads, group, PAGE]
-    parts: torch.Tensor  # bfloat16 [entries + 1, kv_heads, group, head_size]
-    future: torch.Tensor  # bfloat16 [sessions, 1, 1, used * PAGE]: 0, or minus infinity
+    # In the type of the products, and `lanes` is the group, filled up:
+    queries: torch.Tensor  # [sessions, kv_heads, lanes, head_size]
+    rows: torch.Tensor  # [entries, kv_heads, lanes, head_size]
+    scores: torch.Tensor  # [entries, kv_heads, lanes, PAGE]
+    parts: torch.Tensor  # [entries + 1, kv_heads, lanes, head_size]
+    future: torch.Tensor  # [sessions, 1, 1, used * PAGE]: 0, or minus infinity
+
+    def heads(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a view of the query heads of [..., kv_heads, lanes, head_size]."""
+        return tensor[..., : self.group, :]
 
 
 @attrs.define(eq=False)
@@ -55,7 +63,11 @@ class RowPlans:
 
     pool: PagePool
     query_heads: int
+    products: Products = attrs.field(init=False)
     _plans: dict[Tables, _Plan] = attrs.field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.products = Products.on(self.pool.device)
 
     def attend(
         self, caches: Sequence[SessionCache], turned: torch.Tensor, result: torch.Tensor
@@ -69,7 +81,7 @@ class RowPlans:
         if plan is None:
             if len(self._plans) >= _REMEMBERED:
                 self._plans.clear()
-            plan = self._plans[tables] = _plan(self.pool, self.query_heads, tables)
+            plan = self._plans[tables] = _plan(self, tables)
         for future, cache in zip(plan.future.view(plan.sessions, -1).zero_(), caches, strict=True):
             future[cache.length + 1 :] = -torch.inf
         kv_heads = self.pool.kv_heads
@@ -78,7 +90,7 @@ class RowPlans:
             (self.pool.memory.tensor[:, :, cache.table[cache.length // PAGE], :, cache.length % PAGE].unbind(), row)
             for cache, row in zip(caches, new.view(len(caches), 2, kv_heads, -1), strict=True)
         ]
-        queries = queries.view(plan.queries.shape)
+        queries = queries.view(len(caches), kv_heads, plan.group, -1)
         return (_one_page if plan.used == 1 else _pages)(plan, slots, queries, result)
 
 
@@ -86,21 +98,26 @@ def _one_page(
     plan: _Plan, slots: list[tuple[Views, torch.Tensor]], queries: torch.Tensor, result: torch.Tensor
 ) -> Callable[[int], None]:
     """Attend where no session has more than one page."""
-    rows, weights = plan.rows, torch.empty_like(plan.scores)
+    rows, weights, operand = plan.rows, torch.empty_like(plan.scores), plan.products.operand
     flat = [(run, rows[run.entries].flatten(0, 1), _flat(plan.scores, run), _flat(weights, run)) for run in plan.runs]
-    attended = result.view(rows.shape)
+    asked = plan.heads(rows)
+    is_result = result.dtype == rows.dtype and asked.shape == rows.shape  # else the products need a place of their own
+    attended = result.view(rows.shape) if is_result else torch.empty_like(rows)
     outs = [_flat(attended, run) for run in plan.runs]
+    found, told = plan.heads(attended), result.view(asked.shape)
 
     def attend(block: int) -> None:
         for slot, row in slots:
             slot[block].copy_(row)
-        rows.copy_(queries)
-        for run, asked, scores, _ in flat:
-            torch.bmm(asked, run.keys[block], out=scores)
+        asked.copy_(queries)
+        for run, row, scores, _ in flat:
+            torch.bmm(row, operand(run.keys[block]), out=scores)
         plan.scores.add_(plan.future)
         torch.softmax(plan.scores, -1, out=weights)
         for (run, _, _, weighted), out in zip(flat, outs, strict=True):
-            torch.bmm(weighted, run.values[block], out=out)
+            torch.bmm(weighted, operand(run.values[block]), out=out)
+        if not is_result:
+            told.copy_(found)
 
     return attend
 
@@ -109,32 +126,33 @@ def _pages(
     plan: _Plan, slots: list[tuple[Views, torch.Tensor]], queries: torch.Tensor, result: torch.Tensor
 ) -> Callable[[int], None]:
     """Attend where sessions have several: a softmax over all pages of a session, then a sum over them, in their order."""
-    _, kv_heads, group, size = plan.rows.shape
-    sessions, used = plan.sessions, plan.used
+    _, kv_heads, lanes, size = plan.rows.shape
+    sessions, used, operand = plan.sessions, plan.used, plan.products.operand
     rows, scores, parts = plan.rows, plan.scores, plan.parts
-    by_place = scores if plan.places is None else scores.new_empty(sessions * used, kv_heads, group, PAGE)
-    joined = scores.new_empty(sessions, kv_heads, group, used * PAGE)
+    asked = plan.heads(rows if plan.owners is None else plan.queries)
+    by_place = scores if plan.places is None else scores.new_empty(sessions * used, kv_heads, lanes, PAGE)
+    joined = scores.new_empty(sessions, kv_heads, lanes, used * PAGE)
     weights = torch.empty_like(joined)
-    in_places = by_place.view(sessions, used, kv_heads, group, PAGE).permute(0, 2, 3, 1, 4)
-    joined_by_page = joined.view(sessions, kv_heads, group, used, PAGE)
-    weights_by_page = weights.view(sessions, kv_heads, group, used, PAGE).permute(0, 3, 1, 2, 4)
-    placed = scores.new_empty(sessions, used, kv_heads, group, PAGE)
+    in_places = by_place.view(sessions, used, kv_heads, lanes, PAGE).permute(0, 2, 3, 1, 4)
+    joined_by_page = joined.view(sessions, kv_heads, lanes, used, PAGE)
+    weights_by_page = weights.view(sessions, kv_heads, lanes, used, PAGE).permute(0, 3, 1, 2, 4)
+    placed = scores.new_empty(sessions, used, kv_heads, lanes, PAGE)
     paged = placed.view(scores.shape) if plan.origins is None else torch.empty_like(scores)
-    summed = parts if plan.summands is None else parts.new_empty(sessions * used, kv_heads, group, size)
+    summed = parts if plan.summands is None else parts.new_empty(sessions * used, kv_heads, lanes, size)
     first, *others = summed[: sessions * used].view(sessions, used, -1).unbind(1)
-    total = torch.empty(sessions, kv_heads * group * size, device=scores.device)
+    total = torch.empty(sessions, kv_heads * lanes * size, device=scores.device)
+    totals = plan.heads(total.view(sessions, kv_heads, lanes, size))
+    told = result.view(totals.shape)
     flat = [(run, _flat(rows, run), _flat(scores, run), _flat(paged, run), _flat(parts, run)) for run in plan.runs]
 
     def attend(block: int) -> None:
         for slot, row in slots:
             slot[block].copy_(row)
-        if plan.owners is None:
-            rows.copy_(queries)
-        else:
-            plan.queries.copy_(queries)
+        asked.copy_(queries)
+        if plan.owners is not None:
             torch.index_select(plan.queries, 0, plan.owners, out=rows)
-        for run, asked, found, _, _ in flat:
-            torch.bmm(asked, run.keys[block], out=found)
+        for run, row, found, _, _ in flat:
+            torch.bmm(row, operand(run.keys[block]), out=found)
         if plan.places is not None:
             torch.index_select(scores, 0, plan.places, out=by_place)
         joined_by_page.copy_(in_places)
@@ -144,13 +162,13 @@ def _pages(
         if plan.origins is not None:
             torch.index_select(placed.view(by_place.shape), 0, plan.origins, out=paged)
         for run, _, _, weighted, out in flat:
-            torch.bmm(weighted, run.values[block], out=out)
+            torch.bmm(weighted, operand(run.values[block]), out=out)
         if plan.summands is not None:
             torch.index_select(parts, 0, plan.summands, out=summed)
         total.copy_(first)
         for part in others:
             total.add_(part)
-        result.copy_(total)
+        told.copy_(totals)
 
     return attend
 
@@ -160,8 +178,10 @@ def _flat(tensor: torch.Tensor, run: _Run) -> torch.Tensor:
     return tensor[run.entries].flatten(0, 1)
 
 
-def _plan(pool: PagePool, query_heads: int, tables: Tables) -> _Plan:
+def _plan(plans: RowPlans, tables: Tables) -> _Plan:
+    pool, products = plans.pool, plans.products
     sessions, used, device = len(tables), max(map(len, tables)), pool.device
+    group = plans.query_heads // pool.kv_heads
     entries = _in_order_of_memory(tables)
     pages = [page for page, _, _ in entries]
     place_of = {(session, index): entry for entry, (_, session, index) in enumerate(entries)}
@@ -170,15 +190,17 @@ def _plan(pool: PagePool, query_heads: int, tables: Tables) -> _Plan:
     places = [place_of.get((s, i), place_of[s, 0]) for s in range(sessions) for i in range(used)]
     summands = [place_of.get((s, i), len(entries)) for s in range(sessions) for i in range(used)]
     in_order = places == summands == list(range(len(entries)))
-    shape = (pool.kv_heads, query_heads // pool.kv_heads)
+    shape = (pool.kv_heads, products.filled_up(group))
 
-    def empty(*sizes: int) -> torch.Tensor:
-        return torch.empty(*sizes, dtype=torch.bfloat16, device=device)
+    def zeros(*sizes: int) -> torch.Tensor:
+        return torch.zeros(*sizes, dtype=products.dtype, device=device)
 
     def indices(numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers, device=device)
 
     return _Plan(
+        products=products,
+        group=group,
         sessions=sessions,
         used=used,
         runs=_runs(pool, pages),
@@ -186,11 +208,11 @@ def _plan(pool: PagePool, query_heads: int, tables: Tables) -> _Plan:
         places=None if in_order else indices(places),
         summands=None if in_order else indices(summands),
         origins=None if in_order else indices([session * used + index for _, session, index in entries]),
-        queries=empty(sessions, *shape, pool.head_size),
-        rows=empty(len(entries), *shape, pool.head_size),
-        scores=empty(len(entries), *shape, PAGE),
-        parts=empty(len(entries) + 1, *shape, pool.head_size).zero_(),
-        future=empty(sessions, 1, 1, used * PAGE),
+        queries=zeros(sessions, *shape, pool.head_size),
+        rows=zeros(len(entries), *shape, pool.head_size),
+        scores=zeros(len(entries), *shape, PAGE),
+        parts=zeros(len(entries) + 1, *shape, pool.head_size),
+        future=zeros(sessions, 1, 1, used * PAGE),
     )
 
 
