@@ -9,6 +9,7 @@ import trio
 
 from meshnode.errors import DeadlineExceeded, MeshnodeError, PeerUnreachable
 from meshnode.inference.calls import Delegated, EventStream
+from meshnode.inference.losses import hangs_up
 from meshnode.inference.privacy import privacy_of
 from meshnode.network.stage_links import StageLink
 from meshnode.types.generation import Finished, GenerationEvent, GenerationRequest, Started
@@ -80,7 +81,7 @@ class DelegateServer:
     async def _serve(self, link: StageLink, message: Delegate, served: _Served) -> None:
         """Run one to its end; nothing it raises is the router's crash."""
         try:
-            with served.scope:
+            with hangs_up(link), served.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_end_with_link, link, served.scope)
                     await self._run(link, message, served)

@@ -8,6 +8,7 @@ import trio
 
 from meshnode.errors import BadRows, MeshnodeError, NoRoute, Overloaded, PeerMisbehaved, PeerUnreachable
 from meshnode.inference.hosted_stage import HostedStage, ReceivedStep
+from meshnode.inference.losses import hangs_up
 from meshnode.inference.models import LoadedModel
 from meshnode.network.stage_links import StageLink, StageLinks
 from meshnode.types.evidence import Evidence, Misdeed
@@ -106,7 +107,8 @@ class StageServer:
     async def _serve(self, stage: HostedStage) -> None:
         """Run one stage to its end; nothing it raises is the router's crash."""
         try:
-            await stage.serve()
+            with hangs_up(stage.coordinator):
+                await stage.serve()
         except Exception as error:  # noqa: BLE001  # the stage's rim
             _log.error("hosted stage crashed", session=stage.opened.session, exc_info=error)
             await stage.fail(MeshnodeError("the stage crashed; the log of its node says why"))

@@ -68,6 +68,9 @@ class LoopbackLink:
             raise error_from(asked.reply.message)
         return asked.reply
 
+    def close(self, why: str) -> None:
+        """Do nothing: whoever would be told is who tells."""
+
 
 @attrs.frozen(eq=False)
 class LoopbackLinks:

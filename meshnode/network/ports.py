@@ -82,6 +82,10 @@ class MessageLink(Protocol[M]):
         """
         ...
 
+    def close(self, why: str) -> None:
+        """End the link, for all who have to do with it, at both ends; the peer is told why."""
+        ...
+
 
 @attrs.frozen(eq=False)
 class Inbound(Generic[M]):

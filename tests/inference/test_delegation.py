@@ -92,6 +92,22 @@ async def test_a_lost_coordinator_costs_a_pause_not_the_answer(mesh, whole, auto
     assert mesh.held() == {}
 
 
+@pytest.mark.parametrize("who", ["b", "c"])
+async def test_a_router_that_crashes_is_noticed_though_its_node_and_its_links_go_on(mesh, whole, autojump_clock, who):
+    crashed = []
+
+    def look(text):
+        if len(text) > len(whole) / 3 and not crashed:
+            crashed.append(who)
+            mesh.nursery.start_soon(mesh.crash_router, who)
+
+    began = trio.current_time()
+    answered = await mesh.nodes["asker"].ask(on_text=look)
+    assert (answered.error, answered.text) == (None, whole)
+    assert crashed
+    assert answered.at - began < 60
+
+
 async def test_a_coordinator_and_a_stage_may_be_lost_in_one_answer(mesh, whole, autojump_clock):
     await mesh.add("c2", 3, 6, pace=1e-3)
     plans = {10: lambda: mesh.kill("b"), 30: lambda: mesh.kill("c")}

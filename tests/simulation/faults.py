@@ -11,12 +11,7 @@ from simulation.world import SimWorld
 __all__ = ["Faults"]
 
 SHORT, LONG = (0.3, 4.0), (16.0, 45.0)  # seconds that things stay wrong; after 15 s to 32 s all know who is gone
-PARTS = (
-    "dispatcher",
-    "monitor",
-    "network",
-    "network",
-)  # not the router: requests it helped with wait for their deadline
+PARTS = ("dispatcher", "monitor", "router", "network", "network")
 WORKER_CRASHES = 2  # of one node: after more of them its worker rests, as it should
 
 

@@ -80,7 +80,7 @@ class MemoryLink:
         else:
             await self.network.nodes[self.own].received.tell(received)
 
-    def close(self):
+    def close(self, why=""):
         self.closed.set()
         self.twin.closed.set()
 

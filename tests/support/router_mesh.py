@@ -103,9 +103,10 @@ class RouterNode:
     peer: str
     mailbox: Mailbox
     resources: RouterResources
-    router: InferenceRouter
+    build: object  # called: an incarnation of its router
     executors: list
-    scope: trio.CancelScope
+    router: InferenceRouter = attrs.field(init=False)
+    scope: trio.CancelScope = attrs.field(init=False)
 
     async def ask(self, model="six", count=60, on_text=None, **options):
         """Return an Answered; `on_text` hears the text so far."""
@@ -176,20 +177,37 @@ class RouterMesh:
             HealthBoard(),
         )
         defaults = {"queue_length": 64, "max_concurrent": 2, "request_timeout": 1000.0, "prefill_chunk": 16}
-        router = InferenceRouter(
-            resources, RouterSettings(EngineSettings("cpu", 1, 0, 1 << 20, 8), **(defaults | settings)), build, Pulse()
+        chosen = RouterSettings(EngineSettings("cpu", 1, 0, 1 << 20, 8), **(defaults | settings))
+        node = RouterNode(
+            name,
+            resources.mailbox,
+            resources,
+            lambda: InferenceRouter(resources, chosen, build, Pulse()),
+            executors,
         )
-        node = RouterNode(name, resources.mailbox, resources, router, executors, trio.CancelScope())
         self.nodes[name] = node
-        await self.nursery.start(self._live, node)
-        while end and not offering.value.stages:
-            await offering.changed(offering.version)
-        self.network.tell()
+        await self._begin(node)
         return node
 
     async def _live(self, node, *, task_status):
         with node.scope:
             await node.router.run(task_status=task_status)
+
+    async def crash_router(self, name):
+        """End the router and start another; the node, its links and its gossip go on."""
+        node = self.nodes[name]
+        node.scope.cancel()
+        await trio.sleep(0.2)  # as its supervisor does
+        await self._begin(node)
+
+    async def _begin(self, node):
+        node.router, node.scope = node.build(), trio.CancelScope()
+        wanted, offering = node.resources.models.wanted.value, node.resources.mesh.offering
+        before = offering.version
+        await self.nursery.start(self._live, node)
+        while wanted and (offering.version == before or not offering.value.stages):
+            await offering.changed(offering.version)
+        self.network.tell()
 
     def kill(self, name):
         """End the process."""
