@@ -98,7 +98,8 @@ class DelegateServer:
 
     async def _run(self, link: StageLink, message: Delegate, served: _Served) -> None:
         request = attrs.evolve(message.request, client=f"peer {link.peer}")
-        delegated = Delegated(message.resume, max(1, message.hops), privacy_of(message.privacy))
+        named = None if message.peers is None else frozenset(message.peers)
+        delegated = Delegated(message.resume, max(1, message.hops), privacy_of(message.privacy), named)
         async with self.open_generations([request], delegated) as events:
             async for _, event in events:
                 await served.turn()

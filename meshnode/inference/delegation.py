@@ -75,7 +75,8 @@ class Delegations:
             link = await self.links.to(peer)
             delegation = Delegation(name, link, receive, inbox)
             wanted, rule = attrs.evolve(request, model=model), delegated.privacy.value
-            await link.send(Delegate(name, wanted, _WINDOW, delegated.resume, delegated.hops, rule))
+            named = None if delegated.peers is None else tuple(sorted(delegated.peers))
+            await link.send(Delegate(name, wanted, _WINDOW, delegated.resume, delegated.hops, rule, named))
             yield delegation
         except PeerError as error:
             raise StageLost(peer, str(error)) from error

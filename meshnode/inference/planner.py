@@ -49,6 +49,7 @@ class RouteRequest:
     barred: frozenset[PeerId] = frozenset()
     boomerang: PeerId | None = None  # who alone may see tokens: embedding and head stay there
     privacy: Privacy = Privacy.ANYONE  # how far its asker lets it travel, for who chooses the candidates
+    peers: frozenset[PeerId] | None = None  # whom its asker lets see it, for the same; None: as the rule has it
 
 
 def plan_route(request: RouteRequest, candidates: Sequence[Candidate]) -> Route:

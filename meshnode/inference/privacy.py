@@ -6,6 +6,7 @@ to some degree; so the rule is the same for every stage.
 
 import enum
 
+from meshnode.types.ids import PeerId
 from meshnode.types.peers import PeerInfo
 
 __all__ = ["Privacy", "may_see", "privacy_of", "stricter"]
@@ -35,8 +36,10 @@ def privacy_of(name: str) -> Privacy:
         return Privacy.THIS_NODE_ONLY
 
 
-def may_see(peer: PeerInfo, privacy: Privacy) -> bool:
-    """Whether `peer`, another node, may take part in a request."""
+def may_see(peer: PeerInfo, privacy: Privacy, named: frozenset[PeerId] | None = None) -> bool:
+    """Whether `peer`, another node, may take part in a request; `named` are those its askers allow, None if they named none."""
+    if named is not None and peer.peer not in named:
+        return False
     if privacy is Privacy.ANYONE:
         return True
     return privacy is Privacy.POOL_AND_LAN and (peer.pool or peer.lan)

@@ -106,6 +106,7 @@ class RequestRunner:
             prompt_tokens=len(prompt.tokens),
             answer_tokens=min(limit, _EXPECTED_ANSWER),
             privacy=call.delegated.privacy,
+            peers=call.delegated.peers,
         )
         if call.delegated.hops == 0:
             best = await self.coordinator.finder.wait(wish, {}, frozenset(), self.coordinator.patience.first_route)
@@ -210,7 +211,8 @@ class RequestRunner:
             if peer == self.coordinator.own:
                 return True
             try:
-                onward = Delegated(tuple(reply.tokens), call.delegated.hops + 1, finder.rule(wish))
+                rule, named = finder.rule(wish), finder.named(wish)
+                onward = Delegated(tuple(reply.tokens), call.delegated.hops + 1, rule, named)
                 request = attrs.evolve(call.request, echo=reply.owes_echo)
                 async with self.delegations.open(peer, target.id, request, onward) as events:
                     async for event in events:
@@ -242,6 +244,7 @@ class RequestRunner:
             prompt,
             min(answer, _EXPECTED_ANSWER),
             privacy=call.delegated.privacy,
+            peers=call.delegated.peers,
         )
 
     # Models

@@ -1,5 +1,6 @@
 """Plans routes over what this node has loaded and what its peers offer, and waits when there is none yet."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import attrs
@@ -10,8 +11,9 @@ from meshnode.inference.planner import Candidate, RouteRequest, plan_route
 from meshnode.inference.ports import MeshView
 from meshnode.inference.privacy import Privacy, may_see, stricter
 from meshnode.types.ids import PeerId
-from meshnode.types.peers import Liveness, StageOffer
+from meshnode.types.peers import Liveness, PeerInfo, StageOffer
 from meshnode.types.routes import Route
+from meshnode.wire.stage_messages import MOST_PEERS
 
 __all__ = ["OwnStage", "RouteFinder"]
 
@@ -49,7 +51,7 @@ class RouteFinder:
         """
         if self.boomerang:
             request = attrs.evolve(request, boomerang=self.own)
-        candidates = self._candidates(self.rule(request))
+        candidates = self._candidates(request)
         if shunned := self._shunned_now():
             try:
                 return plan_route(attrs.evolve(request, barred=request.barred | shunned), candidates)
@@ -64,6 +66,21 @@ class RouteFinder:
     def rule(self, request: RouteRequest) -> Privacy:
         """Return how far a request may travel: as its asker and this node both allow."""
         return stricter(self.privacy, request.privacy)
+
+    def named(self, request: RouteRequest) -> frozenset[PeerId] | None:
+        """Return whom a coordinator elsewhere may show a request to, None if anybody: its network may not be ours.
+
+        Where they are too many to be named, it is those that hold the model, and the nearest.
+        """
+        if self.rule(request) is Privacy.ANYONE:
+            return request.peers
+
+        def usefulness(peer: PeerInfo) -> tuple[bool, float]:
+            holds = peer.offer is not None and any(stage.model == request.model for stage in peer.offer.stages)
+            return not holds, math.inf if peer.round_trip is None else peer.round_trip
+
+        best = sorted(self._allowed(request), key=usefulness)[: MOST_PEERS - 1]
+        return frozenset({self.own, *(peer.peer for peer in best)})
 
     async def wait(
         self, request: RouteRequest, barred: Mapping[PeerId, int], busy: frozenset[PeerId], patience: float
@@ -100,10 +117,14 @@ class RouteFinder:
                 del self._shunned[peer]
         return frozenset(self._shunned)
 
-    def _candidates(self, privacy: Privacy) -> list[Candidate]:
+    def _allowed(self, request: RouteRequest) -> list[PeerInfo]:
+        rule = self.rule(request)
+        return [peer for peer in self.mesh.peers() if may_see(peer, rule, request.peers)]
+
+    def _candidates(self, request: RouteRequest) -> list[Candidate]:
         found = [Candidate(self.own, stage.offer, 0.0, stage.sessions) for stage in self.own_stages()]
-        for peer in self.mesh.peers():
-            if peer.offer is None or peer.liveness is Liveness.DEAD or not may_see(peer, privacy):
+        for peer in self._allowed(request):
+            if peer.offer is None or peer.liveness is Liveness.DEAD:
                 continue
             round_trip = _UNKNOWN_ROUND_TRIP if peer.round_trip is None else peer.round_trip
             found += (Candidate(peer.peer, stage, round_trip, peer.offer.sessions) for stage in peer.offer.stages)

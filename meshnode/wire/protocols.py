@@ -93,6 +93,8 @@ _OPTIONAL: dict[type[msgspec.Struct], Feature] = {
 
 def feature_of(message: msgspec.Struct) -> Feature:
     """Return the feature that both sides need for a message to be sent, Feature(0) if none."""
+    if isinstance(message, Delegate) and message.peers is not None:
+        return Feature.DELEGATION | Feature.NAMED_PEERS  # who does not know the field would ask whom it likes
     return _OPTIONAL.get(type(message), _NONE)
 
 

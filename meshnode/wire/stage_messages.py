@@ -13,6 +13,8 @@ session's text. Rows are then replayed from the lowest position that any stage l
 A node that cannot coordinate hands the whole request to one that can (`Delegate`); tokens come back as `DelegatedEvents`.
 """
 
+from typing import Annotated
+
 import msgspec
 
 from meshnode.types.blocks import BlockRange
@@ -21,6 +23,7 @@ from meshnode.types.ids import ModelId, PeerId, SessionId
 from meshnode.wire.failures import Failed
 
 __all__ = [
+    "MOST_PEERS",
     "Acknowledged",
     "Answered",
     "CancelDelegation",
@@ -37,6 +40,9 @@ __all__ = [
     "StageOpened",
     "StageStepMessage",
 ]
+
+MOST_PEERS = 256
+"""That a request may be kept among: some 14 KB of names."""
 
 
 class OpenStage(msgspec.Struct, frozen=True, tag="open_stage", omit_defaults=True):
@@ -138,6 +144,8 @@ class Delegate(msgspec.Struct, frozen=True, tag="delegate", omit_defaults=True):
     ] = ()  # tokens another coordinator had generated before it was lost; their text is not sent again
     hops: int = 1  # how often the request has been handed on
     privacy: str = "anyone"  # how far it may travel from here; see inference.privacy
+    # Whom all its askers let see it, since no two need be in the same networks; None: whom the rule allows there.
+    peers: Annotated[tuple[PeerId, ...], msgspec.Meta(max_length=MOST_PEERS)] | None = None
 
 
 class DelegatedEvents(msgspec.Struct, frozen=True, tag="delegated_events", omit_defaults=True):

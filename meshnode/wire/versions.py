@@ -28,9 +28,10 @@ class Feature(enum.IntFlag):
     DATA_PLANE = 1  # gives tickets for direct links
     DELEGATION = 2  # runs requests for nodes that cannot coordinate them
     INTRODUCTIONS = 4  # names the peers it is connected to
+    NAMED_PEERS = 8  # keeps a request that it coordinates among the peers that its asker names
 
 
-OURS: Feature = Feature.DATA_PLANE | Feature.DELEGATION | Feature.INTRODUCTIONS
+OURS: Feature = Feature.DATA_PLANE | Feature.DELEGATION | Feature.INTRODUCTIONS | Feature.NAMED_PEERS
 
 
 @attrs.frozen

@@ -311,7 +311,7 @@ async def test_the_rule_of_the_asker_holds_at_whoever_coordinates_for_it(model, 
         await mesh.add("near", 0, 3)
         await mesh.add("close", 3, 6, pace=1e-2)
         await mesh.add("far", 3, 6, pace=1e-6)
-        mesh.network.lan |= {"near", "close", "asker"}
+        mesh.network.lans.append({"near", "close", "asker"})
         asker = await mesh.add("asker", privacy=rule)
         answer = await asker.ask()
         used = await asked_nodes(mesh) - {"asker"}
@@ -328,10 +328,35 @@ async def test_the_rule_of_the_coordinator_holds_too(model, autojump_clock):
         await mesh.add("near", 0, 3, privacy=Privacy.POOL_AND_LAN)
         await mesh.add("close", 3, 6, pace=1e-2)
         await mesh.add("far", 3, 6, pace=1e-6)
-        mesh.network.lan |= {"near", "close", "asker"}
+        mesh.network.lans.append({"near", "close", "asker"})
         answer = await (await mesh.add("asker")).ask()
         assert answer.error is None
         assert await asked_nodes(mesh) == {"near", "close"}
+
+
+async def test_a_coordinator_with_a_leg_in_a_second_network_asks_nobody_there(model, autojump_clock):
+    """Not at first and not after a loss; `far` is a neighbour of the coordinator and so fast that it would be chosen."""
+    async with open_routers(model) as mesh:
+        await mesh.add("near", 0, 3)
+        await mesh.add("close", 3, 6, pace=1e-3)
+        await mesh.add("close2", 3, 6, pace=1e-2)
+        await mesh.add("far", 3, 6, pace=1e-6)
+        mesh.network.lans += [{"near", "close", "close2", "asker"}, {"near", "far"}]
+        asker = await mesh.add("asker", privacy=Privacy.POOL_AND_LAN)
+        lost = []
+
+        def on_text(text):
+            if len(text) > 20 and not lost:
+                lost.append(mesh.kill("close"))
+
+        answer = await asker.ask(on_text=on_text)
+        assert (answer.error, answer.finished.recoveries) == (None, 1)
+        assert await asked_nodes(mesh) - {"asker"} == {"near", "close", "close2"}
+        mesh.kill("close2")
+        answer = await asker.ask()
+        assert isinstance(answer.error, NoRoute), "better no answer than one that others have seen"
+        assert "far" not in await asked_nodes(mesh)
+        assert (await mesh.nodes["near"].ask()).error is None, "its own requests may go there"
 
 
 def frames(mesh):

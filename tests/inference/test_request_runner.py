@@ -66,6 +66,9 @@ class Finder:
     def rule(self, request):
         return request.privacy
 
+    def named(self, request):
+        return request.peers
+
 
 @attrs.define
 class Coordinator:

@@ -24,10 +24,11 @@ GONE = PeerInfo(PEER, Liveness.DEAD, connected=False, links=1)
 @attrs.define
 class World:
     peer: PeerInfo = THERE
+    others: tuple = ()
     changed: Latest = attrs.field(factory=lambda: Latest(0))
 
     def peers(self):
-        return (self.peer,)
+        return (self.peer, *self.others)
 
     def become(self, peer):
         self.peer = peer
@@ -81,3 +82,23 @@ async def test_the_privacy_rule_says_who_is_asked_at_all(privacy, peer, allowed)
     else:
         with pytest.raises(NoRoute):
             finder.plan(WISH)
+
+
+def neighbour(number, **changes):
+    return PeerInfo(
+        PeerId(f"n{number:03}"), Liveness.ALIVE, connected=True, lan=True, round_trip=number / 1e3, **changes
+    )
+
+
+async def test_who_goes_by_its_own_network_names_it_to_whoever_coordinates(autojump_clock):
+    """And on a node that works for another, those that both allow; of too many those that are of most use."""
+    world = World(others=(*(neighbour(number) for number in range(400)),))
+    careful, careless = new_finder(world, Privacy.POOL_AND_LAN), new_finder(world)
+    assert careless.named(WISH) is None
+    theirs = attrs.evolve(WISH, privacy=Privacy.POOL_AND_LAN, peers=frozenset({"n007", PEER, OWN, "elsewhere"}))
+    assert careless.named(theirs) == careful.named(theirs) == {OWN, "n007"}
+    assert careful.named(WISH) == {OWN, *(f"n{number:03}" for number in range(255))}
+    world.become(attrs.evolve(THERE, lan=True))
+    assert careful.named(WISH) == {OWN, PEER, *(f"n{number:03}" for number in range(254))}
+    with pytest.raises(NoRoute):
+        careful.plan(attrs.evolve(WISH, peers=frozenset({"n007"})))

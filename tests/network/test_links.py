@@ -467,6 +467,14 @@ async def test_a_feature_that_was_not_agreed_on_is_neither_sent_nor_taken(autoju
         assert isinstance(link.ended_by, PeerMisbehaved)
 
 
+async def test_a_request_that_is_kept_among_peers_is_not_sent_to_who_would_not_keep_it_there(autojump_clock):
+    older = Terms(1, Feature.DATA_PLANE | Feature.DELEGATION, False, "0.1.0", 0.0)
+    async with one_link(terms=older) as (link, _raw):
+        with pytest.raises(PeerRefused, match="NAMED_PEERS"):
+            await link.send(EXAMPLES["stage/delegate_among"][1])
+        await link.send(EXAMPLES["stage/delegate"][1])
+
+
 async def test_what_the_receiver_finds_wrong_ends_the_link_too(autojump_clock):
     async def judge(inbound):
         raise PeerMisbehaved("not your session")

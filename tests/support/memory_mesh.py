@@ -115,7 +115,7 @@ class MemoryNode:
                 node.peer,
                 Liveness.ALIVE,
                 connected=True,
-                lan=node.peer in self.network.lan,
+                lan=any({self.peer, node.peer} <= lan for lan in self.network.lans),
                 round_trip=2 * self.network.delay,
                 offer=node.offer(),
             )
@@ -154,7 +154,7 @@ class MemoryNetwork:
     jitter: float = 0.0  # seconds at most on top
     random: Random = attrs.field(factory=lambda: Random(0))
     nodes: dict = attrs.field(factory=dict)
-    lan: set = attrs.field(factory=set)
+    lans: list = attrs.field(factory=list)  # sets of peers; one may be in several
     cuts: set = attrs.field(factory=set)  # frozensets of two peers
     dialling: float = 0.0  # seconds until a new link is there
     sent: int = 0

@@ -114,6 +114,13 @@ _STAGE = {
         (5, 6, 7),
         2,
     ),
+    "delegate_among": Delegate(
+        _S,
+        GenerationRequest(RequestId("ab" * 12), _M, prompt="Hello"),
+        64,
+        privacy="pool_and_lan",
+        peers=(_A, _B),
+    ),
     "delegated_events": DelegatedEvents(_S, delta=Delta("é", (_LOGPROB,), (4711,))),
     "delegated_events_all": DelegatedEvents(
         _S,
