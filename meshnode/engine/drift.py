@@ -15,12 +15,12 @@ from meshnode.engine.layers.products import Products
 
 __all__ = ["ENGINE", "drift_class"]
 
-ENGINE = 1
+ENGINE = 2
 """Counts up with every change of the arithmetic: kernels, packing, rounding."""
 
 
 def drift_class(device: str) -> str:
-    """Return the class of stages on `device`, for example 1.256-cpu-avx512-vnni-bf16."""
+    """Return the class of stages on `device`, for example 2.256-cpu-avx512-vnni-bf16."""
     if device.startswith("cuda"):
         major, minor = torch.cuda.get_device_capability(device)
         return f"{ENGINE}.{PAGE}-cuda-sm{major}{minor}-torch{_release()}"

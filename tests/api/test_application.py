@@ -124,7 +124,7 @@ async def test_bad_parameters_are_named(serve, change, param):
     ("raw", "words"),
     [
         (b"", "not valid JSON"), (b"{", "not valid JSON"), (b'{"model": NaN}', "not valid JSON"), (b"\xff\xfe", "not valid JSON"),
-        (b'{"model": "m",\n "messages": [}', "line 2, column"), (b"[" * 100_000, "Expected `object`"), (b"[]", "Expected `object`"),
+        (b'{"model": "m",\n "messages": [}', "line 2, column"), (b"[" * 100_000, "nested too deeply"), (b"[]", "Expected `object`"),
         (b'{"temperature": Infinity}', "not valid JSON"),
     ],
 )  # fmt: skip

@@ -1,8 +1,11 @@
 """Every kernel multiplies what the weights say, and gives a row the same bits in any company."""
 
+import platform
+
 import pytest
 import torch
 
+from meshnode.engine.layers.byte_products import FbgemmProduct, VnniProduct, byte_product
 from meshnode.engine.layers.dense_linear import DenseLinear
 from meshnode.engine.layers.int4_linear import Int4Linear
 from meshnode.engine.layers.int8_linear import Int8Linear
@@ -10,11 +13,18 @@ from meshnode.engine.layers.linear import SideBySide, build_linear
 from meshnode.engine.layers.matrix import RawMatrix
 
 CPU = torch.device("cpu")
+
+
+def packed_for(kernel):
+    return lambda matrices: Int8Linear.pack(matrices, kernel)
+
+
 KERNELS = {
     "int4": (Int4Linear.pack, "Q4_1"),
     "int4 of eight bits": (Int4Linear.pack, "Q8_0"),
-    # elsewhere its sums saturate, so it is not chosen there
-    **({"int8": (Int8Linear.pack, "Q8_0")} if torch.cpu._is_vnni_supported() else {}),
+    # oneDNN's sums saturate on other processors, so it is not chosen there
+    **({"int8 of oneDNN": (packed_for(VnniProduct), "Q8_0")} if torch.cpu._is_vnni_supported() else {}),
+    **({"int8 of FBGEMM": (packed_for(FbgemmProduct), "Q8_0")} if platform.machine() == "x86_64" else {}),
     "dense": (lambda matrices: DenseLinear.pack(matrices, CPU), "F32"),
 }
 
@@ -92,8 +102,21 @@ def test_rows_can_be_reordered_while_packing():
     assert torch.equal(build_linear([reordered], device=CPU)(rows), build_linear([source], device=CPU)(rows)[:, order])
 
 
-def test_without_vnni_eight_bits_become_two_halves(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+def test_without_an_exact_kernel_eight_bits_become_two_halves(monkeypatch):
+    monkeypatch.setattr("meshnode.engine.layers.linear.byte_product", lambda: None)
     linear = build_linear([matrix("Q8_0")], device=CPU)
     assert isinstance(linear, Int4Linear)
     assert linear.halves == 2
+
+
+def test_without_vnni_digits_have_seven_bits(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert byte_product() in (FbgemmProduct, None)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="FBGEMM is for x86-64")
+def test_no_digits_and_no_weights_saturate_fbgemm():
+    codes = torch.tensor([[127], [-127]], dtype=torch.int8).expand(2, 512).contiguous()
+    numbers = torch.tensor([[(1 << 14) - 1], [0]], dtype=torch.int32).expand(2, 512).contiguous()
+    for digits in FbgemmProduct.pack(codes, torch.ones(2))(numbers):
+        assert digits.tolist() == [[63 * 127 * 512, -63 * 127 * 512], [-64 * 127 * 512, 64 * 127 * 512]]

@@ -37,9 +37,9 @@ def test_a_model_that_nobody_has_comes_once_and_answers_from_four_nodes(tmp_path
 
         def listed():
             (row,) = json.loads(command("models", "list", "--json", "--data-dir", folder))["models"]
-            return row["copies"] >= 1 and row
+            return row["copies"] >= 1 and row["routes"] >= 1 and row
 
-        row = eventually(listed, "every part is on some disk")
+        row = eventually(listed, "every part is on some disk, and loaded")
         assert 0 < row["shards_held"] < row["shards"]
         answer = ask(asker, BODY)
         assert answer.finish_reason == "length", answer

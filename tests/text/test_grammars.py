@@ -131,7 +131,7 @@ def test_control_tokens_are_named_by_their_number(tokenizer):
         ('{"type": "string", "pattern": "(?=x)y"}', "regular expression: look-around"),
         ('{"not": {"type": "string"}}', "not"),
         ("false", "cannot be enforced"),
-        ('{"properties": {"a": ' * 200 + "{}" + "}}" * 200, "recursion"),
+        ('{"properties": {"a": ' * 200 + "{}" + "}}" * 200, "nested deeper than 100 levels"),
         ('{"type": "object", "properties": {' + ",".join(f'"p{i}": {{"type": "string"}}' for i in range(30000)) + "}}", "than 1048576|too large"),
     ],
 )  # fmt: skip

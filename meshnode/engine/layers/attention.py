@@ -121,7 +121,7 @@ def _tile(
     rows = queries.new_zeros(kv_heads, products.filled_up(n * group), size, dtype=products.dtype)
 
     def wanted(filled_up: torch.Tensor) -> torch.Tensor:
-        return filled_up[:, : n * group].unflatten(1, (n, group))
+        return filled_up[:, : n * group].view(kv_heads, n, group, -1)
 
     asked = wanted(rows)
 
