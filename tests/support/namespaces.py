@@ -21,15 +21,15 @@ def _ip(*arguments):
 def why_not():
     """Return why there can be no namespaces here, or nothing."""
     if shutil.which("ip") is None:
-        return "there is no `ip` command"
+        return "there is no `ip` command: install iproute2"
     if os.geteuid() != 0:
-        return "only root can make network namespaces"
+        return f"network namespaces need root, and this is user {os.geteuid()}"
     name = f"mesh-{secrets.token_hex(4)}"
     try:
         _ip("netns", "add", name)
         _ip("netns", "del", name)
     except subprocess.CalledProcessError as error:
-        return f"network namespaces are not to be had: {error.stderr.strip()}"
+        return f"`{' '.join(error.cmd)}` was refused, which takes CAP_SYS_ADMIN: {error.stderr.strip()}"
     return ""
 
 
