@@ -34,9 +34,27 @@ class _Answer:
 
 
 @click.command()
-@click.option("--nodes", type=click.IntRange(3, 9), default=3, show_default=True, help="How many nodes to start.")
-@click.option("--tokens", type=click.IntRange(20, 500), default=120, show_default=True, help="Length of the answer.")
-@click.option("--prompt", default=_PROMPT, show_default=True, help="What to ask.")
+@click.option(
+    "--nodes",
+    type=click.IntRange(3, 9),
+    default=3,
+    show_default=True,
+    envvar="MESHNODE_DEMO_NODES",
+    show_envvar=True,
+    help="How many nodes to start.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(20, 500),
+    default=120,
+    show_default=True,
+    envvar="MESHNODE_DEMO_TOKENS",
+    show_envvar=True,
+    help="Length of the answer.",
+)
+@click.option(
+    "--prompt", default=_PROMPT, show_default=True, envvar="MESHNODE_DEMO_PROMPT", show_envvar=True, help="What to ask."
+)
 @json_option
 def demo(*, nodes: int, tokens: int, prompt: str, as_json: bool | None) -> None:
     """Start a mesh on this machine, ask it something, and kill a node in the middle of the answer.

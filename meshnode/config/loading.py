@@ -38,7 +38,9 @@ FLAG_VARIABLES: typing.Final[Mapping[str, str]] = types.MappingProxyType(
 """Short environment names of flags. `MESHNODE_NO_BROWSER` is handled beside them."""
 
 _RESERVED = frozenset({"MESHNODE_NO_BROWSER"})
-_ELSEWHERE = frozenset({"MESHNODE_STARTER_WHEEL"})  # read by the starter source; no setting
+_ELSEWHERE = frozenset(  # read by the starter source and by `meshnode demo`; no settings
+    {"MESHNODE_STARTER_WHEEL", "MESHNODE_DEMO_NODES", "MESHNODE_DEMO_TOKENS", "MESHNODE_DEMO_PROMPT"}
+)
 
 
 class OriginKind(enum.Enum):
