@@ -35,7 +35,8 @@ def byte_product() -> "type[VnniProduct | FbgemmProduct] | None":
     if torch.cpu._is_vnni_supported():
         return VnniProduct
     is_avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    return FbgemmProduct if is_avx2 and "fbgemm" in torch.backends.quantized.supported_engines else None
+    has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
+    return FbgemmProduct if is_avx2 and has_fbgemm and hasattr(torch, "_make_per_channel_quantized_tensor") else None
 
 
 @attrs.frozen(eq=False)
