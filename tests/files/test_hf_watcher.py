@@ -16,7 +16,7 @@ from meshnode.supervise.subsystem import Pulse
 
 DAY = 86400.0
 START = 1_800_000_000.0
-SETTINGS = WatcherSettings(TrustRules(frozenset({"bartowski"})))
+SETTINGS = WatcherSettings(TrustRules(frozenset({"a", "bartowski"})))
 
 
 def trending(name, downloads=0, age=30 * DAY):
