@@ -30,7 +30,9 @@ pytestmark = pytest.mark.processes
 
 SETTINGS = RouterSettings(EngineSettings("cpu", 1, 0, 64 << 20, 8), 16, 4, 120.0)
 # without the tokens that end it, so that an answer is as long on every processor's arithmetic
-WARM = SamplingParameters(temperature=1.1, top_p=0.95, seed=7, logit_bias=tuple((token, -100.0) for token in (*range(3), *range(259, 320))))
+WARM = SamplingParameters(
+    temperature=1.1, top_p=0.95, seed=7, logit_bias=tuple((token, -100.0) for token in (*range(3), *range(259, 320)))
+)
 
 
 class OneModel:
