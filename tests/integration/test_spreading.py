@@ -17,7 +17,7 @@ BODY = {
 }
 
 
-def test_a_model_that_nobody_has_comes_once_and_answers_from_four_nodes(tmp_path, starter_wheel, starter_gguf):
+def test_a_model_that_nobody_has_comes_once_to_four_nodes_and_answers(tmp_path, starter_wheel, starter_gguf):
     with run_hub() as hub, Mesh(tmp_path, starter_wheel) as mesh:
         hub.repositories["someone/story-GGUF"] = {"story-Q4_1.gguf": starter_gguf.read_bytes()}
         settings = {"HF_ENDPOINT": hub.endpoint}
@@ -41,9 +41,13 @@ def test_a_model_that_nobody_has_comes_once_and_answers_from_four_nodes(tmp_path
 
         row = eventually(listed, "every part is on some disk, and loaded")
         assert 0 < row["shards_held"] < row["shards"]
+        for name in "bcd":
+            (there,) = json.loads(command("models", "list", "--json", "--data-dir", mesh.folder(name)))["models"]
+            assert there["shards_held"], name
         answer = ask(asker, BODY)
         assert answer.finish_reason == "length", answer
-        assert set(mesh.names(answer.route)) == {"asker", "b", "c", "d"}
+        # placement may have made second copies by now, and a route of fewer visits is the better one
+        assert {"asker"} < set(mesh.names(answer.route))
         sent = hub.sent_bytes
         assert spread() == f"added {NAME}\n"
         assert hub.sent_bytes == sent
