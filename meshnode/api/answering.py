@@ -7,6 +7,7 @@ from typing import Protocol
 import trio
 from quart import Response
 
+from meshnode.api.left_out import warning_headers
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
 from meshnode.api.streams import StreamForm, event_lines, event_stream
@@ -51,18 +52,20 @@ async def reply_to(
     resources: AsyncExitStack,
     *,
     stream: bool,
+    warnings: Sequence[str] = (),
 ) -> Response:
-    """Run the generations and return their reply.
+    """Run the generations and return their reply, whose head says `warnings`.
 
     Raises RequestError and InferenceError leafs before anything is sent. The generations of a streamed answer end with
     `resources`, which the caller closes when it has been sent or the client has left; all others end before this returns.
     """
+    said = warning_headers(warnings)
     async with AsyncExitStack() as own:
         events = await own.enter_async_context(dependencies.generate(requests))
         if not stream:
             async for index, event in events:
                 reply.take(index, event)
-            return json_reply(reply.completion(), headers=reply.headers())
+            return json_reply(reply.completion(), headers=reply.headers() | said)
         # A refusal should still become a status, so the head waits for the first event; but not until a proxy gives up.
         first: tuple[int, GenerationEvent] | None = None
         with trio.move_on_after(dependencies.heartbeat):
@@ -71,4 +74,4 @@ async def reply_to(
     form, silence = reply.form, dependencies.heartbeat
     opening = form.heartbeat if first is None else reply.chunk_of(*first)
     lines = event_lines(events, reply.chunk_of, reply.end, opening=opening, heartbeat=silence, form=form)
-    return event_stream(lines, reply.headers(), form)
+    return event_stream(lines, reply.headers() | said, form)

@@ -256,19 +256,6 @@ async def test_forgotten_is_gone(serve):
             await client.responses.retrieve(unkept.id)
 
 
-async def test_tools_that_cannot_be_run_are_left_out_and_named(serve):
-    async with serve() as node, node.client() as http:
-        body = {
-            "model": "tiny",
-            "input": "hi",
-            "tools": [ADD, {"type": "web_search"}, {"type": "namespace", "name": "x"}],
-        }
-        reply = await http.post("/v1/responses", json=body)
-        assert "web_search, namespace" in reply.headers["x-meshnode-warning"]
-        (request,) = node.router.requests[-1]
-        assert [tool.name for tool in request.tools.tools] == ["add"]
-
-
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

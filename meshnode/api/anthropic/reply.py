@@ -82,7 +82,6 @@ class MessageReply:
     max_tokens: int  # as it was asked for, which may be more than the context has room for; 0: the prompt is only read
     hides_thinking: bool = False
     manages_context: bool = False  # edits of the conversation were allowed; none is made
-    warnings: tuple[str, ...] = ()  # what was not taken as it was meant
     _journey: Journey = attrs.field(factory=Journey, init=False)
     _blocks: list[_Block] = attrs.field(factory=list, init=False)
 
@@ -121,11 +120,8 @@ class MessageReply:
         return self._message([block.whole() for block in self._blocks], self._journey.finished[0])
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that say where and how fast, and what was left out."""
-        headers = self._journey.headers()
-        if self.warnings:
-            headers["x-meshnode-warning"] = "; ".join(self.warnings)
-        return headers
+        """Return the headers that say where and how fast, as far as it is known."""
+        return self._journey.headers()
 
     def _add(self, kind: str, piece: str, call: CallPiece | None) -> bytes:
         """Add a piece to the block it belongs to, which is a new one when the kind changes or another call begins."""

@@ -29,9 +29,10 @@ def add_anthropic_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
         generation = body.generation(_client(), g.request)
         warnings = (*version_warnings(request.headers), *body.warnings)
         manages = body.context_management is not None
-        reply = MessageReply(g.request, body.max_tokens, body.hides_thinking, manages, warnings)
+        reply = MessageReply(g.request, body.max_tokens, body.hides_thinking, manages)
         resources = request_resources(request)
-        return await reply_to([generation], reply, dependencies, resources, stream=bool(body.stream))
+        streams = bool(body.stream)
+        return await reply_to([generation], reply, dependencies, resources, stream=streams, warnings=warnings)
 
     @app.post("/v1/messages/count_tokens")
     @takes(CountRequest, "Count the tokens of a conversation.", timeout=timeout, wrong=wrong_value)

@@ -76,11 +76,10 @@ class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is not taken as it is meant: tools that nobody can run here, and how long to think."""
-        names = [name[:64].encode("ascii", "replace").decode() for name in server_tools(self.tools or ())[:16]]
-        found = [f"tools that this node cannot run were left out: {', '.join(names)}"] if names else []
+        found = server_tools(self.tools or ())
         if self.thinking is not None and self.thinking.budget_tokens is not None:
-            found.append("thinking.budget_tokens is not kept to: a model thinks for as long as it does")
-        return tuple(found)
+            found += ("thinking.budget_tokens is not kept to: a model thinks for as long as it does",)
+        return found
 
     @property
     def hides_thinking(self) -> bool:

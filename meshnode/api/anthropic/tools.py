@@ -8,6 +8,7 @@ import msgspec
 
 from meshnode.api.anthropic.wrong import wrong_at, wrong_value
 from meshnode.api.bodies import json_text
+from meshnode.api.left_out import tools_left_out
 from meshnode.api.openai.tools import check_tools, described
 from meshnode.types.conversation import Tool, ToolMode, ToolUse
 
@@ -56,9 +57,8 @@ def client_tools(entries: Sequence[ToolEntry]) -> tuple[Tool, ...]:
 
 
 def server_tools(entries: Sequence[ToolEntry]) -> tuple[str, ...]:
-    """Return the names of those that only Anthropic's servers run, or call; they are left out, and the reply says so."""
-    names = (str(entry.get("name") or entry.get("type")) for entry in entries if not _is_ours(entry))
-    return tuple(dict.fromkeys(names))
+    """Return the warning about those that only Anthropic's servers run, or call: the model is not shown them."""
+    return tools_left_out(entry.get("name") or entry.get("type") for entry in entries if not _is_ours(entry))
 
 
 def _is_ours(entry: ToolEntry) -> bool:
@@ -81,10 +81,10 @@ def tool_use(tools: tuple[Tool, ...], choice: ToolChoice | None) -> ToolUse:
     use = ToolUse(tools, parallel=not choice.disable_parallel_tool_use)
     if choice.type == "tool":
         if choice.name not in {tool.name for tool in tools}:
-            raise wrong_at("tool_choice.name", f"{str(choice.name)[:80]!r} is none of the tools")
+            raise wrong_at("tool_choice.name", f"{str(choice.name)[:80]!r} is none of the tools that this node can run")
         return attrs.evolve(use, mode=ToolMode.REQUIRED, named=choice.name)
     if choice.name is not None:
         raise wrong_at("tool_choice.name", f"goes with the type 'tool', not with {choice.type!r}")
     if choice.type == "any" and not tools:
-        raise wrong_at("tool_choice", "asks for a call, and there are no tools")
+        raise wrong_at("tool_choice", "asks for a call, and there are no tools that this node can run")
     return attrs.evolve(use, mode=_MODES[choice.type])

@@ -88,7 +88,8 @@ async def _answer(body: ChatRequest | GenerateRequest, dependencies: ApiDependen
     generation = body.generation(client, g.request)
     reply = OllamaReply(body.model, is_chat, bool(body.logprobs))
     resources = request_resources(request)
-    return await reply_to([generation], reply, dependencies, resources, stream=body.stream is not False)
+    streams = body.stream is not False
+    return await reply_to([generation], reply, dependencies, resources, stream=streams, warnings=body.warnings)
 
 
 async def _load(body: ChatRequest | GenerateRequest, client: str, dependencies: ApiDependencies) -> None:

@@ -1,6 +1,6 @@
 """The bodies of Ollama's requests. Unknown fields are refused by name; nothing is accepted and ignored."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import msgspec
@@ -9,7 +9,7 @@ from meshnode.api.bodies import json_text
 from meshnode.api.ollama.messages import Message, flatten
 from meshnode.api.ollama.options import Options
 from meshnode.api.openai.schemas import ModelName, thinking_of
-from meshnode.api.openai.tools import FunctionTool, function_tools
+from meshnode.api.openai.tools import ToolEntry, function_tools, others_among
 from meshnode.api.parameters import within
 from meshnode.errors import RequestError
 from meshnode.types.conversation import ChatMessage, OutputFormat, ToolUse
@@ -74,7 +74,7 @@ class ChatRequest(GenerationFields, frozen=True, forbid_unknown_fields=True, kw_
     """POST /api/chat. Without messages it loads the model."""
 
     messages: list[Message] | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[ToolEntry] | None = None
 
     @property
     def only_loads(self) -> bool:
@@ -83,8 +83,17 @@ class ChatRequest(GenerationFields, frozen=True, forbid_unknown_fields=True, kw_
 
     def generation(self, client: str, request: RequestId) -> GenerationRequest:
         """Return the generation. Raises RequestError naming the field that is wrong or not supported."""
-        tools, base = ToolUse(function_tools(self.tools or ())), self.base(client, request)
+        tools, base = ToolUse(function_tools(self._typed_tools())), self.base(client, request)
         return attrs.evolve(base, messages=flatten(self.messages or ()), tools=tools)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not taken as it is meant."""
+        return others_among(self._typed_tools())
+
+    def _typed_tools(self) -> list[ToolEntry]:
+        """Return the tools, those of no type as functions: Ollama never asks for it, so clients leave it out."""
+        return [entry if entry.get("type") else entry | {"type": "function"} for entry in self.tools or ()]
 
 
 class GenerateRequest(GenerationFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -98,6 +107,7 @@ class GenerateRequest(GenerationFields, frozen=True, forbid_unknown_fields=True,
     template: str | None = None
     context: list[int] | None = None
     images: list[Any] | None = None
+    warnings: ClassVar[tuple[str, ...]] = ()  # everything is taken as it is meant, or refused
 
     @property
     def only_loads(self) -> bool:

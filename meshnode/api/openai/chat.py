@@ -19,4 +19,4 @@ async def complete_chat(
     """Answer a chat request, whole or as a stream; see `reply_to`."""
     requests = body.generations(client, request)
     reply = ChatReply(request, len(requests), bool(body.logprobs), body.include_usage)
-    return await reply_to(requests, reply, dependencies, resources, stream=bool(body.stream))
+    return await reply_to(requests, reply, dependencies, resources, stream=bool(body.stream), warnings=body.warnings)

@@ -8,7 +8,7 @@ import msgspec
 
 from meshnode.api.openai.messages import Message, flatten
 from meshnode.api.openai.sampling import CacheOptions, SamplingFields
-from meshnode.api.openai.tools import FunctionTool, function_tools, output_format, tool_use
+from meshnode.api.openai.tools import ToolEntry, function_tools, others_among, output_format, tool_use
 from meshnode.api.parameters import LAST_TOKEN, default, within
 from meshnode.errors import RequestError
 from meshnode.types.generation import GenerationRequest
@@ -49,7 +49,7 @@ class ChatRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_on
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[ToolEntry] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
@@ -92,6 +92,11 @@ class ChatRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_on
             thinking=self._thinking(),
         )
         return numbered([attrs.evolve(first, sampling=sampling) for sampling in self.samplings(top)])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not taken as it is meant."""
+        return others_among(self.tools or ())
 
     def _refuse_unsupported(self) -> None:
         for name, harmless in _HARMLESS.items():

@@ -1,21 +1,35 @@
 """Tools, the choice among them, and the form of an answer, as OpenAI writes them."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import attrs
 import msgspec
 
-from meshnode.api.bodies import json_text
+from meshnode.api.bodies import json_text, named
+from meshnode.api.left_out import tools_left_out
 from meshnode.errors import RequestError
 from meshnode.types.conversation import OutputFormat, Tool, ToolMode, ToolUse
 
-__all__ = ["FunctionTool", "check_tools", "described", "function_tools", "output_format", "tool_use"]
+__all__ = [
+    "ToolEntry",
+    "check_tools",
+    "described",
+    "function_tools",
+    "functions_among",
+    "others_among",
+    "output_format",
+    "tool_use",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _MAX_TOOLS = 512
 _MODES = {"none": ToolMode.NONE, "auto": ToolMode.AUTO, "required": ToolMode.REQUIRED}
+_Tool = TypeVar("_Tool", bound=msgspec.Struct)
+
+ToolEntry = dict[str, Any]
+"""One entry of 'tools'. Those of other types than `function` run elsewhere, and have fields of their own."""
 
 
 class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,24 +42,36 @@ class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of 'tools'. The fields of other kinds are there to refuse them by their type."""
+    """An entry of 'tools' that is a function."""
 
-    type: str
-    function: Function | None = None
-    custom: Any = None
+    type: Literal["function"]
+    function: Function
 
 
-def function_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
+def functions_among(entries: Sequence[ToolEntry], kind: type[_Tool]) -> Iterator[tuple[str, _Tool]]:
+    """Yield the functions, each with its place. Raises RequestError."""
+    for index, entry in enumerate(entries):
+        at = f"tools[{index}]"
+        if not isinstance(entry.get("type"), str):
+            raise RequestError(
+                f"'{at}.type' is needed, and is a text; 'function' is what can be run", param=f"{at}.type"
+            )
+        if entry["type"] == "function":
+            try:
+                yield at, msgspec.convert(entry, kind)
+            except msgspec.ValidationError as error:
+                raise named(str(error), at) from error
+
+
+def others_among(entries: Sequence[ToolEntry]) -> tuple[str, ...]:
+    """Return the warning about tools of types that nobody here can run: the model is not shown them."""
+    return tools_left_out(entry.get("type") for entry in entries if entry.get("type") != "function")
+
+
+def function_tools(entries: Sequence[ToolEntry]) -> tuple[Tool, ...]:
     """Return the tools. Raises RequestError."""
     found = []
-    for index, tool in enumerate(tools):
-        at = f"tools[{index}]"
-        if tool.type != "function":
-            raise RequestError(
-                f"tools of type {tool.type[:40]!r} are not supported by this node; 'function' is", param=f"{at}.type"
-            )
-        if tool.function is None:
-            raise RequestError(f"'{at}.function' is needed and not there", param=f"{at}.function")
+    for at, tool in functions_among(entries, FunctionTool):
         function = tool.function
         schema = {"type": "object", "properties": {}} if function.parameters is None else function.parameters
         parameters = json_text(schema, f"the parameters of tool {function.name[:80]!r}", f"{at}.function.parameters")
@@ -92,14 +118,22 @@ def tool_use(tools: tuple[Tool, ...], choice: object, *, parallel: bool | None) 
             use = attrs.evolve(use, tools=_allowed(tools, allowed), mode=_MODES[mode])
         case {"type": "allowed_tools", "mode": str(mode), "tools": [*allowed]} if mode in _MODES:
             use = attrs.evolve(use, tools=_allowed(tools, allowed), mode=_MODES[mode])
+        case {"type": str(kind)} if kind not in ("function", "allowed_tools"):
+            raise RequestError(
+                f"'tool_choice' names a tool of type {kind[:40]!r}, which this node cannot run", param="tool_choice"
+            )
         case _:
             raise RequestError(
                 "'tool_choice' is 'none', 'auto', 'required', a function by name, or allowed_tools", param="tool_choice"
             )
     if use.mode is ToolMode.REQUIRED and not use.tools:
-        raise RequestError("'tool_choice' asks for a call, and there are no 'tools'", param="tool_choice")
+        raise RequestError(
+            "'tool_choice' asks for a call, and there are no 'tools' that this node can run", param="tool_choice"
+        )
     if use.named is not None and use.named not in {tool.name for tool in use.tools}:
-        raise RequestError(f"'tool_choice' names {use.named[:80]!r}, which is none of the tools", param="tool_choice")
+        raise RequestError(
+            f"'tool_choice' names {use.named[:80]!r}, which is none of the functions in 'tools'", param="tool_choice"
+        )
     return use
 
 
@@ -107,7 +141,9 @@ def _allowed(tools: Sequence[Tool], allowed: Sequence[object]) -> tuple[Tool, ..
     names = {name for item in allowed if (name := _name_of(item)) is not None}
     known = {tool.name for tool in tools}
     if len(names) < len(allowed) or not names <= known:
-        raise RequestError("'tool_choice' allows something that is none of the tools", param="tool_choice")
+        raise RequestError(
+            "'tool_choice' allows something that is none of the tools this node can run", param="tool_choice"
+        )
     return tuple(tool for tool in tools if tool.name in names)
 
 

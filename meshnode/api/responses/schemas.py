@@ -6,10 +6,18 @@ from typing import Any, Literal
 import attrs
 import msgspec
 
-from meshnode.api.bodies import json_text, named
+from meshnode.api.bodies import json_text
 from meshnode.api.openai.sampling import CacheOptions
 from meshnode.api.openai.schemas import ModelName, thinking_of
-from meshnode.api.openai.tools import check_tools, described, output_format, tool_use
+from meshnode.api.openai.tools import (
+    ToolEntry,
+    check_tools,
+    described,
+    functions_among,
+    others_among,
+    output_format,
+    tool_use,
+)
 from meshnode.api.parameters import LAST_TOKEN, choice_seeds, default, within
 from meshnode.api.responses.items import Item, conversation
 from meshnode.errors import RequestError
@@ -87,7 +95,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[ToolEntry] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
@@ -144,11 +152,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         return 0 if _LOGPROBS in (self.include or ()) else None
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """Types of tools that this node cannot run; they are not shown to the model."""
-        return tuple(
-            dict.fromkeys(str(tool.get("type"))[:40] for tool in self.tools or () if tool.get("type") != "function")
-        )
+    def warnings(self) -> tuple[str, ...]:
+        """What is not taken as it is meant."""
+        return others_among(self.tools or ())
 
     def _messages(self, items: Sequence[Item], kept: int) -> tuple[ChatMessage, ...]:
         messages = conversation(items, self.instructions, kept=kept)
@@ -159,15 +165,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     def _tools(self) -> tuple[Tool, ...]:
         found = []
-        for index, entry in enumerate(self.tools or ()):
-            if entry.get("type") != "function":
-                continue
-            try:
-                tool = msgspec.convert(entry, FunctionTool)
-            except msgspec.ValidationError as error:
-                raise named(str(error), f"tools[{index}]") from error
+        for at, tool in functions_among(self.tools or (), FunctionTool):
             schema = {"type": "object", "properties": {}} if tool.parameters is None else tool.parameters
-            parameters = json_text(schema, f"the parameters of tool {tool.name[:80]!r}", f"tools[{index}].parameters")
+            parameters = json_text(schema, f"the parameters of tool {tool.name[:80]!r}", f"{at}.parameters")
             told = described(tool.description, "What it returns fits the JSON schema", tool.output_schema)
             found.append(Tool(tool.name, told, parameters, bool(tool.strict)))
         check_tools(found)

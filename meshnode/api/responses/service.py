@@ -9,6 +9,7 @@ import trio
 from quart import Response
 
 from meshnode.api.failures import describe, failure_of
+from meshnode.api.left_out import warning_headers
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
 from meshnode.api.responses.archive import StoredResponse
@@ -66,7 +67,7 @@ class Responses:
         `resources`; one in the background with `cancel`, or the server.
         """
         turn = self._turn(body, client, request)
-        headers = {"x-meshnode-warning": _warning(body.left_out)} if body.left_out else {}
+        headers = warning_headers(body.warnings)
         if body.background:
             return json_reply(await self._enqueue(turn), headers=headers)
         async with AsyncExitStack() as own:
@@ -236,8 +237,3 @@ class Responses:
             except StoreError as error:
                 _log.warning("old answers could not be forgotten", error=str(error))
             await trio.sleep(_EXPIRE_EVERY)
-
-
-def _warning(left_out: Sequence[str]) -> str:
-    kinds = ", ".join(kind if kind.isascii() and kind.isprintable() else "?" for kind in left_out)
-    return f"tools of these types cannot be run here and were left out: {kinds}"[:400]

@@ -1,12 +1,13 @@
 """What is made of requests of Ollama's clients, and what of them is refused by name."""
 
 import msgspec
+import ollama
 import pytest
 
 from meshnode.api.bodies import decode_json
 from meshnode.api.ollama.schemas import ChatRequest, GenerateRequest
 from meshnode.errors import RequestError
-from meshnode.types.conversation import ChatMessage, OutputFormat
+from meshnode.types.conversation import ChatMessage, OutputFormat, Tool
 from meshnode.types.ids import RequestId
 
 HI = [{"role": "user", "content": "hi"}]
@@ -101,6 +102,18 @@ def test_log_probabilities():
     assert chat(logprobs=True, top_logprobs=3).sampling.top_logprobs == 3
     with pytest.raises(RequestError, match="goes with 'logprobs'"):
         chat(top_logprobs=3)
+
+
+@pytest.mark.parametrize("kind", [{}, {"type": None}, {"type": ""}, {"type": "function"}])
+def test_a_tool_without_a_type_is_a_function(kind):
+    (tool,) = chat(tools=[{**kind, "function": {"name": "now", "parameters": {"type": "object"}}}]).tools.tools
+    assert tool == Tool("now", "", '{"type":"object"}')
+
+
+def test_the_clients_own_tool_without_a_type_is_a_function():
+    tool = ollama.Tool(type=None, function=ollama.Tool.Function(name="now")).model_dump(exclude_none=True)
+    assert "type" not in tool
+    assert [made.name for made in chat(tools=[tool]).tools.tools] == ["now"]
 
 
 def test_a_loop_of_tools_in_the_history():
