@@ -50,6 +50,17 @@ async def test_an_answer_is_kept_and_gone_on_from(serve):
         assert (await client.responses.retrieve(second.id)).output_text == "Hello, world"
         items = await client.responses.input_items.list(second.id, order="asc")
         assert [item.type for item in items.data] == ["message", "message", "message"]
+        await client.responses.delete(first.id)
+        assert (await client.responses.input_items.list(second.id, order="asc")).data == items.data
+        await client.responses.create(model="tiny", input="more", previous_response_id=second.id)
+        (request,) = node.router.requests[-1]
+        assert [message.content for message in request.messages] == [
+            "hi",
+            "Hello, world",
+            "again",
+            "Hello, world",
+            "more",
+        ]
 
 
 async def test_a_stream_has_every_event_in_order(serve):

@@ -35,6 +35,7 @@ class _Turn:
     """One request on its way."""
 
     reply: ResponseReply
+    before: Sequence[Item]  # of the turns before
     items: Sequence[Item]  # of this turn
     generation: GenerationRequest
 
@@ -137,9 +138,9 @@ class Responses:
         items = self._found(as_items(body.input))
         before: list[Item] = []
         for row in self.dependencies.responses.turns(body.previous_response_id):
-            before += [*row.input, *row.output]
+            before += row.turn
         generation = body.generation([*before, *items], client, request, kept=len(before))
-        return _Turn(ResponseReply(f"resp_{request}", body), items, generation)
+        return _Turn(ResponseReply(f"resp_{request}", body), before, items, generation)
 
     def _found(self, items: Sequence[Item]) -> list[Item]:
         """Return the items, those that are named only in full. Raises RequestError and UnknownResponse."""
@@ -219,7 +220,7 @@ class Responses:
             turn.reply.created, turn.reply.request.previous_response_id, tuple(map(dict, turn.items)), resource
         )
         try:
-            await self.dependencies.responses.put(turn.reply.id, row)
+            await self.dependencies.responses.put(turn.reply.id, row, turn.before)
         except StoreError as error:
             _log.error("an answer could not be kept", response=turn.reply.id, error=str(error))
 
