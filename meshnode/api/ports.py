@@ -66,6 +66,8 @@ class ServedModel:
     copies: int = 0  # nodes, this one and peers, that have its rarest part on disk
     causal: bool = True  # False: it makes vectors and no text
     routes: int = 0  # complete routes that share no node
+    memory_bytes: int = 0  # that it holds here: weights and caches
+    gpu_bytes: int = 0  # of them on a GPU
 
 
 ModelList = Callable[[], tuple[ServedModel, ...]]

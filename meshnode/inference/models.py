@@ -122,6 +122,12 @@ class LoadedModel:
         return self.spec.device if self.stats is None else self.stats.device or self.spec.device
 
     @property
+    def memory_bytes(self) -> int:
+        """What its weights and caches held when they were last looked at; 0 until then."""
+        stats = self.stats
+        return 0 if stats is None else stats.weight_bytes + stats.cache_bytes_used + stats.kept_bytes
+
+    @property
     def is_whole(self) -> bool:
         """Whether this node alone can answer with it."""
         return self.spec.is_whole_model

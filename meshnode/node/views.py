@@ -77,6 +77,7 @@ class ModelViews:
 
     def _own(self, manifest: ModelManifest, there: "_There") -> ServedModel:
         loaded = self.loaded.value.get(manifest.id)
+        memory = 0 if loaded is None else loaded.memory_bytes
         copies = self._copies(manifest.id, manifest.config.block_count, there)
         shards = {shard.id for shard in manifest.shards}
         held = len(self.catalog.held(manifest.id))
@@ -98,6 +99,8 @@ class ModelViews:
             shards_held=held,
             copies=copies.disks,
             routes=copies.routes,
+            memory_bytes=memory,
+            gpu_bytes=memory if loaded is not None and loaded.device.startswith("cuda") else 0,
         )
 
     def _elsewhere(self, offer: StageOffer, there: "_There") -> ServedModel:

@@ -96,6 +96,8 @@ def test_models_are_found_and_shown(client):
     assert shown.modelinfo["general.architecture"] == "llama"
     (running,) = client.ps().models
     assert running.name == model.model
+    assert running.size > 50 << 20
+    assert running.size_vram in (0, running.size), "on a CPU or on a GPU, never on both"
 
 
 def test_loading_is_a_request_without_words(client):

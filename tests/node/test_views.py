@@ -40,6 +40,7 @@ class Loaded:
     problem: str | None = None
     thinks: bool = False
     device: str = "cpu"
+    memory_bytes: int = 0
 
     @property
     def is_whole(self):
@@ -78,6 +79,18 @@ async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
     (model,) = views.served()
     assert (model.loaded, model.detail) == (True, "")
     assert (model.shards_held, model.shards, model.copies, model.routes) == (5, 5, 1, 1)
+
+
+@pytest.mark.parametrize(("device", "on_gpu"), [("cpu", 0), ("cuda:0", 7)])
+async def test_a_loaded_model_says_what_it_holds_of_memory_and_where(
+    catalog, channels, views, make_entry, device, on_gpu
+):
+    entry = make_entry("tiny")
+    await catalog.put(entry)
+    assert (views.served()[0].memory_bytes, views.served()[0].gpu_bytes) == (0, 0)
+    loaded = Loaded(entry.manifest, is_ready=True, executor=Executor(1), device=device, memory_bytes=7)
+    channels.loaded.set({entry.manifest.id: loaded})
+    assert (views.served()[0].memory_bytes, views.served()[0].gpu_bytes) == (7, on_gpu)
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(0, 2048), (512, 512), (9000, 2048)])

@@ -20,14 +20,11 @@ def list_models(models: Iterable[ServedModel]) -> dict[str, object]:
 
 
 def running_models(models: Iterable[ServedModel]) -> dict[str, object]:
-    """Return the document of /api/ps. No model leaves by the clock."""
-    return {
-        "models": [
-            _entry(model) | {"expires_at": _NEVER, "context_length": model.context_length}
-            for model in models
-            if model.loaded
-        ]
-    }
+    """Return the document of /api/ps: what the models hold of this machine's memory, and how much of that is on a GPU.
+
+    Clients tell from the two where a model runs; of one that runs on peers alone both are 0. No model leaves by the clock.
+    """
+    return {"models": [_entry(model) | _running(model) for model in models if model.loaded]}
 
 
 def show_model(model: ServedModel) -> dict[str, object]:
@@ -59,6 +56,15 @@ def _entry(model: ServedModel) -> dict[str, object]:
         "size": model.nbytes,
         "digest": model.id,
         "details": _details(model),
+    }
+
+
+def _running(model: ServedModel) -> dict[str, object]:
+    return {
+        "size": model.memory_bytes,
+        "size_vram": model.gpu_bytes,
+        "expires_at": _NEVER,
+        "context_length": model.context_length,
     }
 
 

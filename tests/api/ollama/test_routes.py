@@ -188,6 +188,15 @@ async def test_models_are_listed_with_tags(serve):
         assert datetime.datetime.fromisoformat(running["expires_at"]).year == 9999
 
 
+@pytest.mark.parametrize("on_gpu", [0, 250], ids=["cpu", "gpu"])
+async def test_what_a_loaded_model_holds_of_memory_and_where(serve, on_gpu):
+    known = attrs.evolve(MODEL, nbytes=100, memory_bytes=250, gpu_bytes=on_gpu)
+    peers = attrs.evolve(MODEL, name="far", id="1" * 64)
+    async with serve(models=lambda: (known, peers)) as node, node.client() as http:
+        running = (await http.get("/api/ps")).json()["models"]
+        assert [(model["size"], model["size_vram"]) for model in running] == [(250, on_gpu), (0, 0)]
+
+
 async def test_a_model_is_shown_by_any_of_its_names(serve):
     known = attrs.evolve(MODEL, architecture="llama", parameters=9, thinks=True)
     async with serve(models=lambda: (known,)) as node, node.client() as http:
