@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
+from meshnode.api.accounts import accounted
 from meshnode.api.application import create_app
 from meshnode.api.closing import Closing
 from meshnode.api.mcp.mount import McpSurface
@@ -38,7 +39,7 @@ class ApiServer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled or drained. Cancellation closes every connection at once."""
         closing = Closing(self._dependencies.generate)
-        dependencies = attrs.evolve(self._dependencies, generate=closing.generate)
+        dependencies = attrs.evolve(self._dependencies, generate=accounted(closing.generate))
         mcp, responses = McpSurface(dependencies), Responses(dependencies)
         app = create_app(dependencies, mcp, responses)
         async with trio.open_nursery() as nursery:

@@ -1,10 +1,10 @@
-"""What is told about one request when it is over: to the metrics, and in one line of the log."""
+"""What is told about one generation when it is over: to the metrics, and in one line of the log."""
 
 import attrs
 import structlog
 import trio
 
-from meshnode.errors import MeshnodeError
+from meshnode.errors import MeshnodeError, RequestError
 from meshnode.observe.metrics import Metrics
 from meshnode.types.generation import Finished, GenerationRequest, Started
 
@@ -15,7 +15,7 @@ _log = structlog.get_logger(__name__)
 
 @attrs.define(eq=False)
 class RequestRecord:
-    """The story of one request. Times are trio.current_time()."""
+    """The story of one generation. Times are trio.current_time()."""
 
     request: GenerationRequest
     arrived: float = attrs.field(factory=trio.current_time)
@@ -52,8 +52,8 @@ class RequestRecord:
         self.completion_tokens = finished.usage.completion_tokens
         self.route = finished.route or self.route
 
-    def account(self, metrics: Metrics) -> None:
-        """Count it, and write its line."""
+    def account(self, metrics: Metrics, *, for_peer: bool) -> None:
+        """Count it, and write its line: at debug if it is this node's own, for the API tells of the request it belongs to."""
         metrics.inference_requests_total.labels(outcome=self.outcome).inc()
         metrics.inference_prompt_tokens_total.inc(self.prompt_tokens)
         metrics.inference_completion_tokens_total.inc(self.completion_tokens)
@@ -62,7 +62,8 @@ class RequestRecord:
             if self.completion_tokens > 1:
                 pace = (self.last_token - self.first_token) / (self.completion_tokens - 1)
                 metrics.inference_time_per_output_token_seconds.observe(pace)
-        _log.info("request", **self._summary(trio.current_time()))
+        log = _log.info if for_peer else _log.debug
+        log("generation", **self._summary(trio.current_time()))
 
     def _summary(self, now: float) -> dict[str, object]:
         """Return the fields of the line; milliseconds where a name says ms."""
@@ -74,7 +75,10 @@ class RequestRecord:
             "route": self.route,
             "outcome": self.outcome,
             "finish_reason": self.finish_reason,
-            "error": None if self.error is None else str(self.error),
+            "error": None if self.error is None else self.error.code,
+            "reason": None
+            if isinstance(self.error, RequestError | None)
+            else str(self.error),  # those quote what was sent
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "recoveries": self.recoveries,

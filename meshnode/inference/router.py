@@ -201,7 +201,7 @@ class InferenceRouter:
             self._in_hand -= 1
             if not self._in_hand:
                 self._idle.set()
-            record.account(self._resources.metrics)
+            record.account(self._resources.metrics, for_peer=call.delegated.hops > 0)
 
     async def _run(self, runner: RequestRunner, call: GenerationCall, record: RequestRecord) -> None:
         if self._draining:

@@ -85,7 +85,7 @@ async def test_neither_key_nor_ticket_is_logged(serve, dashboard, log):
         await client.get("/api/admin/status")
         await client.post("/v1/chat/completions", json=CHAT)
         await client.get("/nothing")
-    assert '"route": "/dashboard/ticket"' in log.getvalue()
+    assert '"path": "/dashboard/ticket"' in log.getvalue()
     assert KEY not in log.getvalue()
     assert ticket not in log.getvalue()
 

@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 
 import attrs
 import pytest
+import structlog
 import trio
 from support.fake_executor import FakeExecutor
 from support.tiny_gguf import write_tiny_llama
@@ -25,7 +26,7 @@ from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.assets import ModelAssets
-from meshnode.inference.calls import open_generations
+from meshnode.inference.calls import Delegated, open_generations
 from meshnode.inference.model_loading import ModelTables
 from meshnode.inference.models import EngineSettings
 from meshnode.inference.router import InferenceRouter, RouterResources, RouterSettings
@@ -334,15 +335,32 @@ async def test_a_router_that_ends_refuses_what_it_has(model, autojump_clock):
 
 
 async def test_every_end_is_counted(model, autojump_clock):
-    async with world(model) as node:
-        await node.text(node.request(max_tokens=3))
-        with pytest.raises(ContextOverflow):
-            await node.text(node.request("x" * 5000))
-        await wait_all_tasks_blocked()
-        text = node.resources.metrics.render().decode()
+    with structlog.testing.capture_logs() as logs:
+        async with world(model) as node:
+            await node.text(node.request(max_tokens=3))
+            with pytest.raises(ContextOverflow):
+                await node.text(node.request("x" * 5000))
+            await wait_all_tasks_blocked()
+            text = node.resources.metrics.render().decode()
+    told = [
+        (line["log_level"], line["error"], line["completion_tokens"]) for line in logs if line["event"] == "generation"
+    ]
+    assert told == [("debug", None, 3), ("debug", ContextOverflow.code, 0)]
     assert 'meshnode_inference_requests_total{outcome="ok"} 1.0' in text
     assert 'meshnode_inference_requests_total{outcome="error"} 1.0' in text
     assert "meshnode_inference_completion_tokens_total 3.0" in text
+
+
+async def test_what_is_done_for_a_peer_has_no_other_line_than_this(model, autojump_clock):
+    with structlog.testing.capture_logs() as logs:
+        async with world(model) as node:
+            request = node.request("sesame", max_tokens=3)
+            async with open_generations(node.mailbox, [request], Delegated(hops=1)) as events:
+                assert [event async for _, event in events]
+            await wait_all_tasks_blocked()
+    (told,) = [line for line in logs if line["log_level"] == "info"]
+    assert (told["event"], told["outcome"], told["completion_tokens"]) == ("generation", "ok", 3)
+    assert "sesame" not in repr(logs)
 
 
 async def test_an_echo_comes_first_and_counts_as_prompt(model, autojump_clock):

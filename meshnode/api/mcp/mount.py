@@ -1,7 +1,7 @@
 """Puts the protocol beside the application: /mcp goes to the SDK, everything else to Quart, and both through the same guards."""
 
 import importlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -10,13 +10,13 @@ import trio
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_options_header
 
+from meshnode.api.accounts import own_account
 from meshnode.api.bodies import JSON, too_large, too_late, wrong_type
 from meshnode.api.failures import Failure, describe
 from meshnode.api.guards import Guards
-from meshnode.api.heads import common_headers, must_close
+from meshnode.api.heads import must_close
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import refusal_reply
-from meshnode.types.ids import RequestId, new_request_id
 
 __all__ = ["McpMount", "McpSurface"]
 
@@ -50,11 +50,11 @@ class McpSurface:
                 self._idle = trio.Event()
                 await self._idle.wait()
 
-    async def serve(self, scope: Mapping[str, Any], receive: Any, send: Any, request: RequestId) -> None:  # noqa: ANN401  # ASGI's own types
+    async def serve(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's own types
         """Serve one request."""
         if (serve := await self._handler()) is None:
             failure = describe(501, "MCP is an extra of this node; run: pip install 'meshnode[mcp]'")
-            await _refuse(failure, scope, request, send)
+            await _refuse(failure, scope, send)
             return
         asks = scope["method"] == "POST"
         self._in_hand += asks
@@ -80,7 +80,7 @@ def _import_serving() -> Callable[[ApiDependencies], AbstractAsyncContextManager
 
 @attrs.frozen(eq=False)
 class McpMount:
-    """An ASGI application in front of another. What it answers has the head that all answers have, and counts among them."""
+    """An ASGI application in front of another."""
 
     inner: _ASGI
     guards: Guards
@@ -93,23 +93,15 @@ class McpMount:
             await self.inner(scope, receive, send)
             return
         headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]])
-        request = new_request_id()
-
-        async def answer(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                labels = {"route": _PATHS[0], "status": str(message["status"])}
-                self.dependencies.metrics.api_requests_total.labels(**labels).inc()
-                message = message | {"headers": [*message["headers"], *_encoded(common_headers(request).items())]}
-            await send(message)
-
+        own_account().endpoint = _PATHS[0]
         client = (scope.get("client") or ("unknown",))[0]
         failure = self.guards.refusal(path=scope["path"], headers=headers, client=client)
         if failure is None and scope["method"] == "POST":
             failure, receive = await self._with_body(headers, receive)
         if failure is None:
-            await self.surface.serve(scope, receive, answer, request)
+            await self.surface.serve(scope, receive, send)
         else:
-            await _refuse(failure, scope, request, answer)
+            await _refuse(failure, scope, send)
 
     async def _with_body(self, headers: Headers, receive: Any) -> tuple[Failure | None, Any]:  # noqa: ANN401
         """Read the body, which the SDK would wait for without end; return why it is refused, or what gives it again."""
@@ -134,13 +126,12 @@ class McpMount:
         return None, replayed
 
 
-def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-
-
-async def _refuse(failure: Failure, scope: Mapping[str, Any], request: RequestId, send: Any) -> None:  # noqa: ANN401
-    reply = refusal_reply(failure, scope["path"], request)
+async def _refuse(failure: Failure, scope: Mapping[str, Any], send: Any) -> None:  # noqa: ANN401
+    account = own_account()
+    account.fail(failure)
+    reply = refusal_reply(failure, scope["path"], account.id)
     if must_close(failure.status, scope["method"], scope["http_version"]):
         reply.headers["Connection"] = "close"
-    await send({"type": "http.response.start", "status": reply.status_code, "headers": _encoded(reply.headers.items())})
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
+    await send({"type": "http.response.start", "status": reply.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": await reply.get_data(as_text=False)})

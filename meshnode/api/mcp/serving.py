@@ -11,6 +11,8 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 
 from meshnode import __version__
+from meshnode.api.accounts import own_account
+from meshnode.api.failures import failure_of
 from meshnode.api.mcp.tools import TOOLS, UnknownTool, call_tool
 from meshnode.api.ports import ApiDependencies
 from meshnode.errors import MeshnodeError
@@ -55,6 +57,7 @@ def _server(dependencies: ApiDependencies) -> "Server[Any]":
         except UnknownTool as error:
             raise MCPError(_INVALID_PARAMETERS, str(error)) from error
         except MeshnodeError as error:  # a model reads it and tries something else
+            own_account().fail(failure_of(error))
             return types.CallToolResult(content=[types.TextContent(type="text", text=str(error))], is_error=True)
 
     async def list_resources(_context: Any, _asked: Any) -> types.ListResourcesResult:  # noqa: ANN401
