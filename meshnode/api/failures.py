@@ -101,6 +101,8 @@ _REASONS: Mapping[int, tuple[str, str]] = {
     413: (_THEIRS, "request_too_large"),
     415: (_THEIRS, "unsupported_media_type"),
     429: (_RATE, "rate_limit_exceeded"),
+    431: (_THEIRS, "head_too_large"),
+    501: (_OURS, "not_implemented"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What every request passes before its handler: host and origin, key, rate.
+"""What every request passes before its handler: host and origin, protocol, key, rate.
 
 A browser page from anywhere can send requests to localhost, and a name under an attacker's control can be made to resolve to
 it; so a Host that is not ours, or an Origin that is not the Host, is refused before the key is looked at.
@@ -34,6 +34,10 @@ class Guards:
         foreign = self._foreign(headers.get("Host", ""), headers.get("Origin"))
         if foreign is not None:
             return describe(403, foreign)
+        if headers.get("Upgrade", "").lower() == "websocket":
+            return describe(
+                403, "there are no WebSockets here; ask over HTTP, with 'stream': true for an answer as it comes"
+            )
         known = self._has_key(headers.get("Authorization", ""), headers.get("x-api-key", ""))
         # Strangers at an address, such as a web page that loads /health as an image, do not use up what its user may do.
         wait = self.buckets.try_take(client if known else f"stranger at {client}")

@@ -31,9 +31,6 @@ class RequestLog:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's own types
         """Serve one request."""
-        if scope["type"] != "http":
-            await self.inner(scope, receive, send)
-            return
         account = opened(new_request_id())
         status: int | None = None
         whole = False

@@ -1,6 +1,6 @@
 """Serves an ASGI app with hypercorn's protocol code and our own accept loop.
 
-hypercorn 0.18 on Trio has four faults that this file cures; `tests/api/test_upstream.py` tells when they are gone:
+hypercorn 0.18 on Trio has faults that this file and `http1` cure; `tests/api/test_upstream.py` tells when they are gone:
 its shielded send has no deadline, so a client that does not read pins its handler for ever and hangs the shutdown; under
 quart-trio the end of a response cancels the call that re-arms the keep-alive timer; its serve function starts a lifespan,
 where background work would hide from our supervisor; and it speaks HTTP/2 to whoever asks, whose windows a client can keep
@@ -21,7 +21,6 @@ import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -30,6 +29,8 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 from quart import Request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
+
+from meshnode.api.http1 import Http1
 
 __all__ = ["HTTPConnection", "ServingLimits", "request_resources", "serve_api"]
 
@@ -77,13 +78,6 @@ def request_resources(request: Request) -> AsyncExitStack:
     return cast("dict[str, AsyncExitStack]", request.scope["extensions"])[_RESOURCES]
 
 
-class _Http1(H11Protocol):
-    """HTTP/1.1 and nothing else: an offer to upgrade to HTTP/2 is not taken up, which its senders expect."""
-
-    async def _check_protocol(self, _event: h11.Request) -> None:
-        return
-
-
 class _Connection(TCPServer):
     """One connection whose writes have a deadline."""
 
@@ -104,7 +98,7 @@ class _Connection(TCPServer):
             async with TaskGroup() as tasks:
                 self._task_group = tasks
                 state, send = ConnectionState(self.state), self.protocol_send
-                self.protocol = _Http1(  # type: ignore[assignment]  # what hypercorn's wrapper would choose from
+                self.protocol = Http1(  # type: ignore[assignment]  # what hypercorn's wrapper would choose from
                     self.app, self.config, self.context, tasks, state, False, client, server, send
                 )
                 await self.idle_task.restart(tasks, self._idle_timeout)
@@ -208,16 +202,9 @@ async def _accept(listener: trio.SocketListener) -> trio.SocketStream:
 
 
 def _entry(app: QuartTrio) -> Any:  # noqa: ANN401  # an ASGI callable
-    """Let through what the application expects: HTTP requests, each with a path.
-
-    Quart fails on a target without one (`?x`, `http://[`), which is taken for `/`. There are no WebSockets here, and the
-    application's guards and error replies are for requests, so an attempt to open one is refused before them.
-    """
+    """Give every request a path: Quart fails on a target without one (`?x`, `http://[`), which is taken for `/`."""
 
     async def entry(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
-        if scope["type"] != "http":
-            await send({"type": "websocket.close"})  # hypercorn answers 403
-            return
         if not scope["path"].startswith("/"):
             try:
                 scope["path"] = urlsplit(scope["path"]).path or "/"

@@ -7,6 +7,7 @@ import struct
 import attrs
 import msgspec
 import pytest
+import structlog
 import trio
 import trio.testing
 from support.api import CHAT, KEY, LIMITS, FakeRouter
@@ -316,14 +317,57 @@ async def test_an_offer_of_http2_is_answered_in_http1(serve):
             assert (await read_until(stream, b"\r\n")).startswith(b"HTTP/1.1 4")
 
 
-async def test_a_websocket_is_refused_before_it_opens(serve):
+async def refusal(stream):
+    """Return status and error of an answer, of which all that it says of itself is true."""
+    with trio.fail_after(10):
+        head, _, body = (await read_until(stream, b"}}")).partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    said = dict(line.lower().split(": ", 1) for line in lines)
+    assert (said["content-type"], int(said["content-length"])) == ("application/json", len(body))
+    assert said["x-request-id"]
+    return status.split()[1], msgspec.json.decode(body)["error"]
+
+
+@pytest.mark.parametrize("shakes_hands", [True, False])
+async def test_a_websocket_is_refused_before_it_opens(serve, shakes_hands):
     async with serve() as node, node.client() as client:
         stream = await node.raw()
-        wish = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        wish = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
+        if shakes_hands:
+            wish += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
         await stream.send_all(node.head("GET", "/v1/models", wish))
-        with trio.fail_after(10):
-            assert (await read_until(stream, b"\r\n")).startswith(b"HTTP/1.1 403")
+        status, error = await refusal(stream)
+        assert (status, error["code"]) == ("403", "forbidden")
+        assert "no WebSockets here" in error["message"]
         assert (await client.get("/health")).status_code == 200
+
+
+MALFORMED = [
+    (b"GET /health HTTP/1.1\r\n\r\n", "400", "bad_request", "Missing mandatory Host"),
+    (b"POST /mcp HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n", "400", "bad_request", "bad Content-Length"),
+    (b"hello\r\n\r\n", "400", "bad_request", "illegal request line"),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nsesame\r\n\r\n", "400", "bad_request", "illegal header line"),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", "501", "not_implemented", "Transfer-Encoding"),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 65_509, "431", "head_too_large", "more than 65536 bytes"),
+]
+
+
+async def test_a_malformed_request_is_told_what_is_wrong_with_it(serve):
+    with structlog.testing.capture_logs() as logs:
+        async with serve() as node:
+            for raw, status, code, words in MALFORMED:
+                stream = await node.raw()
+                await stream.send_all(raw)
+                said, error = await refusal(stream)
+                assert (said, error["code"]) == (status, code)
+                assert words in error["message"]
+                with trio.fail_after(10):
+                    assert await stream.receive_some(100) == b""
+    lines = [line for line in logs if line["log_level"] == "info"]
+    assert [(str(line["status"]), line["error"], line["client"]) for line in lines] == [
+        (status, code, "127.0.0.1") for _, status, code, _ in MALFORMED
+    ]
+    assert "sesame" not in repr(logs)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class McpMount:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's own types
         """Serve one request."""
-        if scope["type"] != "http" or scope["path"] not in _PATHS:
+        if scope["path"] not in _PATHS:
             await self.inner(scope, receive, send)
             return
         headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]])
