@@ -22,11 +22,12 @@ from meshnode.errors import (
     Unavailable,
     WireError,
 )
-from meshnode.network.bulk_socket import BulkSocket, in_thread, own_socket
+from meshnode.network.bulk_socket import BulkSocket, Pace, in_thread, own_socket
 from meshnode.network.bulk_work import work_and_tell
 from meshnode.network.certificates import Credentials
 from meshnode.network.direct import Anteroom, listen, origin_of
 from meshnode.network.ports import Shelf
+from meshnode.network.right_of_way import Courtesy, RightOfWay
 from meshnode.network.tickets import Purpose, TicketBook
 from meshnode.network.upload_limits import UploadLimits
 from meshnode.types.blocks import BlockRange
@@ -66,6 +67,7 @@ class BulkReception:
     shelf: Shelf
     limits: UploadLimits
     report: Callable[[PeerId | None, MeshnodeError], None]
+    way: RightOfWay
     port: int = attrs.field(default=0, init=False)  # once it runs
     _threads: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(_THREADS), init=False)
     _handshakes: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(_STRANGERS), init=False)
@@ -138,10 +140,11 @@ class BulkReception:
     # In the connection's thread
 
     def _answer_all(self, connection: BulkSocket, peer: PeerId) -> None:
+        courtesy = Courtesy(self.way)
         try:
             while (envelope := connection.receive()) is not None:
                 try:
-                    self._answer(connection, peer, envelope)
+                    self._answer(connection, peer, envelope, courtesy)
                 except (RequestError, Unavailable, Overloaded) as error:
                     connection.send(failure(error))
         except (WireError, PeerMisbehaved) as error:
@@ -149,7 +152,9 @@ class BulkReception:
         except PeerUnreachable as error:
             _log.debug("shard connection ended", peer=short(peer), why=str(error))
 
-    def _answer(self, connection: BulkSocket, peer: PeerId, envelope: Envelope[BulkMessage]) -> None:
+    def _answer(
+        self, connection: BulkSocket, peer: PeerId, envelope: Envelope[BulkMessage], courtesy: Courtesy
+    ) -> None:
         message = envelope.message
         if len(self._served[peer]) > _PER_PEER:
             raise Overloaded(f"at most {_PER_PEER} connections for one peer")
@@ -157,7 +162,7 @@ class BulkReception:
             case ManifestWanted():
                 connection.send(ManifestGiven(), trio.from_thread.run_sync(self.shelf.manifest, message.model))
             case ChunksWanted():
-                self._give_chunks(connection, peer, message)
+                self._give_chunks(connection, message, partial(self.limits.reserve, peer), courtesy)
             case ShareWanted():
                 work = partial(self.shelf.make_share, peer, envelope.body)
                 connection.send(ShareMade(), trio.from_thread.run(work_and_tell, connection, work))
@@ -168,7 +173,7 @@ class BulkReception:
             case _:
                 raise PeerMisbehaved(f"{type(message).__name__} at the door where shards are given")
 
-    def _give_chunks(self, connection: BulkSocket, peer: PeerId, wanted: ChunksWanted) -> None:
+    def _give_chunks(self, connection: BulkSocket, wanted: ChunksWanted, pace: Pace, courtesy: Courtesy) -> None:
         path: Path = trio.from_thread.run_sync(self.shelf.path, wanted.shard)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -176,8 +181,7 @@ class BulkReception:
             raise Unavailable(f"shard {short(wanted.shard)} cannot be read: {error.strerror}") from error
         try:
             for number in range(wanted.first, wanted.first + wanted.count):
-                data = _read(descriptor, number, wanted)
-                connection.send(Chunk(number), data, partial(self.limits.reserve, peer))
+                connection.send(Chunk(number), _read(descriptor, number, wanted), pace, courtesy)
         finally:
             os.close(descriptor)
 

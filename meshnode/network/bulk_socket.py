@@ -5,11 +5,13 @@ activations that pass through it go first. Through the loop's own streams every 
 """
 
 import contextlib
+import fcntl
 import math
 import os
 import select
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -18,6 +20,7 @@ import attrs
 import trio
 
 from meshnode.errors import MeshnodeError, PeerUnreachable
+from meshnode.network.right_of_way import Courtesy
 from meshnode.wire.bulk_messages import BulkMessage
 from meshnode.wire.envelopes import Envelope, EnvelopeCodec
 from meshnode.wire.protocols import BULK_MESSAGES
@@ -30,14 +33,36 @@ Pace = Callable[[int], float]
 """Told how many bytes are to be sent; says in how many seconds they may."""
 
 _PIECE = 16 << 10  # bytes, a record of TLS: the other side sees that something comes
+_UNSENT = 256 << 10  # bytes that the kernel holds unsent: what it has, nobody can hold back for activations
+_LOWER_EFFORT = 0x04  # IP's traffic class for what gives way to everything else (RFC 8622)
+_LAST_BAND = 2  # of a device's own queue, on Linux
+_GIVES_WAY = [
+    (getattr(socket, level), getattr(socket, option), value)
+    for level, option, value in (
+        ("IPPROTO_IP", "IP_TOS", _LOWER_EFFORT),
+        ("IPPROTO_IPV6", "IPV6_TCLASS", _LOWER_EFFORT),
+        ("SOL_SOCKET", "SO_PRIORITY", _LAST_BAND),  # after IP_TOS, which sets one too
+        ("IPPROTO_TCP", "TCP_NOTSENT_LOWAT", _UNSENT),
+    )
+    if hasattr(socket, option)
+]
+_SIOCOUTQ = 0x5411  # Linux: asks for the bytes that the other side has not acknowledged
+_LOOK = 0.001  # seconds between two looks at them
+_ELSEWHERE = 0.005  # seconds a piece is taken to need where they cannot be asked for
 _HUNG_UP = getattr(select, "POLLRDHUP", 0)  # where there is none, only what we shut ourselves is seen at once
 
 
 def own_socket(stream: trio.SocketStream, timeout: float) -> socket.socket:
-    """Return a blocking socket for a stream's connection, and end the stream; `timeout` is for each of its calls, in seconds."""
+    """Return a blocking socket for a stream's connection, and end the stream; `timeout` is for each of its calls, in seconds.
+
+    What goes over it gives way to all else, on this machine and wherever a router looks at that.
+    """
     taken = socket.socket(fileno=os.dup(stream.socket.fileno()))
     stream.socket.close()
     taken.settimeout(timeout)
+    for level, option, value in _GIVES_WAY:
+        with contextlib.suppress(OSError):  # not of this family, or not of this system: then it is like any other
+            taken.setsockopt(level, option, value)
     return taken
 
 
@@ -52,16 +77,52 @@ class BulkSocket:
     def __attrs_post_init__(self) -> None:
         self._codec = EnvelopeCodec(BULK_MESSAGES, BULK_MESSAGES)
 
-    def send(self, message: BulkMessage, body: bytes = b"", pace: Pace | None = None) -> None:
-        """Send a message, in small pieces if there is a pace. Raises FrameTooLarge too."""
+    def send(
+        self, message: BulkMessage, body: bytes = b"", pace: Pace | None = None, courtesy: Courtesy | None = None
+    ) -> None:
+        """Send a message: in small pieces if there is a pace, with courtesy behind activations. Raises FrameTooLarge too."""
         data = memoryview(self._codec.encode(message, body))
-        size = len(data) if pace is None else _PIECE
-        for start in range(0, len(data), size):
-            piece = data[start : start + size]
+        while data:
+            if courtesy is not None and courtesy.way.is_taken:
+                size = courtesy.piece
+                self._send_in_turn(data[:size], pace, courtesy)
+            else:
+                size = len(data) if pace is None else _PIECE
+                self._send(data[:size], pace)
+            data = data[size:]
+
+    def _send(self, data: memoryview, pace: Pace | None) -> None:
+        for start in range(0, len(data), len(data) if pace is None else _PIECE):
+            piece = data[start:] if pace is None else data[start : start + _PIECE]
             if pace is not None and (pause := pace(len(piece))):
                 self._rest(pause)
             with _unreachable():
                 self.socket.sendall(piece)
+
+    def _send_in_turn(self, data: memoryview, pace: Pace | None, courtesy: Courtesy) -> None:
+        self._await_arrival()
+        while pause := courtesy.claim():
+            self._rest(pause)
+        began = time.monotonic()
+        self._send(data, pace)
+        self._await_arrival()
+        courtesy.arrived(time.monotonic() - began)
+
+    def _await_arrival(self) -> None:
+        """Wait until the other side has acknowledged all that was sent, as long as it might have taken to send it."""
+        if sys.platform != "linux":
+            self._rest(_ELSEWHERE)
+            return
+        patience = time.monotonic() + (self.socket.gettimeout() or math.inf)
+        while self._on_its_way():
+            if time.monotonic() > patience:
+                raise PeerUnreachable("the other side takes nothing")
+            self._rest(_LOOK)
+
+    def _on_its_way(self) -> int:
+        count = bytearray(4)
+        fcntl.ioctl(self.socket, _SIOCOUTQ, count)
+        return int.from_bytes(count, sys.byteorder)
 
     def _rest(self, seconds: float) -> None:
         """Wait, unless the connection is shut meanwhile, by either side."""

@@ -23,6 +23,7 @@ from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
 from meshnode.network.ports import PeerStream, Shelf
 from meshnode.network.reception import Reception
+from meshnode.network.right_of_way import RightOfWay
 from meshnode.network.stage_links import Received
 from meshnode.network.tickets import Purpose
 from meshnode.network.upload_limits import UploadLimits
@@ -89,6 +90,7 @@ class DataPlane:
     _greeter: Greeter
     _ports: DataPlanePorts
     _settings: DataPlaneSettings = attrs.field(factory=DataPlaneSettings)
+    way: RightOfWay = attrs.field(factory=RightOfWay, init=False)  # of what sessions send, before shards
     port: int = attrs.field(default=0, init=False)  # once it runs
     _reception: Reception = attrs.field(init=False)
     _giving: BulkReception | None = attrs.field(default=None, init=False)
@@ -105,9 +107,13 @@ class DataPlane:
         self._reception = Reception(self._greeter, anteroom, self._settings.link, self._ports.report)
         self._threads = trio.CapacityLimiter(self._settings.fetching)
         if self._ports.shelf is not None:
-            credentials, tickets = self._reception.credentials, self._reception.tickets
             self._giving = BulkReception(
-                credentials, tickets, self._ports.shelf, self._settings.uploads, self._ports.report
+                self._reception.credentials,
+                self._reception.tickets,
+                self._ports.shelf,
+                self._settings.uploads,
+                self._ports.report,
+                self.way,
             )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -132,6 +138,7 @@ class DataPlane:
         All who ask meanwhile get the same link; cancelling one of them does not end the attempt. Returns at once, without
         a checkpoint, when there is a link: this is asked for every token.
         """
+        self.way.activations_pass()
         if (link := self.existing(peer)) is not None:
             return link
         opening = self._openings.get(peer)
@@ -288,12 +295,16 @@ class DataPlane:
     async def _serve(self, link: _StageLink) -> None:
         _log.info("stage link", peer=short(link.peer), ours=link.opened, relayed=link.is_relayed)
         try:
-            await link.run(self._ports.deliver)
+            await link.run(self._deliver)
         except Exception as error:  # noqa: BLE001  # the link's rim
             _log.error("stage link crashed", peer=short(link.peer), exc_info=error)
         if isinstance(link.ended_by, PeerMisbehaved):
             self._ports.report(link.peer, link.ended_by)
         _log.info("stage link ended", peer=short(link.peer), why=str(link.ended_by))
+
+    async def _deliver(self, received: Received) -> None:
+        self.way.activations_pass()
+        await self._ports.deliver(received)
 
     async def _close_idle(self) -> None:
         async for _ in Ticker(self._settings.idle / 10):

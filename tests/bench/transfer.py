@@ -8,7 +8,7 @@ import time
 from mesh_nodes import Mesh, MeshNode, ask, chat, until
 from results import Report, Row, spread
 from setting import Setting
-from shaped_link import HERE, RATE, THERE, ShapedLink
+from shaped_link import HERE, THERE, ShapedLink
 from support.tiny_gguf import write_tiny_llama
 
 TOKENS = 96
@@ -17,8 +17,10 @@ STORY = chat("Tell me a long story about a lighthouse keeper and the sea.", TOKE
 HOW = (
     "two nodes on loopback, a model of 550 MB in F16; from `models add NAME` on one until every shard has come from the other, is "
     f"verified, synced to the disk and in its place. Beside it {TOKENS} tokens streamed by the giver, with one thread, in turns while "
-    "nothing and while shards are fetched again and again. Last, as root on Linux, the same over a wire of 1 Gbit/s between two hosts"
+    "nothing and while shards are fetched again and again. Then, as root on Linux, the same over a wire of 1 Gbit/s between two hosts. "
+    "Last two stages, the first of them the giver, with a wire of 100 Mbit/s between them, on which activations and shards meet"
 )
+FAST, SLOW = 1e9, 1e8  # bits per second
 
 
 def measure(setting: Setting) -> Report:
@@ -39,24 +41,47 @@ def measure(setting: Setting) -> Report:
     rate = Row(
         "transfer of one pair", statistics.median(rates), "MB/s", at_least=400.0, beside={"spread": spread(rates)}
     )
-    rows = (rate, lost, *_over_a_wire(setting, str(model), size))
+    rows = (rate, lost, *_over_a_wire(setting, str(model), size), *_among_activations(setting))
     return Report("transfer", HOW, rows)
 
 
 def _over_a_wire(setting: Setting, model: str, size: int) -> list[Row]:
     """Fetch over a link of 1 Gbit/s, where such a link can be made."""
     try:
-        with ShapedLink() as link, Mesh(setting.folder / "transfer" / "wire", setting.threads) as mesh:
+        with ShapedLink(FAST) as link, Mesh(setting.folder / "transfer" / "wire", setting.threads) as mesh:
             place = {"MESHNODE_HOST": THERE, "MESHNODE_NETWORK_HOST": THERE}
             giver = mesh.begin("giver", blocks="", inside=link.inside(), **place).wait()
             taker = mesh.begin("taker", blocks="", MESHNODE_NETWORK_HOST=HERE).wait()
             _add(giver, model)
             until(lambda: _can_fetch(taker), "the taker hears of the model")
-            shares = [8 * size / _fetch(taker) / RATE for _ in range(min(3, setting.rounds))]
+            shares = [8 * size / _fetch(taker) / FAST for _ in range(min(3, setting.rounds))]
             lost = _lost(giver, taker, setting.rounds, "decode speed lost while giving at 1 Gbit/s")
     except (OSError, subprocess.CalledProcessError):
         return []  # it needs root, and a kernel with veth and tbf
     return [Row("of a link of 1 Gbit/s, used", statistics.median(shares), "x", at_least=0.8), lost]
+
+
+def _among_activations(setting: Setting) -> list[Row]:
+    """Stream through both ends of a slow wire, where such a wire can be made."""
+    folder = setting.folder / "transfer" / "slow"
+    try:
+        with ShapedLink(SLOW) as link, Mesh(folder, setting.threads) as mesh:
+            model = write_tiny_llama(
+                folder / "bulky.gguf", name=NAME, quantization="F16", blocks=4, hidden=512, heads=8, feed_forward=4096
+            )
+            place = {"MESHNODE_HOST": THERE, "MESHNODE_NETWORK_HOST": THERE}
+            giver = mesh.begin("giver", blocks="0:15", inside=link.inside(), **place).wait()
+            taker = mesh.begin("taker", blocks="15:30", MESHNODE_NETWORK_HOST=HERE)
+            mesh.settle()
+            _add(giver, str(model))
+            until(lambda: _can_fetch(taker), "the taker hears of the model")
+            lost = _lost(
+                giver, taker, setting.rounds, "decode speed lost where activations and shards share 100 Mbit/s"
+            )
+            fetched = 8 * _size(giver) / _fetch(taker) / SLOW
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [lost, Row("of a link of 100 Mbit/s, used when no activations pass", fetched, "x", at_least=0.8)]
 
 
 def _lost(giver: MeshNode, taker: MeshNode, rounds: int, title: str) -> Row:

@@ -22,6 +22,7 @@ from meshnode.files.shelf import CatalogShelf
 from meshnode.flow.lanes import Lanes
 from meshnode.network.bulk_reception import BulkReception
 from meshnode.network.certificates import make_credentials
+from meshnode.network.right_of_way import RightOfWay
 from meshnode.network.tickets import Purpose, TicketBook
 from meshnode.network.upload_limits import UploadLimits
 from meshnode.store.memory import MemoryStore
@@ -85,7 +86,9 @@ async def test_thirty_kills_cost_no_shard_and_leave_nothing_behind(data, models,
             given = await giver.mailbox.ask(AcquireModel(str(models[1])))
             reports, tickets, shelf = [], TicketBook(), CatalogShelf(giver.catalog)
             limits = UploadLimits(total=30e6)
-            giving = BulkReception(make_credentials(), tickets, shelf, limits, lambda *each: reports.append(each))
+            giving = BulkReception(
+                make_credentials(), tickets, shelf, limits, lambda *each: reports.append(each), RightOfWay()
+            )
             await nursery.start(giving.run, ("127.0.0.1",))
             order = {
                 "root": str(root),

@@ -13,6 +13,7 @@ from meshnode.errors import MeshnodeError, Overloaded, PeerMisbehaved, PeerUnrea
 from meshnode.network.bulk_lines import open_line
 from meshnode.network.bulk_reception import BulkReception
 from meshnode.network.certificates import dialler_context, make_credentials
+from meshnode.network.right_of_way import RightOfWay
 from meshnode.network.tickets import Purpose, TicketBook
 from meshnode.network.upload_limits import UploadLimits
 from meshnode.types.blocks import BlockRange
@@ -54,6 +55,15 @@ class Shelf:
         if model != MODEL:
             raise Unavailable("no such model")
         self.asked.append((peer, str(blocks), block_count))
+
+
+@attrs.define(eq=False)
+class WatchedWay(RightOfWay):
+    claims: list = attrs.field(factory=list, init=False)
+
+    def claim(self, seconds):
+        self.claims.append(seconds)
+        return super().claim(seconds)
 
 
 @attrs.define
@@ -106,6 +116,7 @@ def opened(tmp_path):
                 shelf,
                 UploadLimits(**limits),
                 lambda *each: reports.append(each),
+                WatchedWay(),
             )
             await nursery.start(giving.run, ("127.0.0.1",))
             yield Door(giving, data[:SIZE], reports, trio.CapacityLimiter(8))
@@ -122,6 +133,19 @@ async def test_chunks_and_manifests_come_as_they_are(opened):
             assert await door.fetch(line, 5, 1) == {5: door.data[-77:]}
         await door.is_free()
         assert door.reports == []
+
+
+async def test_while_activations_pass_chunks_come_in_turn_and_as_they_are(opened):
+    async with opened() as door, door.open() as line, door.open(peer="eve") as other:
+        way, got = door.giving.way, {}
+        assert await door.fetch(line, 0, 1) == {0: door.chunk(0)}
+        assert way.claims == []
+        way.activations_pass()
+        async with trio.open_nursery() as nursery:
+            for each, number in ((line, 1), (other, 2)):
+                nursery.start_soon(each.fetch, SHARD, number, 1, got.__setitem__)
+        assert got == {number: door.chunk(number) for number in (1, 2)}
+        assert len(way.claims) > 8
 
 
 @pytest.mark.parametrize(

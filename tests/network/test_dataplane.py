@@ -132,8 +132,10 @@ async def test_a_direct_link_is_opened_once_and_shared():
         assert len(set(map(id, links))) == 1
         assert plane.existing(B) is await plane.to(B) is links[0]
         assert (both.tickets, both.streams) == (1, 0)
+        assert not both.planes[B].way.is_taken
         assert await works(links[0])
         assert not links[0].is_relayed
+        assert all(plane.way.is_taken for plane in both.planes.values())
 
 
 async def test_each_direction_has_a_link_of_its_own():
