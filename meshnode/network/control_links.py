@@ -35,6 +35,7 @@ class LinkPorts:
     found_direct_way: Callable[[PeerId], None]  # a direct link takes the place of a relayed one
     misbehaved: Callable[[PeerId, PeerMisbehaved], None]  # broke the protocol
     metrics: Metrics = attrs.field(factory=Metrics)
+    greeted: Callable[[PeerId], None] = lambda _: None  # has said a valid Hello, so it belongs to our network
 
 
 @attrs.define(eq=False)
@@ -105,6 +106,7 @@ class ControlLinks:
         except PeerMisbehaved as error:
             self.ports.misbehaved(link.peer, error)
             raise
+        self.ports.greeted(link.peer)
         if abs(terms.skew) > _CLOCK_TOLERANCE:
             self.ports.metrics.network_wrong_clocks_total.inc()
             _log.warning("a clock is wrong", peer=short(link.peer), seconds_ahead=round(terms.skew))

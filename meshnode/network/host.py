@@ -20,7 +20,7 @@ from meshnode.errors import ConfigError, PeerError, PeerMisbehaved, PeerUnreacha
 from meshnode.network.addresses import Address, local_hosts, parse_address
 from meshnode.network.dht import Dht
 from meshnode.network.direct import Anteroom, origin_of
-from meshnode.network.libp2p_connections import Connections, StreamHandler
+from meshnode.network.libp2p_connections import Arrival, Connections, StreamHandler
 from meshnode.network.libp2p_streams import Carrier, LibP2PStream
 from meshnode.network.relay import Relay
 from meshnode.types.ids import PeerId, short
@@ -30,6 +30,7 @@ __all__ = ["ControlHost", "HostSettings", "open_host"]
 _HEAD_START = 0.25  # seconds that an address has before the next one is tried beside it
 _HANDSHAKES = 64  # inbound, at once
 _HANDSHAKE = 10.0  # seconds for one
+_STRANGER = 10.0  # seconds for a peer to show that it belongs to our network
 _GOODBYE = 5.0  # seconds for all connections to close
 
 _log = structlog.get_logger(__name__)
@@ -71,6 +72,7 @@ class ControlHost:
         nursery.start_soon(self._dht.run)
         self._dials: dict[PeerId, trio.Event] = {}
         self._anteroom = Anteroom(_HANDSHAKES, _HANDSHAKE)
+        self._strangers = Anteroom(max(1, settings.max_connections // 4), _STRANGER)
         self._sources: Counter[str] = Counter()
         self._refused = refused
 
@@ -116,6 +118,10 @@ class ControlHost:
     async def open_stream(self, peer: PeerId, protocol: str) -> LibP2PStream:
         """Open a stream to a connected peer, on a direct connection if there is one. Raises PeerUnreachable."""
         return await self._connections.open_stream(peer, protocol)
+
+    def vouch(self, peer: PeerId) -> None:
+        """Let a peer stay that has shown that it belongs to our network; a stranger is hung up on after a while."""
+        self._connections.vouch(peer)
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close all connections to a peer at once, however it behaves."""
@@ -222,12 +228,20 @@ class ControlHost:
             return  # it is closed
         self._sources[source] += 1
         try:
-            ended: trio.Event | None = None
+            arrival: Arrival | None = None
             with self._anteroom.admit(source):
-                ended = await self._connections.secure_inbound(Carrier(stream, remote[:2]), relayed=False)
-            if ended is None:
+                arrival = await self._connections.secure_inbound(Carrier(stream, remote[:2]), relayed=False)
+            if arrival is None:
                 raise PeerUnreachable("it took too long to say who it is, or too many came at once")
-            await ended.wait()
+            with self._strangers.admit(
+                source
+            ):  # else those of other networks take every place: a handshake costs nothing
+                await _first(arrival.vouched, arrival.ended)
+            if not (arrival.vouched.is_set() or arrival.ended.is_set()):
+                self._refused("stranger")
+                _log.debug("stranger hung up on", source=source, peer=short(arrival.peer))
+                await arrival.hang_up()
+            await arrival.ended.wait()
         except PeerError as error:
             self._refused("handshake")
             _log.debug("inbound connection refused", source=source, why=str(error))
@@ -247,7 +261,8 @@ async def open_host(
 ) -> AsyncIterator[ControlHost]:
     """Listen, and serve streams of the given protocols; every handler has its stream closed when it returns.
 
-    `refused` is told of each connection that is turned away: "crowded", or "handshake" when it proved nothing.
+    `refused` is told of each connection that is turned away: "crowded", "handshake" when it proved nothing, or "stranger"
+    when it did not show in time that it belongs to our network (`vouch`).
     Raises ConfigError when it cannot listen. An exception of a handler is logged and ends its stream only; a crash of
     libp2p cancels the body and is raised from here, in an ExceptionGroup.
     """
@@ -269,6 +284,18 @@ async def open_host(
     finally:
         for listener in listeners:
             listener.socket.close()
+
+
+async def _first(*events: trio.Event) -> None:
+    """Wait for one of the events."""
+
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event)
 
 
 def _network_name(network_id: str) -> str:

@@ -31,6 +31,10 @@ class Host(Protocol):
         """Open a stream to a connected peer. Raises PeerUnreachable."""
         ...
 
+    def vouch(self, peer: PeerId) -> None:
+        """Let a peer stay that has shown that it belongs to our network."""
+        ...
+
     async def disconnect(self, peer: PeerId) -> None:
         """Close the connection to a peer."""
         ...

@@ -6,6 +6,7 @@ The swarm dials and listens to nothing itself; it is given what is connected alr
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import cast
 
+import attrs
 import structlog
 import trio
 from libp2p.abc import INetConn, INetStream
@@ -40,7 +41,7 @@ from meshnode.network import patches
 from meshnode.network.libp2p_streams import LibP2PStream, Negotiator, why
 from meshnode.types.ids import PeerId, short
 
-__all__ = ["Connections", "StreamHandler"]
+__all__ = ["Arrival", "Connections", "StreamHandler"]
 
 _HANDSHAKE = 10  # seconds, for a connection to become secure and for a stream to agree on its protocol
 _STREAMS = 64  # open at once on one connection
@@ -52,6 +53,16 @@ _NOWHERE = Multiaddr("/ip4/0.0.0.0/tcp/0")  # libp2p wants the address of the li
 _log = structlog.get_logger(__name__)
 
 StreamHandler = Callable[[LibP2PStream], Awaitable[None]]
+
+
+@attrs.frozen(eq=False)
+class Arrival:
+    """A connection that a peer has opened. The handshake says who it is, and nothing of what it wants here."""
+
+    peer: PeerId
+    ended: trio.Event
+    vouched: trio.Event  # the peer belongs to our network
+    hang_up: Callable[[], Awaitable[None]]  # ends this one; others to the same peer stay
 
 
 class Connections:
@@ -81,11 +92,24 @@ class Connections:
         self._handlers = dict(handlers)
         self._protocols: Multiselect = Multiselect(dict.fromkeys(map(TProtocol, handlers), self._unused))
         self._negotiation = MultiselectClient()
+        self._vouched: dict[PeerId, trio.Event] = {}
 
     def add_handler(self, protocol: str, handler: StreamHandler) -> None:
-        """Let peers open streams of one more protocol."""
-        self._handlers[protocol] = handler
+        """Let peers open streams of a protocol that names our network; whoever knows the name is vouched for."""
+
+        async def vouching(stream: LibP2PStream) -> None:
+            self.vouch(stream.peer)
+            await handler(stream)
+
+        self._handlers[protocol] = vouching
         self._protocols.add_handler(TProtocol(protocol), self._unused)
+
+    def vouch(self, peer: PeerId) -> None:
+        """Say that a peer belongs to our network; this holds for as long as it is connected."""
+        self._vouching(peer).set()
+
+    def _vouching(self, peer: PeerId) -> trio.Event:
+        return self._vouched.setdefault(peer, trio.Event())
 
     def peers(self) -> frozenset[PeerId]:
         """Return whom we are connected to."""
@@ -108,14 +132,15 @@ class Connections:
                 raise PeerMisbehaved(f"another node than {short(peer)} answers there") from error
             raise PeerUnreachable(f"the handshake failed: {why(error)}") from error
 
-    async def secure_inbound(self, raw: ReadWriteCloser, *, relayed: bool) -> trio.Event:
-        """Make a connection of what a peer has opened, and return the event of its end. Raises PeerUnreachable."""
+    async def secure_inbound(self, raw: ReadWriteCloser, *, relayed: bool) -> Arrival:
+        """Make a connection of what a peer has opened. Raises PeerUnreachable."""
         connection = RawConnection(raw, False, ConnectionType.RELAYED if relayed else ConnectionType.DIRECT)
         try:
-            muxed = await self.swarm.upgrade_inbound_raw_conn(connection, _NOWHERE)
+            muxed = cast("patches.SteadyYamux", await self.swarm.upgrade_inbound_raw_conn(connection, _NOWHERE))
         except Exception as error:  # see above
             raise PeerUnreachable(f"the handshake failed: {why(error)}") from error
-        return cast("patches.SteadyYamux", muxed).event_closed
+        peer = PeerId(str(muxed.peer_id))
+        return Arrival(peer, muxed.event_closed, self._vouching(peer), muxed.close)
 
     async def open_stream(self, peer: PeerId, protocol: str) -> LibP2PStream:
         """Open a stream on the best connection. Raises PeerUnreachable."""
@@ -156,7 +181,7 @@ class Connections:
         await self._close(self.swarm.get_connections())
 
     async def close_idle(self) -> None:
-        """Close connections that nobody uses, for as long as it is not cancelled."""
+        """Close connections that nobody uses, and forget who has gone, for as long as it is not cancelled."""
         unused: dict[int, float] = {}
         while True:
             await trio.sleep(_IDLE / 4)
@@ -164,6 +189,8 @@ class Connections:
             idle = {id(each): each for each in self.swarm.get_connections() if not each.get_streams()}
             unused = {key: unused.get(key, now) for key in idle}
             await self._close([idle[key] for key, since in unused.items() if now - since >= _IDLE])
+            here = self.peers()
+            self._vouched = {peer: vouched for peer, vouched in self._vouched.items() if peer in here}
 
     async def _close(self, connections: Iterable[INetConn]) -> None:
         for connection in connections:

@@ -114,11 +114,12 @@ class NetworkManager:
     _under_way: set[PeerId] = attrs.field(factory=set, init=False)  # being dialled
     _links: ControlLinks = attrs.field(init=False)
     _plane: StagePlane | None = attrs.field(default=None, init=False)
+    _host: Host | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         shared = self._resources
         greeter = Greeter(shared.own, self._settings.network_id)
-        ports = LinkPorts(self._deliver, self._found_direct_way, self._hold_against, shared.metrics)
+        ports = LinkPorts(self._deliver, self._found_direct_way, self._hold_against, shared.metrics, self._vouch)
         self._links = ControlLinks(greeter, self._settings.max_peers, shared.table, shared.book, ports)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -127,6 +128,7 @@ class NetworkManager:
         handlers = {CONTROL_PROTOCOL: self._accept_control, STAGE_PROTOCOL: self._accept_stage}
         try:
             async with self._open_host(handlers) as host, trio.open_nursery() as nursery:
+                self._host = host
                 self._plane = plane = self._stage_plane(partial(self._reach, host, nursery), host)
                 await nursery.start(plane.run)
                 shared.gateway.connect(plane)
@@ -162,6 +164,10 @@ class NetworkManager:
     def _found_direct_way(self, peer: PeerId) -> None:
         if self._plane is not None:
             self._plane.found_direct_way(peer)
+
+    def _vouch(self, peer: PeerId) -> None:
+        if self._host is not None:
+            self._host.vouch(peer)
 
     def _hold_against(self, peer: PeerId, error: PeerMisbehaved) -> None:
         with contextlib.suppress(trio.WouldBlock):  # as much is waiting already against somebody

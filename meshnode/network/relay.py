@@ -129,8 +129,8 @@ class Relay:
             return
         await receive_message(stream, Incoming)
         await send_message(stream, Answer())
-        ended = await self._connections.secure_inbound(Carrier(stream, None), relayed=True)
-        await ended.wait()
+        arrival = await self._connections.secure_inbound(Carrier(stream, None), relayed=True)
+        await arrival.ended.wait()
 
     # In the middle
 

@@ -54,6 +54,7 @@ class Side:
     direct_ways: list = attrs.field(factory=list)
     offences: list = attrs.field(factory=list)
     refused: list = attrs.field(factory=list)
+    greeted: list = attrs.field(factory=list)
     table: PeerTable = attrs.field(init=False)
     links: ControlLinks = attrs.field(init=False)
     book: GossipBook = attrs.field(init=False)
@@ -62,7 +63,12 @@ class Side:
         identity = identity_of(self.number)
         self.table = PeerTable(identity.peer, Latest({}))
         self.book = GossipBook(identity, self.network, self.clock)
-        ports = LinkPorts(self.take, self.direct_ways.append, lambda peer, error: self.offences.append((peer, error)))
+        ports = LinkPorts(
+            self.take,
+            self.direct_ways.append,
+            lambda peer, error: self.offences.append((peer, error)),
+            greeted=self.greeted.append,
+        )
         greeter = Greeter(identity.peer, self.network, clock=self.clock)
         self.links = ControlLinks(greeter, self.limit, self.table, self.book, ports)
 
@@ -241,6 +247,14 @@ async def test_another_network_is_refused_by_both(autojump_clock):
         await there.dial(here)
         assert here.links.peers() == there.links.peers() == frozenset()
         assert here.table.peers() == there.table.peers() == ()
+        assert here.greeted == there.greeted == []
+
+
+async def test_whoever_says_a_valid_hello_is_vouched_for_even_where_there_is_no_room(autojump_clock):
+    async with sides(1, limit=0) as (here,), sides(2) as (there,):
+        await there.dial(here)
+        assert here.links.peers() == frozenset()
+        assert here.greeted == [there.peer]
 
 
 async def test_a_clock_that_is_an_hour_off_is_no_reason_to_stay_apart(autojump_clock):

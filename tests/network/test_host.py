@@ -49,6 +49,7 @@ async def two_hosts(**settings):
     with trio.fail_after(60):
         async with host(**settings) as here, host(**settings) as there:
             await here.connect(there.listen_addresses())
+            there.vouch(here.peer)  # as a valid Hello would: these tests speak protocols of their own
             yield here, there
 
 
@@ -297,6 +298,7 @@ async def test_hundreds_of_connections_in_turn_are_accepted():
 async def test_the_number_of_connections_is_limited_and_those_that_are_there_stay():
     async with host(max_connections=4) as there, host() as first:
         await first.connect(there.listen_addresses())
+        there.vouch(first.peer)
         refused = 0
         async with trio.open_nursery() as nursery:
             release = trio.Event()
@@ -304,6 +306,7 @@ async def test_the_number_of_connections_is_limited_and_those_that_are_there_sta
             async def newcomer(task_status):
                 nonlocal refused
                 async with host() as another:
+                    there.vouch(another.peer)
                     try:
                         await another.connect(there.listen_addresses())
                         await another.open_stream(there.peer, ECHO)

@@ -15,6 +15,7 @@ from meshnode.errors import PeerUnreachable
 from meshnode.network import host as host_module
 from meshnode.network import libp2p_connections
 from meshnode.network.host import HostSettings, open_host
+from meshnode.network.libp2p_streams import Carrier
 
 pytestmark = pytest.mark.processes
 
@@ -32,17 +33,18 @@ async def sink(stream):
 
 
 @asynccontextmanager
-async def served():
+async def served(**settings):
     """Yield a host, a peer of it with an open stream, and what the host has refused."""
     refused = Counter()
     with trio.fail_after(120):
-        settings = HostSettings(host="127.0.0.1")
+        settings = HostSettings(host="127.0.0.1", **settings)
         handlers = {ECHO: echo, SINK: sink}
         async with (
             open_host(Identity.generate(), settings, handlers, refused=lambda why: refused.update([why])) as host,
             open_host(Identity.generate(), settings, handlers) as peer,
         ):
             await peer.connect(host.listen_addresses())
+            host.vouch(peer.peer)  # as a valid Hello would
             yield host, peer, refused
 
 
@@ -203,3 +205,38 @@ async def test_a_peer_cannot_open_streams_without_end():
         with pytest.raises(PeerUnreachable, match="64 streams to"):
             await peer.open_stream(host.peer, SINK)
         assert await newcomer_is_served(host)
+
+
+async def test_strangers_who_prove_who_they_are_and_nothing_else_keep_nobody_out(monkeypatch):
+    monkeypatch.setattr(host_module, "_STRANGER", 2.0)
+
+    async def besiege(stranger, host, source):
+        """Take every place that can be had from an address, and again what is lost."""
+        while True:
+            with suppress(PeerUnreachable, OSError):
+                stream = await trio.open_tcp_stream("127.0.0.1", port_of(host), local_address=source)
+                await stranger._connections.secure_outbound(Carrier(stream, None), host.peer, relayed=False)
+            await trio.sleep(0.05)
+
+    foreign = HostSettings(host="127.0.0.1", network_id="foreign")
+    async with (
+        served(max_connections=8) as (host, peer, refused),
+        open_host(Identity.generate(), foreign, {}) as one,
+        open_host(Identity.generate(), foreign, {}) as other,
+        open_host(Identity.generate(), HostSettings(host="127.0.0.1"), {}) as newcomer,
+        trio.open_nursery() as nursery,
+    ):
+        for stranger, source in ((one, "127.0.0.1"), (other, "127.0.0.2")) * 2:
+            nursery.start_soon(besiege, stranger, host, source)
+        await until(lambda: refused["stranger"] >= 4)
+        while newcomer.peer not in host.connections() or not host._connections._vouching(newcomer.peer).is_set():
+            with suppress(PeerUnreachable):
+                await newcomer.connect(host.listen_addresses())
+                await newcomer.find_providers(b"whatever")  # in the table of our network
+            await trio.sleep(0.01)
+        before = refused["stranger"]
+        await until(lambda: refused["stranger"] >= before + 8)
+        assert host.connections() >= {peer.peer, newcomer.peer}
+        assert await echoes(host, newcomer)
+        assert await echoes(host, peer)
+        nursery.cancel_scope.cancel()

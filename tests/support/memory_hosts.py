@@ -59,6 +59,7 @@ class MemoryHost:
     nursery: trio.Nursery
     streams: list = attrs.field(factory=list)
     places: set = attrs.field(factory=set)
+    vouched: set = attrs.field(factory=set)
 
     def listen_addresses(self):
         through = [
@@ -68,6 +69,9 @@ class MemoryHost:
             for address in self.internet.hosts[relay].addresses
         ]
         return (*self.addresses, *through)
+
+    def vouch(self, peer):
+        self.vouched.add(peer)
 
     def connections(self):
         return {stream.peer for stream in self.streams}
