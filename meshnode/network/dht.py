@@ -40,6 +40,10 @@ class Reach(Protocol):
         """Return whom we are connected to."""
         ...
 
+    def members(self) -> Collection[PeerId]:
+        """Return those of them who belong to our network."""
+        ...
+
     async def connect(self, addresses: Sequence[str]) -> PeerId:
         """Connect to the peer that the addresses name. Raises PeerError."""
         ...
@@ -164,7 +168,9 @@ class Dht:
         """Ask nearer and nearer nodes; return the nearest that answered, and the providers that they named."""
         lookup = _LookUp(self._table, point, enough)
         lookup.heard_of(self._table.closest(point))
-        lookup.heard_of([Contact(peer, ()) for peer in self._reach.connections()])
+        lookup.heard_of(
+            [Contact(peer, ()) for peer in self._reach.members()]
+        )  # a stranger would learn our protocol's name
         lookup.asked.add(self._own)
         question = Find(point, self._addresses())
 

@@ -123,6 +123,10 @@ class ControlHost:
         """Let a peer stay that has shown that it belongs to our network; a stranger is hung up on after a while."""
         self._connections.vouch(peer)
 
+    def members(self) -> frozenset[PeerId]:
+        """Return the peers that we are connected to and that are vouched for."""
+        return self._connections.members()
+
     async def disconnect(self, peer: PeerId) -> None:
         """Close all connections to a peer at once, however it behaves."""
         await self._connections.hang_up(peer)
@@ -233,9 +237,8 @@ class ControlHost:
                 arrival = await self._connections.secure_inbound(Carrier(stream, remote[:2]), relayed=False)
             if arrival is None:
                 raise PeerUnreachable("it took too long to say who it is, or too many came at once")
-            with self._strangers.admit(
-                source
-            ):  # else those of other networks take every place: a handshake costs nothing
+            # A handshake costs nothing: without a second wait those of other networks could take every place.
+            with self._strangers.admit(source):
                 await _first(arrival.vouched, arrival.ended)
             if not (arrival.vouched.is_set() or arrival.ended.is_set()):
                 self._refused("stranger")

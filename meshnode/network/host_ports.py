@@ -39,8 +39,8 @@ class Host(Protocol):
         """Close the connection to a peer."""
         ...
 
-    def connections(self) -> Collection[PeerId]:
-        """Return whom we are connected to."""
+    def members(self) -> Collection[PeerId]:
+        """Return whom we are connected to and who is vouched for."""
         ...
 
     def relays(self) -> Collection[PeerId]:

@@ -38,7 +38,7 @@ from multiaddr import Multiaddr
 from meshnode.crypto.identity import Identity
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerUnreachable
 from meshnode.network import patches
-from meshnode.network.libp2p_streams import LibP2PStream, Negotiator, why
+from meshnode.network.libp2p_streams import Discreet, LibP2PStream, Negotiator, why
 from meshnode.types.ids import PeerId, short
 
 __all__ = ["Arrival", "Connections", "StreamHandler"]
@@ -95,7 +95,10 @@ class Connections:
         self._vouched: dict[PeerId, trio.Event] = {}
 
     def add_handler(self, protocol: str, handler: StreamHandler) -> None:
-        """Let peers open streams of a protocol that names our network; whoever knows the name is vouched for."""
+        """Let peers open streams of a protocol that names our network.
+
+        Whoever knows the name is vouched for: it is said to nobody who has not shown that they belong (`Discreet`, `members`).
+        """
 
         async def vouching(stream: LibP2PStream) -> None:
             self.vouch(stream.peer)
@@ -114,6 +117,10 @@ class Connections:
     def peers(self) -> frozenset[PeerId]:
         """Return whom we are connected to."""
         return frozenset(PeerId(str(peer)) for peer in list(self.swarm.connections) if self._live(PeerId(str(peer))))
+
+    def members(self) -> frozenset[PeerId]:
+        """Return whom we are connected to and who is vouched for."""
+        return frozenset(peer for peer in self.peers() if self._vouching(peer).is_set())
 
     def is_connected(self, peer: PeerId, *, directly: bool = False) -> bool:
         """Say whether there is a connection, or a direct one."""
@@ -209,7 +216,7 @@ class Connections:
             connection = stream.swarm_conn
             if connection is None or len(connection.streams) > _STREAMS:
                 return
-            protocol, _ = await self._protocols.negotiate(MultiselectCommunicator(Negotiator(stream)), _HANDSHAKE)
+            protocol, _ = await self._protocols.negotiate(Discreet(Negotiator(stream)), _HANDSHAKE)
             handler = None if protocol is None else self._handlers.get(str(protocol))
             if handler is None:
                 return

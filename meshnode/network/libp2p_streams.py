@@ -12,6 +12,8 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.stream.net_stream import NetStream
+from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 
 from meshnode.crypto.signing import parse_peer_id
@@ -19,7 +21,7 @@ from meshnode.network.addresses import is_neighbour
 from meshnode.network.patches import SteadyStream
 from meshnode.types.ids import PeerId
 
-__all__ = ["Carrier", "LibP2PStream", "Negotiator", "why"]
+__all__ = ["Carrier", "Discreet", "LibP2PStream", "Negotiator", "why"]
 
 _CHUNK = 64 << 10  # bytes
 _LARGEST_READ = 128 << 10  # bytes; Noise asks for 64 KiB at most, a stranger's length field for whatever it says
@@ -88,6 +90,17 @@ class Negotiator(ReadWriteCloser):
     def get_remote_address(self) -> tuple[str, int] | None:
         """Return the address and port at the other end."""
         return self._stream.get_remote_address()
+
+
+class Discreet(MultiselectCommunicator):
+    """Agrees on a protocol that the peer names, and tells nobody which there are: some names only our network knows."""
+
+    async def read(self) -> str:
+        """Return what the peer says. Raises MultiselectCommunicatorError when it asks for a list, which libp2p would give."""
+        said = await super().read()
+        if said == "ls":
+            raise MultiselectCommunicatorError("the peer asks for a list of our protocols")
+        return said
 
 
 class LibP2PStream:

@@ -81,7 +81,7 @@ class Providing:
         self._asking.failed(shard)  # until it is offered; who was found may be gone by now
 
     async def _until_connected(self) -> None:
-        while not self._host.connections():  # noqa: ASYNC110  # the host tells nobody who comes and goes
+        while not self._host.members():  # noqa: ASYNC110  # the host tells nobody who comes and goes
             await trio.sleep(_PACE)
 
     def _held(self) -> frozenset[ShardId]:

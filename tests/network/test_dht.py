@@ -47,6 +47,9 @@ class Node:
     def connections(self):
         return frozenset(self.linked & self.net.nodes.keys())
 
+    def members(self):
+        return self.connections()
+
     async def connect(self, addresses):
         if not addresses:
             raise PeerUnreachable("no address is known")
@@ -198,14 +201,27 @@ def test_the_messages_on_the_wire():
 
 @pytest.mark.processes
 async def test_over_sockets_and_apart_from_another_network():
-    def host(network_id):
-        return open_host(Identity.generate(), HostSettings(host="127.0.0.1", network_id=network_id), {})
+    asked = []
 
-    async with host("ours") as first, host("ours") as middle, host("ours") as last, host("theirs") as foreign:
+    async def note(stream):
+        asked.append(stream.peer)
+
+    def host(network_id, **handlers):
+        return open_host(Identity.generate(), HostSettings(host="127.0.0.1", network_id=network_id), handlers)
+
+    async with (
+        host("ours") as first,
+        host("ours") as middle,
+        host("ours") as last,
+        host("theirs", **{middle._dht.protocol: note}) as foreign,
+    ):
         for each in (first, last, foreign):
             await each.connect(middle.listen_addresses())
+            each.vouch(middle.peer)
         await first.provide(b"shard")
         assert await last.find_providers(b"shard") == ((first.peer, first.listen_addresses()),)
         assert await foreign.find_providers(b"shard") == ()
         await foreign.provide(b"shard")
         assert await last.find_providers(b"shard") == ((first.peer, first.listen_addresses()),)
+        await middle.find_providers(b"another")
+        assert asked == []  # whoever is asked knows what to ask with

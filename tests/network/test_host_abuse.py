@@ -198,6 +198,19 @@ async def test_a_name_of_a_protocol_that_is_said_to_be_endless_ends_its_stream_o
         assert await echoes(host, peer)
 
 
+async def test_nobody_is_told_the_names_of_protocols_that_only_our_network_knows():
+    async with served() as (host, peer, _):
+        (connection,) = peer._connections.swarm.get_connections()
+        stream = await connection.new_stream()
+        await stream.write(b"\x13/multistream/1.0.0\n\x03ls\n")
+        said = b""
+        with suppress(BaseLibp2pError):
+            while more := await stream.read(1000):
+                said += more
+        assert said == b"\x13/multistream/1.0.0\n"
+        assert await echoes(host, peer)
+
+
 async def test_a_peer_cannot_open_streams_without_end():
     async with served() as (host, peer, _):
         for _ in range(64):
@@ -215,7 +228,11 @@ async def test_strangers_who_prove_who_they_are_and_nothing_else_keep_nobody_out
         while True:
             with suppress(PeerUnreachable, OSError):
                 stream = await trio.open_tcp_stream("127.0.0.1", port_of(host), local_address=source)
-                await stranger._connections.secure_outbound(Carrier(stream, None), host.peer, relayed=False)
+                try:
+                    await stranger._connections.secure_outbound(Carrier(stream, None), host.peer, relayed=False)
+                except BaseException:
+                    await trio.aclose_forcefully(stream)
+                    raise
             await trio.sleep(0.05)
 
     foreign = HostSettings(host="127.0.0.1", network_id="foreign")
@@ -229,9 +246,10 @@ async def test_strangers_who_prove_who_they_are_and_nothing_else_keep_nobody_out
         for stranger, source in ((one, "127.0.0.1"), (other, "127.0.0.2")) * 2:
             nursery.start_soon(besiege, stranger, host, source)
         await until(lambda: refused["stranger"] >= 4)
-        while newcomer.peer not in host.connections() or not host._connections._vouching(newcomer.peer).is_set():
+        while newcomer.peer not in host.members():
             with suppress(PeerUnreachable):
                 await newcomer.connect(host.listen_addresses())
+                newcomer.vouch(host.peer)
                 await newcomer.find_providers(b"whatever")  # in the table of our network
             await trio.sleep(0.01)
         before = refused["stranger"]

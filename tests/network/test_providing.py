@@ -155,6 +155,7 @@ async def test_a_holder_that_nobody_has_named_is_found_through_the_real_table(mo
         ):
             for one in (holder, asker):
                 await one.connect(middle.listen_addresses())
+                one.vouch(middle.peer)  # as a valid Hello would
             table, sought = PeerTable(asker.peer, Latest({})), set()
             everything = Shelf(frozenset(each.id for each in SHARDS))
             nursery.start_soon(Providing(holder, everything, PeerTable(holder.peer, Latest({})), set()).announce)

@@ -120,7 +120,7 @@ class SimHost:
     def vouch(self, peer):
         """Nobody is a stranger here: the door is not simulated."""
 
-    def connections(self):
+    def members(self):
         return self.connected
 
     def relays(self):

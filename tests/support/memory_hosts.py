@@ -73,8 +73,8 @@ class MemoryHost:
     def vouch(self, peer):
         self.vouched.add(peer)
 
-    def connections(self):
-        return {stream.peer for stream in self.streams}
+    def members(self):
+        return self.vouched & {stream.peer for stream in self.streams}
 
     def relays(self):
         return {relay for relay in self.places if relay in self.internet.hosts}
