@@ -118,28 +118,6 @@ async def test_from_a_thread(serve):
         assert await trio.to_thread.run_sync(ask) == "Hello, world"
 
 
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (errors.RequestError("bad"), openai.BadRequestError),
-        (errors.UnknownModel("none"), openai.NotFoundError),
-        (errors.Overloaded("busy"), openai.RateLimitError),
-        (errors.UnsupportedModel("odd"), openai.UnprocessableEntityError),
-        (errors.Unavailable("down"), openai.InternalServerError),
-    ],
-)
-async def test_errors_become_the_sdks_own(serve, error, kind):
-    async with serve(FakeRouter(error=error)) as node, sdk(node) as client:
-        with pytest.raises(kind, match=str(error)):
-            await client.chat.completions.create(model="tiny", messages=MESSAGES)
-
-
-async def test_a_wrong_key_is_an_authentication_error(serve):
-    async with serve() as node, sdk(node, key="wrong") as client:
-        with pytest.raises(openai.AuthenticationError):
-            await client.models.list()
-
-
 async def test_an_error_in_mid_stream_is_raised(serve):
     router = FakeRouter(error=errors.SessionLost("the worker is gone"), fail_after=1)
     async with serve(router) as node, sdk(node) as client:

@@ -8,7 +8,7 @@ import pytest
 import trio
 from support.api import MODEL, FakeRouter
 
-from meshnode.errors import Overloaded, SessionLost, UnknownModel
+from meshnode.errors import Overloaded, UnknownModel
 from meshnode.types.generation import CallPiece, Delta
 
 HI = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -119,14 +119,6 @@ async def test_a_refusal_is_a_status_and_a_sentence(serve, error, status, stream
         assert refused.status_code == status
         assert refused.json() == {"error": str(error)}
         assert refused.headers.get("retry-after") == ("3" if status == 429 else None)
-
-
-async def test_a_stream_that_cannot_go_on_says_so_in_its_last_line(serve):
-    router = FakeRouter(error=SessionLost("the peers are gone"), fail_after=2)
-    async with serve(router) as node, node.client() as http:
-        *words, last = lines(await http.post("/api/chat", json=HI))
-        assert len(words) == 2
-        assert last == {"error": "the peers are gone"}
 
 
 async def test_silence_is_filled_with_what_its_clients_skip(serve):

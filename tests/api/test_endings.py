@@ -1,0 +1,82 @@
+"""How each surface says that there will be no answer: by a status at first, by its own last event in mid-stream."""
+
+import json
+
+import pytest
+from support.api import FakeRouter
+
+from meshnode.errors import RequestError, SessionLost, Unavailable
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+STREAMING = {
+    "/v1/chat/completions": {"messages": MESSAGES},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 9},
+    "/api/chat": {"messages": MESSAGES},
+    "/api/generate": {"prompt": "hi"},
+}
+WHOLE = {"/v1/embeddings": {"input": "hi"}, "/api/embed": {"input": "hi"}, "/api/embeddings": {"prompt": "hi"}}
+NATURAL = (
+    "[DONE]",
+    '"message_stop"',
+    '"stop_reason":"end_turn"',
+    '"response.completed"',
+    '"done":true',
+    '"finish_reason":"stop"',
+)
+
+
+def events(text):
+    """Return what a stream said, all of it whole JSON."""
+    assert text.endswith("\n")
+    if text.lstrip().startswith("{"):
+        return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+
+
+def sentence(path, last):
+    """Return the sentence of an error that has the shape of its path."""
+    if path.startswith("/api/"):
+        assert set(last) == {"error"}
+        return last["error"]
+    if path == "/v1/messages":
+        assert (last["type"], last["error"]["type"] in ("api_error", "invalid_request_error")) == ("error", True)
+        return last["error"]["message"]
+    if last.get("type") == "response.failed":
+        assert (last["response"]["status"], last["response"]["error"]["code"]) == ("failed", "server_error")
+        return last["response"]["error"]["message"]
+    assert set(last["error"]) == {"message", "type", "param", "code"}
+    return last["error"]["message"]
+
+
+@pytest.mark.parametrize("path", STREAMING)
+async def test_a_stream_that_cannot_go_on_ends_with_the_error_of_its_surface(serve, path):
+    router = FakeRouter(error=SessionLost("the worker is gone"), fail_after=2)
+    async with serve(router) as node, node.client() as http:
+        reply = await http.post(path, json={"model": "tiny", "stream": True, **STREAMING[path]})
+        assert reply.status_code == 200
+        *before, last = events(reply.text)
+        assert "Hello" in json.dumps(before)
+        assert sentence(path, last) == "the worker is gone"
+        assert [end for end in NATURAL if end in reply.text] == []
+        whole = await http.post(path, json={"model": "tiny", "stream": False, **STREAMING[path]})
+        assert (whole.status_code, sentence(path, whole.json())) == (503, "the worker is gone")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry"),
+    [
+        (Unavailable("tiny cannot be loaded now: too little memory"), 503, "1"),
+        (RequestError("tiny makes vectors of texts and writes none itself", param="model"), 400, None),
+    ],
+    ids=["a model that cannot be loaded", "a model that does not write"],
+)
+async def test_what_fails_at_first_is_a_status_and_says_when_to_come_back(serve, error, status, retry):
+    async with serve(FakeRouter(error=error)) as node, node.client() as http:
+        for path, body in {**STREAMING, **WHOLE}.items():
+            for stream in [{"stream": True}, {"stream": False}] if path in STREAMING else [{}]:
+                refused = await http.post(path, json={"model": "tiny", **body, **stream})
+                assert (refused.status_code, refused.headers.get("retry-after")) == (status, retry), path
+                assert refused.headers["content-type"] == "application/json"
+                assert sentence(path, refused.json()) == str(error)
