@@ -16,7 +16,9 @@ from meshnode.observe.metrics import Metrics
 __all__ = ["Executors"]
 
 _MIXED_CHUNK = 128  # prompt tokens in a step that others wait for
-_LOOK_EVERY = 5.0  # seconds; a worker answers between two steps
+_LOOK_EVERY = (
+    0.5  # seconds, so that what a client held is seen to be free within one; a worker answers between two steps
+)
 
 
 class _MeasuredExecutor(ProcessExecutor):
@@ -55,6 +57,7 @@ class Executors:
         factory=dict, init=False
     )  # bytes: weights, cache budget
     _used: dict[ProcessExecutor, int] = attrs.field(factory=dict, init=False)  # bytes of caches when last looked at
+    _looked_at: set[ProcessExecutor] = attrs.field(factory=set, init=False)  # right now
 
     def build(self, spec: StageSpec) -> ProcessExecutor:
         """Make the executor of a stage; its worker starts when it is run."""
@@ -80,11 +83,13 @@ class Executors:
         return executor
 
     async def watch(self) -> None:
-        """Look at what the caches hold every few seconds, until cancelled."""
-        async for _ in Ticker(_LOOK_EVERY):
-            async with trio.open_nursery() as nursery:  # one that is in a long step must not hide the others
-                nursery.cancel_scope.deadline = trio.current_time() + _LOOK_EVERY
-                for executor in self._held:
+        """Look at what the caches hold, again and again, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            async for _ in Ticker(_LOOK_EVERY):
+                for executor in (
+                    self._held.keys() - self._looked_at
+                ):  # one in a long step is waited for, and hides no other
+                    self._looked_at.add(executor)
                     nursery.start_soon(self._look, executor)
 
     async def _look(self, executor: ProcessExecutor) -> None:
@@ -92,6 +97,8 @@ class Executors:
             stats = await executor.stats()
         except MeshnodeError:  # it is ending; `gone` takes it away
             return
+        finally:
+            self._looked_at.discard(executor)
         if executor in self._held:
             self._used[executor] = stats.cache_bytes_used
             used = min(stats.cache_bytes_budget, stats.cache_bytes_used + stats.kept_bytes)

@@ -50,7 +50,7 @@ class Metrics:
         )
 
         self.engine_cache_bytes = gauge(
-            "meshnode_engine_cache_bytes", "Bytes that KV caches hold now, looked at every few seconds."
+            "meshnode_engine_cache_bytes", "Bytes that KV caches hold now, looked at twice a second."
         )
         self.engine_cache_budget_bytes = gauge(
             "meshnode_engine_cache_budget_bytes", "Bytes that KV caches may hold at most."

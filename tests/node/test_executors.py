@@ -62,7 +62,7 @@ async def test_what_caches_hold_is_looked_at_now_and_then_and_one_that_is_slow_h
     spec, monkeypatch, autojump_clock
 ):
     metrics = Metrics()
-    used = {}
+    used, busy = {}, trio.Event()
 
     async def run(self, *, task_status):
         self._on_ready("cuda:0", 100, 10)
@@ -72,26 +72,27 @@ async def test_what_caches_hold_is_looked_at_now_and_then_and_one_that_is_slow_h
     async def stats(self):
         if isinstance(used[self], Exception):
             raise used[self]
-        await trio.sleep(used[self])
+        if self is slow:
+            await busy.wait()
         return ExecutorStats(100, used[self], 10, 0, 0, 0, 0)
 
     monkeypatch.setattr(ProcessExecutor, "run", run)
     monkeypatch.setattr(ProcessExecutor, "stats", stats)
     executors = Executors(metrics, 64)
     quick, slow, ending = (executors.build(spec) for _ in range(3))
-    used |= {quick: 3, slow: 1000, ending: WorkerLost("it ended")}
+    used |= {quick: 3, slow: 2, ending: WorkerLost("it ended")}
     value = partial(metrics.registry.get_sample_value, "meshnode_engine_cache_bytes")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(executors.watch)
         for executor in used:
             await nursery.start(executor.run)
-        await trio.sleep(11)
+        await trio.sleep(0.6)
         assert value() == 3
         used[quick] = 1
-        await trio.sleep(11)
+        await trio.sleep(0.6)
         assert value() == 1
-        used[slow] = 2
-        await trio.sleep(11)
+        busy.set()
+        await trio.sleep(0.6)
         assert value() == 3
         nursery.cancel_scope.cancel()
     assert value() == 0
