@@ -234,9 +234,11 @@ class ControlHost:
         try:
             arrival: Arrival | None = None
             with self._anteroom.admit(source):
+                await trio.lowlevel.wait_readable(stream.socket)  # whoever says nothing costs no more than a place
                 arrival = await self._connections.secure_inbound(Carrier(stream, remote[:2]), relayed=False)
-            if arrival is None:
-                raise PeerUnreachable("it took too long to say who it is, or too many came at once")
+            if arrival is None:  # it took too long to say who it is, or too many came at once: each is counted, none logged
+                self._refused("handshake")
+                return
             # A handshake costs nothing: without a second wait those of other networks could take every place.
             with self._strangers.admit(source):
                 await _first(arrival.vouched, arrival.ended)

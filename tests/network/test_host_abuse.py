@@ -104,12 +104,13 @@ async def test_ten_thousand_connections_are_turned_away_and_peers_served(flood_s
     count, flood = flood_size, []
     try:
         async with served() as (host, peer, refused):
+            port = port_of(host)
             for number in range(count):
                 one = socket.socket()
                 one.setblocking(False)
                 one.bind((f"127.0.{1 + number // 250 % 4}.{1 + number % 250}", 0))
                 with suppress(BlockingIOError):
-                    one.connect(("127.0.0.1", port_of(host)))
+                    one.connect(("127.0.0.1", port))
                 flood.append(one)
                 if number % 50 == 0:  # what the kernel's queue has no room for comes again seconds later
                     await until(lambda sent=number: sent - refused["handshake"] < 1000)
