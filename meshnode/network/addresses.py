@@ -7,6 +7,7 @@
 import contextlib
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 import attrs
 import psutil
@@ -46,6 +47,7 @@ class Address:
         return base if self.is_direct else f"{base}{_CIRCUIT}/p2p/{self.peer}"
 
 
+@lru_cache(4096)  # each answer of the hash table names the same twenty nodes again
 def parse_address(text: str) -> Address:
     """Read a multiaddr. Raises ValueError that says what is wrong with it."""
     if len(text) > _MAX_LENGTH:
