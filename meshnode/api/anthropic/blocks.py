@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from meshnode.api.hints import CacheMark
+
 __all__ = [
     "Block",
     "Document",
@@ -21,7 +23,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
-    cache_control: dict[str, Any] | None = None  # every prefix is cached, marked or not
+    cache_control: CacheMark = None
 
 
 class Text(_Part, frozen=True, tag="text"):

@@ -1,6 +1,6 @@
 """The request bodies. Unknown fields are refused by name; what is accepted without effect changes no answer."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -9,6 +9,7 @@ from meshnode.api.anthropic.conversation import flatten
 from meshnode.api.anthropic.tools import ToolChoice, ToolEntry, client_tools, server_tools, tool_use
 from meshnode.api.anthropic.wrong import wrong_at
 from meshnode.api.bodies import json_text
+from meshnode.api.hints import CacheMark, hint
 from meshnode.api.openai.schemas import ModelName
 from meshnode.api.parameters import LAST_TOKEN, choice_seeds, default, stops, within
 from meshnode.types.conversation import OutputFormat
@@ -49,11 +50,11 @@ class JsonForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The form of an answer. A model thinks or does not, so efforts change nothing; nor does a budget that the model is told."""
+    """The form of an answer, and how much of a model goes into it."""
 
     format: JsonForm | None = None
-    effort: str | None = None
-    task_budget: dict[str, Any] | None = None
+    effort: Annotated[str | None, hint("a model thinks or does not")] = None
+    task_budget: Annotated[dict[str, Any] | None, hint("no model here is told of it")] = None
 
 
 class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,11 +68,10 @@ class _Conversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: JsonForm | None = None  # where the form stood before output_config
-    # What changes no answer here: hints to caches that are there anyway, labels, and places to run.
-    cache_control: dict[str, Any] | None = None
-    context_management: dict[str, Any] | None = None
-    mcp_servers: list[Any] | None = None
-    speed: Literal["standard"] | None = None
+    cache_control: CacheMark = None
+    context_management: Annotated[dict[str, Any] | None, hint("no edit is made, and the reply says so")] = None
+    mcp_servers: list[Any] | None = None  # taken when there are none
+    speed: Annotated[Literal["standard"] | None, hint("there is one speed")] = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -131,10 +131,10 @@ class MessagesRequest(_Conversation, frozen=True, forbid_unknown_fields=True, kw
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    metadata: dict[str, Any] | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
+    metadata: Annotated[dict[str, Any] | None, hint("it is a label")] = None
+    service_tier: Annotated[Literal["auto", "standard_only"] | None, hint("there is one tier")] = None
     container: None = None
-    inference_geo: Literal["global"] | None = None
+    inference_geo: Annotated[Literal["global"] | None, hint("it asks for no place")] = None
     diagnostics: None = None
     thread: dict[str, Any] | None = None
 

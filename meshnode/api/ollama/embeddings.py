@@ -1,19 +1,22 @@
 """Ollama's vectors of texts: POST /api/embed, and /api/embeddings, which came before it."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import attrs
 import msgspec
 from quart import Response
 
 from meshnode.api.embedding import as_numbers, embed, embedding_requests, shortened
-from meshnode.api.ollama.options import Options
+from meshnode.api.hints import hint
+from meshnode.api.ollama.options import KeepAlive, Options
 from meshnode.api.openai.schemas import ModelName
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
 from meshnode.types.ids import RequestId
 
 __all__ = ["EmbedRequest", "OldEmbedRequest", "make_ollama_embedding", "make_ollama_embeddings"]
+
+_NOT_FOR_VECTORS = hint("they are about the machine, which the node's settings say all of, or about sampling")
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -23,8 +26,8 @@ class EmbedRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     input: str | list[Any]
     truncate: bool | None = None
     dimensions: int | None = None
-    options: Options | None = None  # the machine's business, or sampling, which vectors have none of
-    keep_alive: str | float | None = None  # a model stays loaded until another needs its memory, whatever is said
+    options: Annotated[Options | None, _NOT_FOR_VECTORS] = None
+    keep_alive: KeepAlive = None
 
 
 class OldEmbedRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,8 +35,8 @@ class OldEmbedRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     model: ModelName
     prompt: str
-    options: Options | None = None
-    keep_alive: str | float | None = None
+    options: Annotated[Options | None, _NOT_FOR_VECTORS] = None
+    keep_alive: KeepAlive = None
 
 
 async def make_ollama_embeddings(

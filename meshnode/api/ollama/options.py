@@ -1,18 +1,25 @@
 """Ollama's `options`: how an answer is sampled, among much that belongs to the machine it runs on."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from meshnode.api.hints import hint
 from meshnode.api.parameters import LAST_TOKEN, choice_seeds, default, stops, within
 from meshnode.errors import RequestError
 from meshnode.types.generation import SamplingParameters
 
-__all__ = ["Options"]
+__all__ = ["KeepAlive", "Options"]
 
 _NEUTRAL: Mapping[str, float] = {"repeat_penalty": 1.0, "typical_p": 1.0, "tfs_z": 1.0, "mirostat": 0}
 """What the sampler cannot do, and the value that asks for nothing."""
+
+_MACHINE = hint("the node's settings say this, such as engine.context_length and engine.threads")
+_Number = Annotated[int | None, _MACHINE]
+_Switch = Annotated[bool | None, _MACHINE]
+_Mirostat = Annotated[float | None, hint("mirostat itself is refused")]
+KeepAlive = Annotated[str | float | None, hint("a model stays loaded until another needs its memory")]
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,24 +40,23 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     typical_p: float | None = None
     tfs_z: float | None = None
     mirostat: int | None = None
-    mirostat_tau: float | None = None  # of mirostat, which is refused
-    mirostat_eta: float | None = None
-    # The machine's business, which the node's own settings say: engine.context_length, engine.threads and others.
-    num_ctx: int | None = None
-    num_keep: int | None = None
-    num_batch: int | None = None
-    num_gpu: int | None = None
-    main_gpu: int | None = None
-    num_thread: int | None = None
-    numa: bool | None = None
-    low_vram: bool | None = None
-    f16_kv: bool | None = None
-    logits_all: bool | None = None
-    vocab_only: bool | None = None
-    use_mmap: bool | None = None
-    use_mlock: bool | None = None
-    embedding_only: bool | None = None
-    penalize_newline: bool | None = None
+    mirostat_tau: _Mirostat = None
+    mirostat_eta: _Mirostat = None
+    num_ctx: _Number = None
+    num_keep: _Number = None
+    num_batch: _Number = None
+    num_gpu: _Number = None
+    main_gpu: _Number = None
+    num_thread: _Number = None
+    numa: _Switch = None
+    low_vram: _Switch = None
+    f16_kv: _Switch = None
+    logits_all: _Switch = None
+    vocab_only: _Switch = None
+    use_mmap: _Switch = None
+    use_mlock: _Switch = None
+    embedding_only: _Switch = None
+    penalize_newline: Annotated[bool | None, hint("penalties treat the ends of lines like all else")] = None
 
     @property
     def leaves_sampling_to_the_model(self) -> bool:

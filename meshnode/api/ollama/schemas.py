@@ -1,13 +1,14 @@
 """The bodies of Ollama's requests. Unknown fields are refused by name; nothing is accepted and ignored."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import attrs
 import msgspec
 
 from meshnode.api.bodies import json_text
+from meshnode.api.hints import hint
 from meshnode.api.ollama.messages import Message, flatten
-from meshnode.api.ollama.options import Options
+from meshnode.api.ollama.options import KeepAlive, Options
 from meshnode.api.openai.schemas import ModelName, thinking_of
 from meshnode.api.openai.tools import ToolEntry, function_tools, others_among
 from meshnode.api.parameters import within
@@ -29,7 +30,7 @@ class GenerationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     think: bool | str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    keep_alive: str | float | None = None  # a model stays loaded until another needs its memory, whatever is said
+    keep_alive: KeepAlive = None
     # A prompt that does not fit is refused, never cut; these are taken when they do not ask for it.
     truncate: bool | None = None
     shift: bool | None = None
@@ -143,7 +144,7 @@ class ShowRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str | None = None
     name: str | None = None
-    verbose: bool | None = None  # nothing is left out without it
+    verbose: Annotated[bool | None, hint("nothing is left out without it")] = None
     # What the command line sends empty.
     system: str | None = None
     template: str | None = None

@@ -6,6 +6,7 @@ import msgspec
 from quart import Response
 
 from meshnode.api.embedding import Embeddings, as_base64, as_numbers, embed, embedding_requests, shortened
+from meshnode.api.hints import Label
 from meshnode.api.openai.schemas import ModelName
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
@@ -21,7 +22,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     input: str | list[Any]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None  # the first ones are kept
-    user: str | None = None  # a label
+    user: Label = None
 
 
 async def make_embeddings(

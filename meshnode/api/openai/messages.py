@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from meshnode.api.hints import CacheMark
 from meshnode.api.parameters import check_count
 from meshnode.errors import RequestError
 from meshnode.types.conversation import ChatMessage, ToolCall
@@ -25,7 +26,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     type: str
     text: str | None = None
-    prompt_cache_breakpoint: dict[str, Any] | None = None  # every prefix is cached, marked or not
+    prompt_cache_breakpoint: CacheMark = None
     image_url: Any = None
     input_audio: Any = None
     file: Any = None

@@ -1,29 +1,33 @@
 """The fields of OpenAI's that say how an answer is sampled, alike for chat and plain completions."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from meshnode.api.hints import Label, hint
 from meshnode.api.parameters import LAST_TOKEN, biases, choice_seeds, default, stops, within
 from meshnode.types.generation import SamplingParameters
 
 __all__ = ["CacheOptions", "SamplingFields", "StreamOptions"]
 
 _MAX_CHOICES = 8
+_CACHED = hint("every prefix is cached as long as there is room")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a streamed reply."""
 
     include_usage: bool | None = False
-    include_obfuscation: bool | None = None  # padding against guessing lengths; we add none
+    include_obfuscation: Annotated[
+        bool | None, hint("it pads streams so that lengths tell nothing; none is padded")
+    ] = None
 
 
 class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Hints to a cache that is there anyway, for every prefix. To fill it without an answer is not among them."""
 
-    mode: Literal["implicit", "explicit"] | None = None
-    ttl: Literal["30m", "12h"] | None = None
+    mode: Annotated[Literal["implicit", "explicit"] | None, _CACHED] = None
+    ttl: Annotated[Literal["30m", "12h"] | None, _CACHED] = None
     prewarm: Literal[False] | None = None
 
 
@@ -43,7 +47,7 @@ class SamplingFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     n: int | None = None
-    user: str | None = None  # a label of OpenAI's that changes no answer, there or here
+    user: Label = None
 
     @property
     def include_usage(self) -> bool:

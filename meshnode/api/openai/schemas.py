@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import attrs
 import msgspec
 
+from meshnode.api.hints import CacheHint, Label, hint
 from meshnode.api.openai.messages import Message, flatten
 from meshnode.api.openai.sampling import CacheOptions, SamplingFields
 from meshnode.api.openai.tools import ToolEntry, function_tools, others_among, output_format, tool_use
@@ -55,12 +56,11 @@ class ChatRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_on
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None  # models think or do not: "none" is no, any other yes
     chat_template_kwargs: TemplateOptions | None = None
-    # Labels and hints of OpenAI's that change no answer, there or here.
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prompt_cache_options: CacheOptions | None = None
+    metadata: Annotated[dict[str, str] | None, hint("it is a label")] = None
+    safety_identifier: Label = None
+    prompt_cache_key: CacheHint = None
+    prompt_cache_retention: CacheHint = None
+    prompt_cache_options: Annotated[CacheOptions | None, hint("every prefix is cached, whatever it says")] = None
     # Taken when they ask for nothing, else refused: _HARMLESS.
     audio: Any = None
     function_call: Any = None

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from meshnode.api.hints import CacheMark
+
 __all__ = ["INPUTS", "Call", "CallOutput", "Message", "Part", "Reasoning", "Reference"]
 
 _Status = Literal["in_progress", "completed", "incomplete"]
@@ -23,7 +25,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     annotations: list[dict[str, Any]] | None = None  # what other servers have added to their answers
     logprobs: list[dict[str, Any]] | None = None
     parsed: Any = None  # left in by the SDK's parse helper
-    prompt_cache_breakpoint: dict[str, Any] | None = None  # every prefix is cached, marked or not
+    prompt_cache_breakpoint: CacheMark = None
     refusal: str | None = None
     image_url: Any = None
     file_id: Any = None

@@ -1,12 +1,13 @@
 """The body of POST /v1/responses. Unknown fields are refused by name; hints that change no answer here are taken."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
 import msgspec
 
 from meshnode.api.bodies import json_text
+from meshnode.api.hints import CacheHint, Label, hint
 from meshnode.api.openai.sampling import CacheOptions
 from meshnode.api.openai.schemas import ModelName, thinking_of
 from meshnode.api.openai.tools import (
@@ -42,14 +43,15 @@ Include = Literal[
 
 
 _Summary = Literal["auto", "concise", "detailed"]
+_TOLD = hint("no summary is made, as the reasoning itself is told")
 
 
 class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whether to think. Summaries are not made: the reasoning itself is told."""
+    """Whether to think."""
 
     effort: str | None = None
-    summary: _Summary | None = None
-    generate_summary: _Summary | None = None
+    summary: Annotated[_Summary | None, _TOLD] = None
+    generate_summary: Annotated[_Summary | None, _TOLD] = None
     context: Literal["auto", "current_turn", "all_turns"] | None = (
         None  # but for the current turn, the template's choice
     )
@@ -79,7 +81,9 @@ class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a stream."""
 
-    include_obfuscation: bool | None = None  # padding against guessing lengths; we add none
+    include_obfuscation: Annotated[
+        bool | None, hint("it pads streams so that lengths tell nothing; none is padded")
+    ] = None
 
 
 class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -103,14 +107,15 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     top_logprobs: int | None = None
     include: list[Include] | None = None  # log-probabilities are given if asked for; nothing else of it exists here
     metadata: dict[str, str] | None = None
-    # Labels and hints that change no answer here.
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prompt_cache_options: CacheOptions | None = None
-    client_metadata: Any = None
-    max_tool_calls: int | None = None  # of tools that OpenAI runs
+    user: Label = None
+    safety_identifier: Label = None
+    prompt_cache_key: CacheHint = None
+    prompt_cache_retention: CacheHint = None
+    prompt_cache_options: Annotated[CacheOptions | None, hint("every prefix is cached, whatever it says")] = None
+    client_metadata: Annotated[Any, hint("it is a label")] = None
+    max_tool_calls: Annotated[int | None, hint("it counts calls of tools that OpenAI runs; none of them run here")] = (
+        None
+    )
     service_tier: str | None = None
     stream_options: StreamOptions | None = None
     # Taken when they ask for nothing, else refused.
