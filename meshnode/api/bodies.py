@@ -11,11 +11,12 @@ from quart import Request
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout, UnsupportedMediaType
 
 from meshnode.errors import RequestError
-from meshnode.text.depth import check_depth, is_deeper
+from meshnode.text.depth import check_depth, nesting
 
 __all__ = [
     "JSON",
     "WrongValue",
+    "check_nesting",
     "decode_json",
     "json_text",
     "named",
@@ -28,6 +29,9 @@ __all__ = [
 
 JSON = "application/json"
 _MAX_DEPTH = 400  # levels of a body: what is decoded can be encoded again, by calls that stand deeper in the stack
+_MAX_NESTED = (
+    100_000  # objects and lists; a body can have four million, over which the garbage collector goes for seconds
+)
 
 T = TypeVar("T")
 WrongValue = Callable[[str], RequestError]
@@ -93,10 +97,20 @@ def too_large(limit: int | None) -> str:
     return f"the body is larger than {limit} bytes; the limit is api.body_limit_bytes"
 
 
+def check_nesting(raw: bytes) -> None:
+    """Raise RequestError for a body that is nested too deeply, or would keep everybody waiting while it is decoded."""
+    if raw.count(b"{") + raw.count(b"[") <= _MAX_DEPTH:
+        return
+    count, depth = nesting(raw)
+    if depth > _MAX_DEPTH:
+        raise RequestError(f"the body is nested too deeply, more than {_MAX_DEPTH} levels")
+    if count > _MAX_NESTED:
+        raise RequestError(f"the body has {count} objects and lists; {_MAX_NESTED} are allowed")
+
+
 def decode_json(raw: bytes, kind: type[T], *, wrong: WrongValue = named) -> T:
     """Decode; the sentence says where it went wrong."""
-    if is_deeper(raw, _MAX_DEPTH):
-        raise RequestError(f"the body is nested too deeply, more than {_MAX_DEPTH} levels")
+    check_nesting(raw)
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:

@@ -32,6 +32,11 @@ BODIES = {
         ('{"model":"tiny","messages":[{"role":"assistant","tool_calls":[', "]}]}"),
         '{"function":{"name":"f"}}',
     ),
+    "calls of tools": (
+        "/mcp",
+        ('{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"chat","arguments":{"a":[', "]}}}"),
+        '{"a":[{}]}',
+    ),
     "prompts": ("/v1/completions", ('{"model":"tiny","prompt":[', "]}"), '""'),
 }
 

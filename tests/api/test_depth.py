@@ -7,7 +7,7 @@ import pytest
 from support.api import FakeRouter
 
 from meshnode.inference.assets import ModelAssets
-from meshnode.text.depth import MAX_DEPTH, is_deeper
+from meshnode.text.depth import MAX_DEPTH, nesting
 from meshnode.text.templates import ChatTemplate
 from meshnode.text.vocabulary import build_tokenizer
 from meshnode.types.tokenizer import TokenizerData
@@ -116,7 +116,7 @@ async def test_forms_of_answers_too(serve, form):
 
 
 def test_the_depth_of_text_that_is_no_json_is_found_in_linear_time():
-    assert not is_deeper(b'{"a": "' + b'\\"[' * 500_000, MAX_DEPTH)
-    assert not is_deeper(b'"' + b"[" * 500_000, MAX_DEPTH)
-    assert not is_deeper(b'[{"a": "\\\\"}, [1]]' * MAX_DEPTH, MAX_DEPTH)
-    assert is_deeper(b"[" * (MAX_DEPTH + 1), MAX_DEPTH)
+    assert nesting(b'{"a": "' + b'\\"[' * 500_000) == (1, 1)
+    assert nesting(b'"' + b"[" * 500_000) == (0, 0)
+    assert nesting(b'[{"a": "\\\\"}, [1]]' * MAX_DEPTH) == (3 * MAX_DEPTH, 2)
+    assert nesting(b"[" * (MAX_DEPTH + 1)) == (MAX_DEPTH + 1, MAX_DEPTH + 1)

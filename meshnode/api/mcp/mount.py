@@ -11,12 +11,13 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import parse_options_header
 
 from meshnode.api.accounts import own_account
-from meshnode.api.bodies import JSON, too_large, too_late, wrong_type
-from meshnode.api.failures import Failure, describe
+from meshnode.api.bodies import JSON, check_nesting, too_large, too_late, wrong_type
+from meshnode.api.failures import Failure, describe, failure_of
 from meshnode.api.guards import Guards
 from meshnode.api.heads import must_close
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import refusal_reply
+from meshnode.errors import RequestError
 
 __all__ = ["McpMount", "McpSurface"]
 
@@ -118,6 +119,10 @@ class McpMount:
             return describe(408, too_late(self.dependencies.body_timeout)), receive
         if len(body) > limit:
             return describe(413, too_large(limit)), receive
+        try:
+            check_nesting(bytes(body))
+        except RequestError as error:
+            return failure_of(error), receive
         again = [message] if message["type"] == "http.disconnect" else [message | {"body": bytes(body)}]
 
         async def replayed() -> Any:  # noqa: ANN401
