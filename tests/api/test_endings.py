@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import trio
 from support.api import FakeRouter
 
 from meshnode.errors import RequestError, SessionLost, Unavailable
@@ -62,6 +63,20 @@ async def test_a_stream_that_cannot_go_on_ends_with_the_error_of_its_surface(ser
         assert [end for end in NATURAL if end in reply.text] == []
         whole = await http.post(path, json={"model": "tiny", "stream": False, **STREAMING[path]})
         assert (whole.status_code, sentence(path, whole.json())) == (503, "the worker is gone")
+
+
+async def test_what_fails_after_a_long_silence_is_the_streams_last_event(serve):
+    """The head has been sent by then, so that no proxy gives up."""
+    router = FakeRouter(error=Unavailable("too little memory"))
+    async with serve(router, heartbeat=0.01) as node, node.client() as http:
+        for path, body in STREAMING.items():
+            router.queue = trio.Event()
+            async with http.stream("POST", path, json={"model": "tiny", "stream": True, **body}) as reply:
+                assert reply.status_code == 200
+                router.queue.set()
+                text = (await reply.aread()).decode()
+            assert sentence(path, events(text)[-1]) == "too little memory"
+            assert [end for end in NATURAL if end in text] == []
 
 
 @pytest.mark.parametrize(
