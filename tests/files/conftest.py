@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from support.acquiring import acquirer
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.config.paths import DataPaths
@@ -109,3 +110,10 @@ def data(tmp_path) -> DataFolder:
 def tiny(tmp_path_factory) -> Path:
     """A GGUF file of a few blocks."""
     return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf", blocks=3)
+
+
+@pytest.fixture(scope="session")
+def killable():
+    """What runs a node's file side in a process that can be killed."""
+    with acquirer() as run:
+        yield run

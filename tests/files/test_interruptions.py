@@ -6,9 +6,6 @@ import random
 import resource
 import shutil
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import trio
@@ -174,66 +171,14 @@ async def test_a_folder_that_cannot_be_tidied_does_not_keep_the_models_from_bein
         await node.settled(manifest)
 
 
-# A child that does `actions` against a real store and dies by `os._exit` in the given function's nth call.
-_CHILD = """
-import os, sys, trio
-from pathlib import Path
-from meshnode.config.paths import DataPaths
-from meshnode.files import acquisition, catalog, staging
-from meshnode.files.acquisitions import AcquireModel, RemoveModel
-from meshnode.files.builtin_sources import builtin_sources
-from meshnode.flow.lanes import Lanes
-from meshnode.flow.latest import Latest
-from meshnode.flow.mailbox import Mailbox
-from meshnode.observe.metrics import Metrics
-from meshnode.store.opening import open_store
-from meshnode.supervise.health import HealthBoard
-from meshnode.supervise.subsystem import Pulse
-
-root, model, dying, nth = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-if dying:
-    place, name = {"publish": (staging, "publish_shard"), "remove": (catalog.ModelCatalog, "remove")}[dying]
-    real, calls = getattr(place, name), []
-    def fatal(*arguments):
-        calls.append(1)
-        if len(calls) == nth:
-            os._exit(9)
-        return real(*arguments)
-    setattr(place, name, fatal)
-
-async def main():
-    lanes, paths = Lanes(), DataPaths(root)
-    async with open_store(paths.store, lanes) as store, trio.open_nursery() as nursery:
-        known = await catalog.open_catalog(store, paths, Metrics(), {})
-        mailbox = Mailbox("acquisition")
-        sources = builtin_sources(lanes, offline=True, environment={}, downloads=paths.transfers)
-        manager = acquisition.AcquisitionManager(known, mailbox, Latest(()), lanes, acquisition.Supply(sources), HealthBoard(), Pulse())
-        await nursery.start(manager.run)
-        print("ready", flush=True)
-        while True:
-            manifest = await mailbox.ask(AcquireModel(model))
-            await mailbox.ask(RemoveModel(manifest.name))
-
-trio.run(main)
-"""
-
-
-def _child(data, model: Path, dying: str = "", nth: int = 0) -> subprocess.Popen:
-    command = [sys.executable, "-c", _CHILD, str(data.root), str(model), dying, str(nth)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-
-
-def _die(data, model: Path, dying: str, nth: int) -> None:
-    child = _child(data, model, dying, nth)
-    with child:
-        assert child.wait(60) == 9
+# Killed
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("nth", [1, 4, 6])
-async def test_killed_while_shards_are_put_in_their_place_the_next_start_finishes(data, tiny, tmp_path, nth):
+async def test_killed_while_shards_are_put_in_their_place_the_next_start_finishes(data, tiny, tmp_path, killable, nth):
     source = shutil.copy2(tiny, tmp_path / "m.gguf")
-    await trio.to_thread.run_sync(_die, data, source, "publish", nth)
+    await dies(killable, data, source, "publish_shard", nth)
     source.unlink()  # what is left must be enough
     async with open_store(data.paths.store, Lanes()) as data.store, data.running() as node:
         (manifest,) = node.catalog.manifests()
@@ -243,8 +188,8 @@ async def test_killed_while_shards_are_put_in_their_place_the_next_start_finishe
 
 
 @pytest.mark.processes
-async def test_killed_before_the_catalog_forgets_the_removal_is_undone(data, tiny):
-    await trio.to_thread.run_sync(_die, data, tiny, "remove", 1)
+async def test_killed_before_the_catalog_forgets_the_removal_is_undone(data, tiny, killable):
+    await dies(killable, data, tiny, "remove", 1)
     async with open_store(data.paths.store, Lanes()) as data.store, data.running() as node:
         (manifest,) = node.catalog.manifests()
         await node.settled(manifest)
@@ -252,24 +197,36 @@ async def test_killed_before_the_catalog_forgets_the_removal_is_undone(data, tin
 
 
 @pytest.mark.processes
-async def test_killed_at_random_moments_the_folder_always_agrees_with_the_catalog(data, tmp_path):
+@pytest.mark.parametrize(("dying", "nth", "blocks"), [("put", 2, {None, 0, 1, 2}), ("forget_held", 1, {None, 0})])
+async def test_killed_while_blocks_are_dropped_all_of_them_are_here_or_none(data, tiny, killable, dying, nth, blocks):
+    """The catalog is put once for the model and once without the blocks; then it is told that they are gone."""
+    await dies(killable, data, tiny, dying, nth)
+    async with open_store(data.paths.store, Lanes()) as data.store, data.running() as node:
+        (manifest,) = node.catalog.manifests()
+        await node.settled(manifest)
+        held = node.catalog.held(manifest.id)
+        assert {shard.block for shard in manifest.shards if shard.id in held} == blocks
+        assert {path.stem for path in data.files("shards")} == held
+        assert data.files("partial") == data.files("quarantine") == []
+
+
+@pytest.mark.processes
+async def test_killed_at_random_moments_the_folder_always_agrees_with_the_catalog(data, tmp_path, killable):
     model = write_tiny_llama(tmp_path / "m.gguf", quantization="F32", blocks=2)
     seed = random.randrange(1 << 32)
     moments = random.Random(seed)
-
-    def kill_at_a_random_moment():
-        child = _child(data, model)
-        with child:
-            assert child.stdout.readline() == b"ready\n"
-            time.sleep(moments.uniform(0, 0.15))
-            child.kill()
-
-    for _ in range(4):
-        await trio.to_thread.run_sync(kill_at_a_random_moment)
+    for _ in range(6):
+        order = {"work": "keep_house", "root": str(data.root), "model": str(model)}
+        said = await trio.to_thread.run_sync(killable, order, moments.uniform(0, 0.15))
+        assert said[-1] == "ended -9", (seed, said)
         async with open_store(data.paths.store, Lanes()) as data.store, data.running() as node:
-            manifests = node.catalog.manifests()
-            for manifest in manifests:
+            for manifest in node.catalog.manifests():
                 await node.settled(manifest)
-            wanted = {shard.id for manifest in manifests for shard in manifest.shards}
-            assert {path.stem for path in data.files("shards")} == wanted, seed
+            assert {path.stem for path in data.files("shards")} == node.catalog.wanted(), seed
             assert data.files("partial") == data.files("quarantine") == [], seed
+
+
+async def dies(killable, data, model, dying, nth):
+    order = {"work": "keep_house", "root": str(data.root), "model": str(model), "dying": dying, "nth": nth}
+    said = await trio.to_thread.run_sync(killable, order)
+    assert said[-1] == "ended 9", said

@@ -1,14 +1,6 @@
-"""Killed at any moment while models come from a hub and from a peer: in the end every shard is there, verified, and nothing else."""
+"""Killed at any moment while models come from a hub and from a peer, and are pruned and removed: in the end every shard is there, verified, and nothing else."""
 
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import attrs
 import pytest
@@ -33,36 +25,6 @@ KILLS = 30
 REFERENCE = "hf:someone/m-GGUF"
 
 
-@contextmanager
-def acquirer():
-    """Yield what runs one incarnation until it ends, or is killed after some seconds; it returns what was printed."""
-    command = [sys.executable, "-m", "support.acquiring"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path.cwd())])}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as waiting:
-
-        def run(order, seconds=None):
-            waiting.stdin.write(json.dumps(order) + "\n")
-            waiting.stdin.flush()
-            child, said = int(waiting.stdout.readline()), []
-            if seconds is not None:
-                while "ready" not in said:  # a kill before that is one of a start, which another one covers
-                    said.append(waiting.stdout.readline().strip())
-                time.sleep(seconds)
-                with suppress(ProcessLookupError):  # it was faster
-                    os.kill(child, signal.SIGKILL)
-            while not (said and said[-1].startswith("ended")):
-                said.append(waiting.stdout.readline().strip())
-            return said
-
-        try:
-            assert waiting.stdout.readline() == "waiting\n"
-            yield run
-        finally:
-            waiting.kill()
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Two of some 7 MB with different bytes."""
@@ -75,12 +37,12 @@ def models(tmp_path_factory):
     ]
 
 
-async def test_thirty_kills_cost_no_shard_and_leave_nothing_behind(data, models, tmp_path):
+async def test_thirty_kills_cost_no_shard_and_leave_nothing_behind(data, models, tmp_path, killable):
     seed = random.randrange(1 << 32)
     moments, root = random.Random(seed), data.root
     expected = [import_gguf(model, tmp_path / "expected") for model in models]
     elsewhere = attrs.evolve(data, root=tmp_path / "giver", store=MemoryStore())
-    with run_hub() as hub, acquirer() as run:
+    with run_hub() as hub:
         hub.repositories["someone/m-GGUF"] = {models[0].name: models[0].read_bytes()}
         async with elsewhere.running() as giver, trio.open_nursery() as nursery:
             given = await giver.mailbox.ask(AcquireModel(str(models[1])))
@@ -91,6 +53,7 @@ async def test_thirty_kills_cost_no_shard_and_leave_nothing_behind(data, models,
             )
             await nursery.start(giving.run, ("127.0.0.1",))
             order = {
+                "work": "fetch",
                 "root": str(root),
                 "endpoint": hub.endpoint,
                 "reference": REFERENCE,
@@ -101,7 +64,7 @@ async def test_thirty_kills_cost_no_shard_and_leave_nothing_behind(data, models,
 
             async def incarnation(seconds, **options):
                 tokens = [tickets.issue("taker", Purpose.BULK).hex() for _ in range(8)]
-                return await trio.to_thread.run_sync(run, order | {"tokens": tokens, **options}, seconds)
+                return await trio.to_thread.run_sync(killable, order | {"tokens": tokens, **options}, seconds)
 
             for _ in range(KILLS):
                 said = await incarnation(moments.uniform(0, 0.4), once=moments.random() < 0.5)

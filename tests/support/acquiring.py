@@ -1,12 +1,16 @@
-"""A node's file side as a process that can be killed: it acquires a model from a hub and one from a peer, removes them, and begins again.
+"""A node's file side as a process that can be killed: it acquires models, prunes and removes them, and begins again.
 
 Started once, it waits for lines of JSON and forks for each: importing everything takes longer than what is to be interrupted.
 """
 
 import json
 import os
+import signal
+import subprocess
 import sys
-from contextlib import asynccontextmanager
+import time
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -14,11 +18,13 @@ import trio
 
 from meshnode.config.paths import DataPaths
 from meshnode.errors import PeerUnreachable
+from meshnode.files import staging
 from meshnode.files.acquisition import AcquisitionManager, Supply
-from meshnode.files.acquisitions import AcquireModel, RemoveModel
-from meshnode.files.catalog import open_catalog
+from meshnode.files.acquisitions import AcquireModel, DropBlocks, RemoveModel
+from meshnode.files.catalog import ModelCatalog, open_catalog
 from meshnode.files.hub_client import Hub
 from meshnode.files.hub_source import HubSource
+from meshnode.files.local_gguf import LocalGGUF
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
@@ -27,6 +33,7 @@ from meshnode.observe.metrics import Metrics
 from meshnode.store.opening import open_store
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
+from meshnode.types.blocks import BlockRange
 from meshnode.types.model_names import ModelNames
 from meshnode.wire.control_messages import Ticket
 
@@ -64,39 +71,102 @@ class OnePeer:
         say(f"accused {peer} {what}")
 
 
-async def work(*, root, endpoint, reference, model, port, certificate, tokens, once):
-    lanes, paths = Lanes(), DataPaths(Path(root))
+async def fetch(*, root, endpoint, reference, model, port, certificate, tokens, once):
+    """A model from a hub and one from a peer, side by side; `once`: and no more."""
+    paths = DataPaths(Path(root))
+    hub = HubSource(Hub(endpoint=endpoint), Lanes(), paths.transfers, pause=0.01)
+    peer = OnePeer(model, port, bytes.fromhex(certificate), list(tokens))
+    async with running(paths, Supply((hub,), peer)) as mailbox, trio.open_nursery() as both:
+        for wanted in (reference, "from-a-peer"):
+            both.start_soon(repeat, mailbox, wanted, once)
+
+
+async def keep_house(*, root, model, dying="", nth=0):
+    """A model from a file; the process dies by itself in the nth call of what is `dying`."""
+    if dying:
+        die_in(staging if dying == "publish_shard" else ModelCatalog, dying, nth)
+    async with running(DataPaths(Path(root)), Supply((LocalGGUF(),))) as mailbox:
+        await repeat(mailbox, model)
+
+
+@asynccontextmanager
+async def running(paths, supply):
+    lanes = Lanes()
     async with open_store(paths.store, lanes) as store, trio.open_nursery() as nursery:
         catalog = await open_catalog(store, paths, Metrics(), {})
         mailbox = Mailbox("acquisition", 4)
-        hub = HubSource(Hub(endpoint=endpoint), lanes, paths.transfers, pause=0.01)
-        supply = Supply((hub,), OnePeer(model, port, bytes.fromhex(certificate), list(tokens)))
         manager = AcquisitionManager(catalog, mailbox, Latest(()), lanes, supply, HealthBoard(), Pulse())
         await nursery.start(manager.run)
         say("ready")
-
-        async def repeat(wanted):
-            while True:
-                manifest = await mailbox.ask(AcquireModel(wanted))
-                if once:
-                    return
-                await mailbox.ask(RemoveModel(manifest.name))
-
-        async with trio.open_nursery() as both:
-            both.start_soon(repeat, reference)
-            both.start_soon(repeat, "from-a-peer")
+        yield mailbox
         nursery.cancel_scope.cancel()
+
+
+async def repeat(mailbox, wanted, once=False):
+    while True:
+        manifest = await mailbox.ask(AcquireModel(wanted))
+        if once:
+            return
+        await mailbox.ask(DropBlocks(manifest.id, BlockRange(1, manifest.config.block_count)))
+        await mailbox.ask(RemoveModel(manifest.name))
+
+
+def die_in(place, name, nth):
+    real, calls = getattr(place, name), []
+
+    def fatal(*arguments):
+        calls.append(1)
+        if len(calls) == nth:
+            os._exit(9)
+        return real(*arguments)
+
+    setattr(place, name, fatal)
 
 
 def main():
     say("waiting")
     for line in sys.stdin:
         if not (child := os.fork()):
-            trio.run(lambda line=line: work(**json.loads(line)))
+            order = json.loads(line)
+            trio.run(partial({"fetch": fetch, "keep_house": keep_house}[order.pop("work")], **order))
             os._exit(0)
         say(str(child))
         _, status = os.waitpid(child, 0)
         say(f"ended {os.waitstatus_to_exitcode(status)}")
+
+
+# For those who order
+
+
+@contextmanager
+def acquirer():
+    """Yield what runs one incarnation until it ends, or is killed after some seconds; it returns what was printed."""
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    command = [sys.executable, "-m", "support.acquiring"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as waiting:
+
+        def run(order, seconds=None):
+            waiting.stdin.write(json.dumps(order) + "\n")
+            waiting.stdin.flush()
+            child, said = int(waiting.stdout.readline()), []
+            if seconds is not None:
+                while "ready" not in said:  # a kill before that is one of a start, which another one covers
+                    said.append(waiting.stdout.readline().strip())
+                time.sleep(seconds)
+                with suppress(ProcessLookupError):  # it was faster
+                    os.kill(child, signal.SIGKILL)
+            while not (said and said[-1].startswith("ended")):
+                said.append(waiting.stdout.readline().strip())
+            return said
+
+        try:
+            assert waiting.stdout.readline() == "waiting\n"
+            yield run
+        finally:
+            waiting.kill()
 
 
 if __name__ == "__main__":
