@@ -50,7 +50,7 @@ def bench(session: nox.Session) -> None:
 def simulate(session: nox.Session) -> None:
     """Meshes in trouble, on virtual time: 200 seeds, one of 50 nodes, 199 of 4 to 6; then the shards, as `placement`.
 
-    `-- --seeds N`, `-- --seed N --trace` or `-- --size NODES` play the meshes alone.
+    `-- --seeds N`, `-- --seed N --trace` or `-- --size NODES` play the meshes alone; `nox -s placement -- ...` the shards alone.
     """
     session.install(*INSTALL)
     environment = {"PYTHONPATH": "tests", "PYTHONHASHSEED": "0"}

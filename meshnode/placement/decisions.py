@@ -65,21 +65,21 @@ def _gains(
     waited: Callable[[Segment], float],
 ) -> tuple[Segment, ...]:
     chosen: list[Segment] = []
-    free, member = state.free[own], state.members[own]
+    free, seen = state.free[own], state.members[own]  # as others see us
+    member = seen  # and after the first
     for segment, missing in state.gaps:
+        if len(chosen) >= limit:
+            break
         nbytes = state.models[segment.model].segment_bytes(segment.index)
-        is_free = state.members[own].can_add(segment) and member.can_add(
-            segment
-        )  # as others see us, and after the first
-        if len(chosen) == limit or nbytes > free or not is_free or not can_fetch(segment):
+        if nbytes > free or not (seen.can_add(segment) and member.can_add(segment) and can_fetch(segment)):
             continue
         others = (
-            member
-            for member in state.members.values()
-            if state.free[member.peer] >= nbytes and member.peer != own and member.can_add(segment)
+            other
+            for other in state.likeliest
+            if state.free[other.peer] >= nbytes and other.peer != own and other.can_add(segment)
         )
         places = missing << min(_WIDEST, int(waited(segment) / _WIDENS))
-        if is_among_best(segment, state.members[own], state.free, others, places):
+        if is_among_best(segment, seen, state.free, others, places):
             chosen.append(segment)
             member = attrs.evolve(member, held=member.held | {segment})
             free -= nbytes

@@ -17,10 +17,6 @@ class Segment:
     model: ModelId
     index: int
 
-    def neighbours(self) -> "tuple[Segment, Segment]":
-        """Return the one before and the one after; one of them may not exist."""
-        return Segment(self.model, self.index - 1), Segment(self.model, self.index + 1)
-
 
 @attrs.frozen
 class ModelFacts:

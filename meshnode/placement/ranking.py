@@ -13,13 +13,11 @@ from functools import lru_cache
 
 from meshnode.placement.models import Segment
 from meshnode.placement.view import MemberView
-from meshnode.types.ids import PeerId
+from meshnode.types.ids import ModelId, PeerId
 
 __all__ = ["is_among_best", "luck", "score"]
 
 _NEIGHBOUR = 4.0  # times the weight
-_SETTLED = 6 * 3600.0  # seconds of uptime for the full weight
-_NEWCOMER = 0.1  # of the weight at the start
 
 
 def is_among_best(
@@ -27,7 +25,7 @@ def is_among_best(
 ) -> bool:
     """Say whether fewer than `places` of the others suit a segment better; the same order at every node with the same view.
 
-    Ends as soon as that many are found: one that is not among the best has looked at a few of the others.
+    Ends as soon as that many are found: with the likeliest first, one that is not among the best has looked at a few of them.
     """
     mine = (score(segment, own, free[own.peer]), own.peer)
     for other in others:
@@ -40,14 +38,16 @@ def is_among_best(
 
 def score(segment: Segment, member: MemberView, free: int) -> float:
     """Return how well a member with `free` bytes suits a segment; higher is better."""
-    weight = free * member.speed * (_NEWCOMER + (1 - _NEWCOMER) * min(1.0, member.uptime / _SETTLED))
-    if any(neighbour in member.held for neighbour in segment.neighbours()):
-        weight *= _NEIGHBOUR
-    return weight * luck(segment, member.peer)
+    weight = free * member.standing * (_NEIGHBOUR if member.holds_neighbour(segment) else 1.0)
+    return weight * _luck(segment.model, segment.index, member.peer)
+
+
+def luck(segment: Segment, peer: PeerId) -> float:
+    """Return what the hash alone says for a member; above 0, higher is better."""
+    return _luck(segment.model, segment.index, peer)
 
 
 @lru_cache(maxsize=1 << 18)
-def luck(segment: Segment, peer: PeerId) -> float:
-    """Return what the hash alone says for a member; above 0, higher is better."""
-    digest = hashlib.blake2b(f"{segment.model}:{segment.index}:{peer}".encode(), digest_size=8).digest()
+def _luck(model: ModelId, index: int, peer: PeerId) -> float:
+    digest = hashlib.blake2b(f"{model}:{index}:{peer}".encode(), digest_size=8).digest()
     return -1 / math.log((int.from_bytes(digest, "big") + 1) / (2**64 + 2))

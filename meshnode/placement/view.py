@@ -1,7 +1,7 @@
 """What a node knows of the mesh when it decides what to hold: values, made from what members say of themselves."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 
 import attrs
@@ -11,6 +11,9 @@ from meshnode.placement.targets import Target, targets
 from meshnode.types.ids import ModelId, PeerId
 
 __all__ = ["MemberView", "MeshState"]
+
+_SETTLED = 6 * 3600.0  # seconds of uptime for the full weight
+_NEWCOMER = 0.1  # of the weight at the start
 
 
 @attrs.frozen(slots=False)
@@ -26,20 +29,34 @@ class MemberView:
     speed: float = 1.0  # of what it runs, relative to the median of all
 
     @cached_property
-    def models(self) -> frozenset[ModelId]:
-        """What it holds anything of."""
-        return frozenset(segment.model for segment in (*self.held, *self.loose))
+    def standing(self) -> float:
+        """What its room counts for: more when it is fast, and less while it has not been up for long."""
+        return self.speed * (_NEWCOMER + (1 - _NEWCOMER) * min(1.0, self.uptime / _SETTLED))
+
+    @cached_property
+    def _runs(self) -> Mapping[ModelId, Set[int]]:
+        """Numbers of the segments that it holds, by model: asked for every member and every gap, so looked up by words alone."""
+        runs: dict[ModelId, set[int]] = {segment.model: set() for segment in self.loose}
+        for segment in self.held:
+            runs.setdefault(segment.model, set()).add(segment.index)
+        return runs
+
+    def holds_neighbour(self, segment: Segment) -> bool:
+        """Whether it holds the segment before or the one after."""
+        run = self._runs.get(segment.model, ())
+        return segment.index - 1 in run or segment.index + 1 in run
 
     def can_add(self, segment: Segment) -> bool:
         """Whether a segment would leave one run of blocks of its model: a node serves one stage of each."""
-        if segment in self.held:
-            return False
-        joins = segment in self.loose or any(each in self.held for each in segment.neighbours())
-        return segment.model not in self.models or joins
+        run = self._runs.get(segment.model)
+        if run is None:
+            return True
+        return segment.index not in run and (self.holds_neighbour(segment) or segment in self.loose)
 
     def can_drop(self, segment: Segment) -> bool:
         """Whether one run is left without it."""
-        return not all(each in self.held for each in segment.neighbours())
+        run = self._runs.get(segment.model, ())
+        return not (segment.index - 1 in run and segment.index + 1 in run)
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -89,6 +106,11 @@ class MeshState:
     def free(self) -> Mapping[PeerId, int]:
         """Bytes that each member has left of its budget; may be negative."""
         return {member.peer: member.budget - self._used(member) for member in self.members.values()}
+
+    @cached_property
+    def likeliest(self) -> Sequence[MemberView]:
+        """All members, those first that most segments suit."""
+        return sorted(self.members.values(), key=lambda each: -self.free[each.peer] * each.standing)
 
     @cached_property
     def targets(self) -> "Mapping[ModelId, Target]":
