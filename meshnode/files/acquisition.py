@@ -24,7 +24,6 @@ from meshnode.files.acquisitions import (
 )
 from meshnode.files.catalog import CatalogEntry, ModelCatalog, Origin
 from meshnode.files.hub_mirror import forget_mirrors
-from meshnode.files.hub_shares import ShareMaker
 from meshnode.files.hub_source import HubSource
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.part_file import forget_parts, newest_of
@@ -32,6 +31,8 @@ from meshnode.files.peer_copies import PREFIX, PeerCopies
 from meshnode.files.peer_ports import PeerShards
 from meshnode.files.progress import ProgressBoard
 from meshnode.files.shard_folder import copy_shards, export_model, read_manifest, shard_folder_at
+from meshnode.files.share_making import ShareMaker
+from meshnode.files.share_records import Leftovers, ShareRecords, forget_records
 from meshnode.files.sources import Source
 from meshnode.files.spreading import Spreading
 from meshnode.files.staging import tidy
@@ -39,6 +40,7 @@ from meshnode.files.verification import verify_model
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Letter, Mailbox
+from meshnode.flow.periodic import Ticker
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.ids import ModelId
@@ -50,6 +52,7 @@ __all__ = ["AcquisitionManager", "Supply"]
 _NAME = "AcquisitionManager"
 _INCOMPLETE = "model_incomplete"
 _PULSE_EVERY = 5.0  # seconds
+_SWEEP_EVERY = 600.0  # seconds
 _PARTS_KEPT = 7 * 86400.0  # seconds that others are newer
 _log = structlog.get_logger()
 
@@ -99,6 +102,7 @@ class AcquisitionManager:
             async with trio.open_nursery() as nursery:
                 for entry in self._catalog.entries():
                     nursery.start_soon(self._check, entry.manifest.id)
+                nursery.start_soon(self._sweep)
                 task_status.started()
                 while True:
                     self._pulse.touch()
@@ -116,11 +120,21 @@ class AcquisitionManager:
             oldest = await self._lanes.run("disk", newest_of, paths.transfers) - _PARTS_KEPT
             await self._lanes.run("disk", forget_parts, paths.transfers, frozenset(), oldest)
             await self._lanes.run("disk", forget_mirrors, paths.transfers, oldest)
+            await self._lanes.run("disk", forget_records, paths.transfers, oldest)
         except FileError as error:  # the models that are in their place can be used all the same
             _log.warning("files.not_tidied", error=str(error))
         else:
             if moved:
                 _log.info("files.import_finished", shards=moved)
+
+    async def _sweep(self) -> None:
+        """Delete what this node has fetched for others and they have not come back for."""
+        leftovers = Leftovers(ShareRecords(self._catalog.paths.transfers, lent=True))
+        async for _ in Ticker(_SWEEP_EVERY):
+            try:
+                await self._lanes.run("disk", leftovers.sweep, trio.current_time())
+            except FileError as error:
+                _log.warning("files.not_tidied", error=str(error))
 
     async def _check(self, model: ModelId) -> None:
         """Verify a model, and repair what fails."""

@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from meshnode.errors import FileError
 
-__all__ = ["BLOCK_BYTES", "Mirror", "forget_mirror", "forget_mirrors", "open_mirror"]
+__all__ = ["BLOCK_BYTES", "Mirror", "forget_mirror", "forget_mirrors", "mirror_written", "open_mirror"]
 
 BLOCK_BYTES = 256 << 10  # little is fetched twice where two nodes share a file
 
@@ -123,6 +123,14 @@ def forget_mirrors(folder: Path, oldest: float) -> None:
                 _delete(path)
     except OSError as error:
         raise _cannot_write(folder, error) from error
+
+
+def mirror_written(folder: Path, key: str) -> float:
+    """Return when the mirror of the file whose version is `key` was last written to, Unix seconds; 0 if there is none."""
+    try:
+        return _path(folder, key).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _path(folder: Path, key: str) -> Path:

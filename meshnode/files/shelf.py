@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Protocol
 
 import attrs
+import structlog
 
 from meshnode.errors import FileError, Overloaded, Unavailable
 from meshnode.files.catalog import ModelCatalog
 from meshnode.files.foreign_manifests import encode_manifest
-from meshnode.files.hub_shares import HubShare, ShareMaker, decode_share, encode_made
+from meshnode.files.hub_shares import HubShare, decode_share, encode_made
+from meshnode.files.share_making import ShareMaker
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, ShardId, short
 
 __all__ = ["CatalogShelf", "Helping", "Keeper"]
+
+_log = structlog.get_logger(__name__)
 
 
 class Keeper(Protocol):
@@ -35,7 +39,6 @@ class Helping:
     maker: ShareMaker  # without a token: what it opens is the owner's business, and no peer's
     keeper: Keeper
     made: dict[ShardId, Path] = attrs.field(factory=dict, init=False)  # the last share, for whoever wants to see it
-    _last: HubShare | None = attrs.field(default=None, init=False)  # only one lies here until it is kept
     _is_busy: bool = attrs.field(default=False, init=False)
 
     async def make(self, share: bytes, report: Callable[[int, int], None]) -> bytes:
@@ -49,17 +52,31 @@ class Helping:
             raise Overloaded("this node is making a share already")
         self._is_busy = True
         try:
-            if self._last is not None and self._last != wanted:
-                self.made = {}
-                await self.maker.lanes.run("disk", self.maker.drop, self._last)
-            self._last = wanted
+            self.made = {}
+            await self.maker.lanes.run("disk", self._drop_all_but, wanted)
             made = await self.maker.make(wanted, report)
         except FileError as error:
             raise Unavailable(str(error)) from error
         finally:
             self._is_busy = False
-        self.made = {hashed.id: self.maker.part(hashed) for hashed in made}
+        self.made = {hashed.id: self.maker.records.part(hashed) for hashed in made}
         return encode_made(made)
+
+    async def forget_kept(self, is_held: Callable[[ShardId], bool]) -> None:
+        """Forget shares whose shards are all held. What cannot be deleted is left to a later sweep."""
+        records = self.maker.records
+        try:
+            for share, made in await self.maker.lanes.run("disk", list, records.all()):
+                if made and all(is_held(hashed.id) for hashed in made):
+                    await self.maker.lanes.run("disk", records.drop, share)
+        except FileError as error:
+            _log.warning("share not forgotten", error=str(error))
+
+    def _drop_all_but(self, wanted: HubShare) -> None:
+        """Only one share lies here until it is kept, whoever asked for it, and before a restart too."""
+        for share, _ in self.maker.records.all():
+            if share != wanted:
+                self.maker.records.drop(share, spared=wanted.files)
 
 
 @attrs.frozen(eq=False)
@@ -103,5 +120,6 @@ class CatalogShelf:
             raise Unavailable("this node keeps no shares")
         try:
             await self.helping.keeper.keep(model, blocks, block_count)
+            await self.helping.forget_kept(self.catalog.is_held)
         except FileError as error:
             raise Unavailable(str(error)) from error

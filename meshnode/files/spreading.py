@@ -4,7 +4,7 @@ Ids come from bytes, and of its share only a helper has seen them. So when a hel
 has chunks of its choice from it and fetches a little of each from the hub; one that lied is named, and its share is made here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,15 +24,15 @@ from meshnode.errors import (
 )
 from meshnode.files.catalog import Origin
 from meshnode.files.division import divide
-from meshnode.files.hub_mirror import forget_mirror
 from meshnode.files.hub_outline import Outline
-from meshnode.files.hub_shares import HubShare, SharedShard, ShareMaker, decode_made
+from meshnode.files.hub_shares import HubShare, SharedShard, decode_made
 from meshnode.files.hub_source import HubSource
 from meshnode.files.importing import free_bytes
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.peer_ports import ChunkLine, PeerShards
 from meshnode.files.samples import Sample, samples
 from meshnode.files.shard_file import HashedBytes, write_shard
+from meshnode.files.share_making import ShareMaker
 from meshnode.files.transfer import ShardTransfer
 from meshnode.flow.lanes import Lanes
 from meshnode.types.blocks import BlockRange
@@ -116,8 +116,13 @@ class Spreading:
                 manifest, origin, Part(blocks, both_ends=True), fetch, aliases=outline.aliases
             )
         await self._entrust(source, reference, manifest, shares)
-        await self.lanes.run("disk", _forget_headers, outline, paths.transfers)
+        await self.lanes.run("disk", self._forget, outline, own, missing)
         return manifest
+
+    def _forget(self, outline: Outline, own: BlockRange, missing: Sequence[BlockRange]) -> None:
+        """Delete what is left of the shares that were made here: their records, and the headers."""
+        for share in (_own_share(outline, own), *(outline.share(blocks=blocks) for blocks in missing)):
+            self.maker.records.drop(share)
 
     def _divide(self, outline: Outline, helpers: Mapping[PeerId, int]) -> tuple[BlockRange, dict[PeerId, BlockRange]]:
         count = outline.config.block_count
@@ -133,7 +138,7 @@ class Spreading:
         missing: list[BlockRange] = []
 
         async def here() -> None:
-            share = outline.share(ShardKind.EMBEDDING, ShardKind.HEAD, blocks=own)
+            share = _own_share(outline, own)
             made.update(zip(share.shards, await self.maker.make(share, partial(progress.report, _OWN)), strict=True))
 
         async def there(peer: PeerId, blocks: BlockRange) -> None:
@@ -228,6 +233,10 @@ class Spreading:
             await self.jobs.acquire(source, reference, Part(blocks))
 
 
+def _own_share(outline: Outline, blocks: BlockRange) -> HubShare:
+    return outline.share(ShardKind.EMBEDDING, ShardKind.HEAD, blocks=blocks)
+
+
 async def _fetch_chunk(line: ChunkLine, sample: Sample) -> bytes:
     """Return the sampled bytes of a chunk, as the helper has it. Raises PeerError leafs, ShardCorrupt."""
     taken: list[bytes] = []
@@ -247,8 +256,3 @@ def _keep_tokenizer(outline: Outline, scratch: Path, folder: Path) -> HashedByte
     hashed = write_shard(scratch, [outline.tokenizer])
     (scratch / f"{hashed.id}.shard").replace(folder / f"{hashed.id}.part")
     return hashed
-
-
-def _forget_headers(outline: Outline, folder: Path) -> None:
-    for file in outline.whole.files:
-        forget_mirror(folder, file.oid)

@@ -25,9 +25,9 @@ from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
 from meshnode.files.hf_watcher import HfWatcher, WatcherResources, WatcherSettings, open_standings
 from meshnode.files.hub_client import Hub
-from meshnode.files.hub_shares import ShareMaker
 from meshnode.files.hub_trending import fetch_trending
 from meshnode.files.hub_trust import Standing, TrustRules
+from meshnode.files.share_making import ShareMaker
 from meshnode.files.shelf import CatalogShelf, Helping
 from meshnode.files.sources import Source
 from meshnode.flow.lanes import Lanes
@@ -211,7 +211,7 @@ def _mesh(
 def _helping(opened: Opened, channels: Channels, lanes: Lanes, held: CatalogModels) -> Helping:
     hub = attrs.evolve(Hub.of(os.environ, offline=False), token=None)
     keeper = EntrustedShares(held, channels.room, channels.entrusted)
-    return Helping(ShareMaker(hub, lanes, opened.catalog.paths), keeper)
+    return Helping(ShareMaker(hub, lanes, opened.catalog.paths, lent=True), keeper)
 
 
 def _build_placement(

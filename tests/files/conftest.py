@@ -15,8 +15,8 @@ from meshnode.files.acquisition import AcquisitionManager, Supply
 from meshnode.files.acquisitions import AcquisitionProgress
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.catalog import ModelCatalog, open_catalog
-from meshnode.files.hub_shares import ShareMaker
 from meshnode.files.peer_ports import PeerShards
+from meshnode.files.share_making import ShareMaker
 from meshnode.files.sources import Source
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest

@@ -1,0 +1,140 @@
+"""What is known on the disk of shares: beside what has come and what was made of it, among the transfers.
+
+A record says what a share is, and what its shards hash to once they are made. It is believed as far as the bytes are as it says:
+so a restart costs no byte, and a share that nobody will ask for again is found and deleted, with all that belongs to it.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+import msgspec
+from blake3 import blake3
+
+from meshnode.errors import FileError
+from meshnode.files.hub_choice import HubFile
+from meshnode.files.hub_mirror import forget_mirror, mirror_written
+from meshnode.files.hub_shares import HubShare, check_made
+from meshnode.files.shard_file import HashedBytes, hash_pieces
+from meshnode.files.source_file import FileRegion, open_source_file
+
+__all__ = ["Leftovers", "ShareRecords", "forget_records"]
+
+_LENT, _OWN, _WRITING = ".lent", ".share", ".writing"
+_BEGUN = 3600.0  # seconds that what has come of a share is kept for whoever began it and went
+_MADE = 86400.0  # and a share that was made: the others of its model may take as long
+
+
+@attrs.frozen
+class ShareRecords:
+    """Of this node's own shares, or of those that it makes for others. All methods block, and raise FileError."""
+
+    folder: Path
+    lent: bool  # for others
+
+    def put(self, share: HubShare, made: tuple[HashedBytes, ...] = ()) -> None:
+        """Note that a share is being made, or what it hashes to."""
+        path = self._path(share)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(_WRITING).write_bytes(msgspec.msgpack.encode((share, made)))
+            path.with_suffix(_WRITING).replace(path)
+        except OSError as error:
+            raise FileError(f"cannot write to {self.folder}: {error.strerror}") from error
+
+    def made(self, share: HubShare) -> tuple[HashedBytes, ...]:
+        """Return what a share was made into, if all of it is still there; its bytes are read."""
+        _, made = self._read(self._path(share)) or (share, ())
+        return made if all(map(self._is_there, made)) else ()
+
+    def all(self) -> Iterator[tuple[HubShare, tuple[HashedBytes, ...]]]:
+        """Yield the shares there are records of, and what they were made into; records that say nothing are deleted."""
+        for path in sorted(self.folder.glob(f"*{self._suffix}")) if self.folder.is_dir() else ():
+            if (record := self._read(path)) is not None:
+                yield record
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+    def drop(self, share: HubShare, spared: Collection[HubFile] = ()) -> None:
+        """Delete what has come of a share, but for files that are `spared`, what was made of it and not taken, and the record."""
+        path = self._path(share)
+        _, made = self._read(path) or (share, ())
+        try:
+            for hashed in made:
+                self.part(hashed).unlink(missing_ok=True)
+            for file in share.files:
+                if file not in spared:
+                    forget_mirror(self.folder, file.oid)
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot tidy {self.folder}: {error.strerror}") from error
+
+    def part(self, hashed: HashedBytes) -> Path:
+        """Return where a shard that was made lies until it is taken."""
+        return self.folder / f"{hashed.id}.part"
+
+    def written(self, share: HubShare) -> float:
+        """Return when anything was last written of a share, in whatever time the disk has."""
+        path = self._path(share)
+        return max(
+            [
+                path.stat().st_mtime if path.exists() else 0.0,
+                *(mirror_written(self.folder, each.oid) for each in share.files),
+            ]
+        )
+
+    @property
+    def _suffix(self) -> str:
+        return _LENT if self.lent else _OWN
+
+    def _path(self, share: HubShare) -> Path:
+        return self.folder / f"{blake3(msgspec.msgpack.encode(share)).hexdigest()[:32]}{self._suffix}"
+
+    def _read(self, path: Path) -> tuple[HubShare, tuple[HashedBytes, ...]] | None:
+        try:
+            share, made = msgspec.msgpack.decode(path.read_bytes(), type=tuple[HubShare, tuple[HashedBytes, ...]])
+            if made:
+                check_made(made, share)
+        except (OSError, ValueError):
+            return None
+        return share, made
+
+    def _is_there(self, hashed: HashedBytes) -> bool:
+        try:
+            with open_source_file(self.part(hashed)) as file:
+                return hash_pieces(FileRegion(file, 0, file.nbytes).pieces()) == hashed
+        except FileError:
+            return False
+
+
+@attrs.define(eq=False)
+class Leftovers:
+    """Lent shares that nobody has come back for. Ages are told by the caller's clock: that of the disk may jump."""
+
+    records: ShareRecords
+    _seen: dict[HubShare, tuple[float, float]] = attrs.field(
+        factory=dict, init=False
+    )  # as it was written, and since when
+
+    def sweep(self, now: float) -> None:
+        """Delete what has been as it is for too long. Blocking. Raises FileError."""
+        seen: dict[HubShare, tuple[float, float]] = {}
+        for share, made in self.records.all():
+            written = self.records.written(share)
+            before, since = self._seen.get(share, (written, now))
+            seen[share] = (written, since if before == written else now)
+            if now - seen[share][1] >= (_MADE if made else _BEGUN):
+                self.records.drop(share)
+        self._seen = seen
+
+
+def forget_records(folder: Path, oldest: float) -> None:
+    """Delete records that were written before `oldest` (Unix seconds). Blocking. Raises FileError."""
+    try:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.suffix in (_LENT, _OWN, _WRITING) and path.stat().st_mtime < oldest:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot tidy {folder}: {error.strerror}") from error
