@@ -1,19 +1,22 @@
 """Which chunks to fetch from whom: pure bookkeeping of one transfer.
 
 The shard that the fewest hold comes first, and in it the first gap; runs are short, so that the last ones do not wait for one
-slow peer. Every chunk is asked of one peer at a time.
+slow peer. Every chunk is asked of one peer at a time, until nothing else is left to ask for: then a second one may race for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import attrs
 
 from meshnode.types.ids import PeerId, ShardId
 from meshnode.types.manifest import ShardDescriptor
 
-__all__ = ["ChunkPlan", "Run"]
+__all__ = ["ChunkPlan", "HeldOf", "Run"]
 
 _RUN = 8  # chunks
+
+HeldOf = Callable[[ShardId], Collection[int]]
+"""Says which chunks of a shard are there."""
 
 
 @attrs.frozen
@@ -23,6 +26,11 @@ class Run:
     shard: ShardId
     first: int
     count: int
+
+    @property
+    def chunks(self) -> range:
+        """The numbers of its chunks."""
+        return range(self.first, self.first + self.count)
 
 
 @attrs.define(eq=False)
@@ -57,9 +65,24 @@ class ChunkPlan:
         count = 1
         while count < self.run and first + count in left:
             count += 1
-        left.difference_update(range(first, first + count))
-        return Run(shard, first, count)
+        taken = Run(shard, first, count)
+        left.difference_update(taken.chunks)
+        return taken
 
-    def give_back(self, run: Run, held: set[int]) -> None:
-        """Put back what a run has not brought."""
-        self.missing[run.shard].update(set(range(run.first, run.first + run.count)) - held)
+    def race(self, peer: PeerId, slow: Collection[Run], brisk: Collection[Run], held: HeldOf) -> Run | None:
+        """Return one chunk of a `slow` run that `peer` can give too and that no `brisk` one will bring, None if there is none.
+
+        It is the last that lacks, as whoever is asked for the run comes from the other end: where they meet, and there alone,
+        bytes come twice.
+        """
+        coming = {(run.shard, number) for run in brisk for number in run.chunks}
+        for run in slow:
+            for number in reversed(run.chunks) if peer in self.holders[run.shard] else ():
+                if number not in held(run.shard) and (run.shard, number) not in coming:
+                    return Run(run.shard, number, 1)
+        return None
+
+    def give_back(self, run: Run, held: set[int], under_way: Collection[Run] = ()) -> None:
+        """Put back what a run has not brought, except what another that is under way may still bring."""
+        left = set(run.chunks) - held
+        self.missing[run.shard].update(left.difference(*(each.chunks for each in under_way if each.shard == run.shard)))

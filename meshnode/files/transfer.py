@@ -1,4 +1,7 @@
-"""Fetches shards from several peers at once: rarest first, every chunk verified, a liar named and left out."""
+"""Fetches shards from several peers at once: rarest first, every chunk verified, a liar named and left out.
+
+Who has nothing left to do races those who are slow for what they are asked for; the chunk that is whole first is kept.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +11,7 @@ import structlog
 import trio
 
 from meshnode.errors import FileError, MeshnodeError, PeerMisbehaved, ShardCorrupt, SourceUnavailable
-from meshnode.files.chunk_plan import ChunkPlan
+from meshnode.files.chunk_plan import ChunkPlan, Run
 from meshnode.files.part_file import PartFile, open_part
 from meshnode.files.peer_ports import ChunkLine, PeerShards
 from meshnode.files.sources import ReportBytes
@@ -21,8 +24,18 @@ __all__ = ["ShardTransfer"]
 _PEERS = 4  # asked at once
 _TRIES = 3  # failures of one peer, after which it is left out of this transfer
 _PAUSE = 0.5  # seconds after a failure, times their number
+_SLOW = 3.0  # seconds after which a run is one that others may race for
 
 _log = structlog.get_logger(__name__)
+
+
+@attrs.frozen(eq=False)
+class _Asked:
+    """What one peer is asked for now."""
+
+    run: Run
+    since: float
+    scope: trio.CancelScope  # ends it
 
 
 @attrs.define(eq=False)
@@ -36,6 +49,8 @@ class ShardTransfer:
     lanes: Lanes
     report: ReportBytes
     _parts: dict[ShardId, PartFile] = attrs.field(factory=dict, init=False)
+    _asked: dict[PeerId, _Asked] = attrs.field(factory=dict, init=False)  # who was asked longest ago comes first
+    _overtaken: set[PeerId] = attrs.field(factory=set, init=False)  # who was slow, and so races with nobody
     _failures: dict[PeerId, int] = attrs.field(factory=dict, init=False)
     _why: dict[PeerId, str] = attrs.field(factory=dict, init=False)
     _news: trio.Event = attrs.field(factory=trio.Event, init=False)  # set when a run has ended
@@ -106,20 +121,43 @@ class ShardTransfer:
 
     async def _drain(self, peer: PeerId, line: ChunkLine, plan: ChunkPlan, whole: Callable[[PartFile], None]) -> None:
         while self._can_help(peer, plan):
-            run = plan.next(peer)
-            if run is None:  # others are asked for the rest, and may fail
-                await self._news.wait()
+            run = plan.next(peer) or self._race(peer, plan)
+            if run is None:  # others are asked for the rest, and may fail or be slow
+                with trio.move_on_after(_SLOW):
+                    await self._news.wait()
                 continue
             part = self._parts[run.shard]
-            try:
-                await line.fetch(run.shard, run.first, run.count, part.write)
-            finally:
-                plan.give_back(run, part.held)
-                self._news.set()
-                self._news = trio.Event()
-                self._tell()
+            with trio.CancelScope() as scope:
+                self._asked[peer] = _Asked(run, trio.current_time(), scope)
+                try:
+                    await line.fetch(run.shard, run.first, run.count, part.write)
+                finally:
+                    del self._asked[peer]
+                    plan.give_back(run, part.held, [each.run for each in self._asked.values()])
+                    self._news.set()
+                    self._news = trio.Event()
+                    self._tell()
+                    self._stop_overtaken()
+            if scope.cancelled_caught:  # overtaken, and the line is of no use any more
+                return
             if not self._lacks(run.shard):
                 whole(part)
+
+    def _race(self, peer: PeerId, plan: ChunkPlan) -> Run | None:
+        if peer in self._overtaken:
+            return None
+        long_ago = trio.current_time() - _SLOW
+        slow = [asked.run for asked in self._asked.values() if asked.since <= long_ago]
+        brisk = [asked.run for asked in self._asked.values() if asked.since > long_ago]
+        return plan.race(peer, slow, brisk, lambda shard: self._parts[shard].held)
+
+    def _stop_overtaken(self) -> None:
+        """Hang up on those who are asked for nothing that still lacks."""
+        for peer, asked in self._asked.items():
+            if self._parts[asked.run.shard].held.issuperset(asked.run.chunks):
+                asked.scope.cancel()
+                if trio.current_time() - asked.since >= _SLOW:
+                    self._overtaken.add(peer)
 
     def _can_help(self, peer: PeerId, plan: ChunkPlan) -> bool:
         may_be_asked = self._failures.get(peer, 0) < _TRIES

@@ -236,7 +236,7 @@ class ControlHost:
             with self._anteroom.admit(source):
                 await trio.lowlevel.wait_readable(stream.socket)  # whoever says nothing costs no more than a place
                 arrival = await self._connections.secure_inbound(Carrier(stream, remote[:2]), relayed=False)
-            if arrival is None:  # it took too long to say who it is, or too many came at once: each is counted, none logged
+            if arrival is None:  # too slow, or one of too many: each is counted, none has a line in the log
                 self._refused("handshake")
                 return
             # A handshake costs nothing: without a second wait those of other networks could take every place.

@@ -31,6 +31,20 @@ def test_runs_are_consecutive_and_short():
     assert plan.next("a") == Run("x", 6, 2)
 
 
+def test_the_last_chunk_of_a_slow_run_is_raced_for_by_one_at_a_time_who_has_it():
+    plan = plan_of({"x": "ab", "y": "ac"}, {"x": {0, 1, 2}, "y": {0}})
+    x, y = plan.next("b"), plan.next("a")
+    held = {"x": {2}, "y": set()}
+    assert plan.race("b", [y], [x], held.get) is None
+    assert plan.race("a", [], [x], held.get) is None
+    race = plan.race("a", [x], [y], held.get)
+    assert race == Run("x", 1, 1)
+    assert plan.race("a", [x], [race], held.get) == Run("x", 0, 1)
+    assert plan.race("a", [x, race], [], held.get) == race
+    plan.give_back(x, {2}, [race])
+    assert plan.missing == {"x": {0}, "y": set()}
+
+
 @given(
     shards=st.dictionaries(
         st.sampled_from("uvwxyz"),

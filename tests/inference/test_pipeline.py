@@ -81,8 +81,9 @@ async def test_no_route_left_ends_with_an_error_that_names_the_blocks(mesh, auto
 async def test_a_client_that_leaves_frees_every_node_within_a_second(mesh, autojump_clock):
     for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12)):
         await mesh.add(name, start, end)
-    with trio.move_on_after(0.05):
-        await generate(mesh.nodes["a"], new_session(300))
+    with trio.CancelScope() as client:
+        await generate(mesh.nodes["a"], new_session(300), {20: client.cancel})
+    assert all(node.executor.sessions for node in mesh.nodes.values())
     await trio.sleep(1)
     assert set(mesh.held().values()) == {0}
 
