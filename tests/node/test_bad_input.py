@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,9 +12,11 @@ import time
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support.real_node import Node
 from support.tiny_gguf import write_tiny_llama
 
+from meshnode.cli.main import root
 from meshnode.config.paths import DataPaths
 
 pytestmark = pytest.mark.processes
@@ -30,9 +33,14 @@ def command(*arguments):
     )
 
 
+def here(*arguments):
+    """The same in this process, which has imported everything."""
+    return CliRunner().invoke(root, list(map(str, arguments)))
+
+
 def add(path, folder):
-    result = command("models", "add", path, "--data-dir", folder)
-    assert result.returncode == 0, result.stderr
+    result = here("models", "add", path, "--data-dir", folder)
+    assert result.exit_code == 0, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +220,27 @@ def test_a_flipped_bit_is_quarantined_and_never_loaded(tmp_path):
         assert any(row["code"] == "model_incomplete" and "good" in row["text"] for row in conditions)
         maps = [entry.path for worker in node.workers() for entry in worker.memory_maps()]
         assert not [path for path in maps if victim.name in path]  # what is whole of the model may be, for other nodes
+
+
+def test_what_comes_on_a_stick_answers_without_a_network_and_what_is_damaged_there_is_refused(node, tmp_path):
+    stick, elsewhere, ours = tmp_path / "stick", tmp_path / "elsewhere", ("--data-dir", node.folder)
+    add(write_tiny_llama(tmp_path / "m.gguf", name="Carried", seed=2), elsewhere)
+    exported = here("models", "export", "carried", stick, "--data-dir", elsewhere)
+    assert exported.stdout == f"exported carried to {stick}\n"
+    shutil.rmtree(elsewhere)
+    largest = max(stick.glob("*.shard"), key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused = here("models", "import", stick, *ours)
+    assert refused.exit_code == 1
+    assert largest.stem[:12] in refused.stderr.splitlines()[-1]
+    largest.write_bytes(whole)
+    taken = command("models", "import", stick, *ours)
+    assert (taken.returncode, taken.stdout) == (0, "added carried\n"), taken.stderr
+    shutil.rmtree(stick)
+    said = here("chat", "hi", "--model", "carried", "--max-tokens", "4", "--json", *ours)
+    assert json.loads(said.stdout)["usage"]["completion_tokens"] > 0, said.stderr
+    assert here("models", "remove", "carried", *ours).stdout == "removed carried\n"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "wrong shape"])
