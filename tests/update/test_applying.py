@@ -14,10 +14,12 @@ from support.real_node import Node
 from support.release_server import KEYS, key_text, make_wheel, run_release_server
 
 import meshnode
+from meshnode.config.paths import DataPaths
 from meshnode.flow.lanes import Lanes
+from meshnode.store.opening import open_store
 from meshnode.update.pointer import load_pointer
 from meshnode.update.slots import fill_slot
-from meshnode.update.trial import activate, confirm
+from meshnode.update.trial import activate
 
 pytestmark = pytest.mark.processes
 
@@ -80,6 +82,11 @@ def wait_for(what):
     raise AssertionError("it did not come")
 
 
+async def make_store(path):
+    async with open_store(path, Lanes()):
+        pass
+
+
 def said(node):
     """Return the status of the node that the folder leads to now."""
     at = json.loads((node.folder / "runtime.json").read_text())
@@ -93,7 +100,7 @@ def said(node):
     return answer.json()
 
 
-def test_a_release_is_applied_in_place_confirmed_and_still_there_at_the_next_start(site, tmp_path):
+def test_a_release_is_applied_in_place_and_stays_and_one_that_fails_leads_back_to_it(site, tmp_path):
     site.publish(real_wheel("9.0.0"), version="9.0.0")
     folder = tmp_path / "data"
     with Node(folder, **settings(site)) as node:
@@ -114,44 +121,36 @@ def test_a_release_is_applied_in_place_confirmed_and_still_there_at_the_next_sta
     with Node(folder, **settings(site)) as node:
         state = node.http.post("/api/admin/updates/check").json()
         assert (state["running"], state["available"], state["problem"]) == ("9.0.0", None, None)
-        site.publish(real_wheel("9.0.0"), version="9.0.0", sequence=1, channel="stable")
         refused = node.http.post("/api/admin/updates/apply")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "update_blocked")
-    with Node(folder, **{**settings(site), "MESHNODE_UPDATES_ENABLED": "false"}) as node:
-        assert node.http.get("/api/admin/status").json()["version"] == meshnode.__version__
-
-
-@pytest.mark.parametrize(("files", "why"), [(EXITS, "ended with status 1"), (RAISES, "RuntimeError: no such thing")])
-def test_a_version_that_does_not_start_is_taken_back_at_once(tmp_path, files, why):
-    folder = tmp_path / "data"
-    install(folder, "9.0.0", make_wheel("9.0.0", files))
-    with Node(folder, **settings()) as node:
-        state = node.http.get("/api/admin/updates").json()
-        assert state["running"] == meshnode.__version__
-        assert why in state["failed"]["9.0.0"]
-        assert json.loads((folder / "runtime.json").read_text())["pid"] == node.process.pid
-        (condition,) = node.http.get("/api/admin/status").json()["conditions"]
-        assert "9.0.0 was tried and taken back" in condition["text"]
-
-
-def test_from_a_version_that_fails_the_way_back_is_the_one_before_it(site, tmp_path):
-    folder = tmp_path / "data"
-    install(folder, "9.0.0", real_wheel("9.0.0"))
-    confirm(folder / "updates")
-    broken = make_wheel("9.1.0", EXITS)
-    site.publish(broken, version="9.1.0")
-    with Node(folder, **settings(site)) as node:
+        site.publish(make_wheel("9.1.0", EXITS), version="9.1.0", sequence=2)
         assert node.http.post("/api/admin/updates/apply").json()["running"] == "9.0.0"
         now = wait_for(lambda: (state := said(node))["failed"] and state)
         assert (now["running"], now["installation"]) == ("9.0.0", meshnode.__version__)
-        assert json.loads((folder / "runtime.json").read_text())["pid"] == node.process.pid
+        assert "ended with status 1" in now["failed"]["9.1.0"]
+        at = json.loads((folder / "runtime.json").read_text())
+        assert at["pid"] == node.process.pid
         again = httpx.post(
-            f"http://127.0.0.1:{json.loads((folder / 'runtime.json').read_text())['port']}/api/admin/updates/apply",
+            f"http://127.0.0.1:{at['port']}/api/admin/updates/apply",
             headers=node.http.headers,
             timeout=60,
             trust_env=False,
         )
         assert (again.status_code, "tried here and taken back" in again.text) == (409, True)
+    with Node(folder, **{**settings(site), "MESHNODE_UPDATES_ENABLED": "false"}) as node:
+        assert node.http.get("/api/admin/status").json()["version"] == meshnode.__version__
+
+
+def test_a_version_that_does_not_start_is_taken_back_at_once(tmp_path):
+    folder = tmp_path / "data"
+    install(folder, "9.0.0", make_wheel("9.0.0", RAISES))
+    with Node(folder, **settings()) as node:
+        state = node.http.get("/api/admin/updates").json()
+        assert state["running"] == meshnode.__version__
+        assert "RuntimeError: no such thing" in state["failed"]["9.0.0"]
+        assert json.loads((folder / "runtime.json").read_text())["pid"] == node.process.pid
+        (condition,) = node.http.get("/api/admin/status").json()["conditions"]
+        assert "9.0.0 was tried and taken back" in condition["text"]
 
 
 def test_a_version_that_is_never_ready_is_taken_back(tmp_path):
@@ -193,9 +192,7 @@ def test_who_stops_a_node_in_the_trial_does_not_fail_it(tmp_path):
 
 def test_what_a_failed_version_did_to_the_database_is_undone(tmp_path):
     folder = tmp_path / "data"
-    with Node(folder, **settings()) as node:
-        node.process.send_signal(signal.SIGTERM)
-        assert node.end() == 0
+    trio.run(make_store, DataPaths(folder).store)
     spoil = (
         "import shutil\nshutil.rmtree(pathlib.Path(sys.argv[sys.argv.index('--data-dir') + 1], 'store'))\nsys.exit(3)"
     )
