@@ -22,7 +22,8 @@ def writer() -> Callable[[str], None]:
     return lambda line: os.write(file, f"{line}\n".encode()) and None
 
 
-def _trace_openings() -> None:
+def trace_openings() -> None:
+    """Have every stream and link written down that this process opens."""
     from meshnode.network.dataplane import DataPlane
     from meshnode.network.libp2p_connections import Connections
 
@@ -47,5 +48,5 @@ def _trace_workers() -> None:
 
 if __name__ == "__main__":
     _trace_workers()
-    _trace_openings()
+    trace_openings()
     main()

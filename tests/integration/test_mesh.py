@@ -31,9 +31,11 @@ TEXTS = ["A cat.", "The sea, the sea, the open sea."]
 def started(tmp_path_factory, starter_wheel):
     """A node for each third of the model, spares for two thirds, and one that holds nothing and whom the others begin with."""
     with Mesh(tmp_path_factory.mktemp("mesh"), starter_wheel) as mesh:
-        mesh.start("asker", program=CRASHING)
+        mesh.traces = tmp_path_factory.mktemp("traces")
+        options = {"program": CRASHING, "BENCH_TRACES": str(mesh.traces)}
+        mesh.start("asker", **options)
         for name, blocks in HOLDERS.items():
-            mesh.begin(name, blocks=blocks, bootstrap="asker", program=CRASHING)
+            mesh.begin(name, blocks=blocks, bootstrap="asker", **options)
         mesh.begin("alone", "--model", "starter", MESHNODE_NETWORK_ENABLED="false")
         for name in (*HOLDERS, "alone"):
             mesh.nodes[name].__enter__()
@@ -84,13 +86,33 @@ def test_every_node_answers_with_the_text_of_one_that_holds_all(mesh):
     assert seeded.outcome == mesh.undisturbed["seeded"].outcome != alone.outcome
 
 
+def test_a_token_costs_no_stream_and_no_link(mesh):
+    def opened():
+        """Return how many all nodes have opened so far, those apart by which they announce their shards."""
+        lines = [line for file in mesh.traces.iterdir() for line in file.read_text().splitlines()]
+        return sum(line.startswith("opened") and "/dht/" not in line for line in lines)
+
+    counts = []
+    answer = ask(mesh.nodes["a"], STORY, meanwhile=lambda _: counts.append(opened()))
+    assert answer.outcome == mesh.undisturbed["greedy"].outcome
+    assert len(counts) > 20
+    assert len(set(counts)) == 1
+    assert counts[0] >= len(NODES)  # what counts them works: each has a link to the asker at least
+
+
 @pytest.mark.parametrize("place", ["asker", "a"], ids=["delegated", "split"])
-def test_every_interface_says_what_one_node_says(mesh, place):
+def test_every_interface_says_what_one_node_says_all_at_once(mesh, place):
     http = mesh.nodes[place].http
-    for name, wanted in mesh.told.items():
-        for surface in surfaces_for(ASKED[name]):
-            for stream in (False, True):
-                assert surface(http, ASKED[name], stream=stream) == wanted, (name, surface.__name__, stream)
+    cases = [
+        (name, surface, stream)
+        for name in mesh.told
+        for surface in surfaces_for(ASKED[name])
+        for stream in (False, True)
+    ]
+    with ThreadPoolExecutor(len(cases)) as pool:
+        said = pool.map(lambda case: case[1](http, ASKED[case[0]], stream=case[2]), cases)
+        for (name, surface, stream), told in zip(cases, said, strict=True):
+            assert told == mesh.told[name], (name, surface.__name__, stream)
     assert vectors(http, TEXTS) == mesh.vectors
 
 

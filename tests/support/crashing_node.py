@@ -1,8 +1,13 @@
-"""`python -m meshnode`, except that at SIGUSR1 a task of libp2p's raises, as a bug of its own would."""
+"""`python -m meshnode`, except that at SIGUSR1 a task of libp2p's raises, as a bug of its own would.
 
+With $BENCH_TRACES it writes down in that folder which streams and links it opens.
+"""
+
+import os
 import signal
 
 import trio
+from bench.traced_node import trace_openings
 from libp2p.network.swarm import Swarm
 
 from meshnode.cli.main import main
@@ -24,4 +29,6 @@ async def _run_and_crash(swarm):
 
 if __name__ == "__main__":
     Swarm.run = _run_and_crash
+    if "BENCH_TRACES" in os.environ:
+        trace_openings()
     main()
