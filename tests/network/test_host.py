@@ -261,7 +261,7 @@ async def test_hundreds_of_cancelled_reads_and_writes_cost_neither_the_connectio
         received += await receive_exactly(stream, len(sent) - len(received))
         assert received == sent
         assert cancelled > 100
-        for _ in range(300):
+        for _ in range(100):  # without the patches a connection is lost after eight at most
             doomed = await here.open_stream(there.peer, ECHO)
             with trio.move_on_after(rng.choice([0, 0.0002, 0.001, 0.002])):
                 await doomed.send_all(bytes(rng.randrange(1, 600_000)))
