@@ -33,13 +33,6 @@ def test(session: nox.Session) -> None:
 
 
 @nox.session
-def clients(session: nox.Session) -> None:
-    """Real clients against a real node, the heavy ones too."""
-    session.install("-c", "constraints.txt", "-e", ".[dev,clients]")
-    session.run("pytest", "tests/clients", *session.posargs)
-
-
-@nox.session
 def bench(session: nox.Session) -> None:
     """What is promised of speed, memory, quality and the mesh, with its goals; `-- --only NAME`; docs/performance.md."""
     session.install(*INSTALL)

@@ -23,7 +23,7 @@ TOOL = {
 def main() -> None:
     client = Anthropic(base_url=os.environ.get("ANTHROPIC_BASE_URL", "http://127.0.0.1:8800"))
     asked = " ".join(sys.argv[1:]) or "Why is the sky blue?"
-    with client.messages.stream(model="auto", max_tokens=200, messages=[{"role": "user", "content": asked}]) as stream:
+    with client.messages.stream(model="auto", max_tokens=100, messages=[{"role": "user", "content": asked}]) as stream:
         for text in stream.text_stream:
             print(text, end="", flush=True)
     print()
@@ -33,7 +33,7 @@ def main() -> None:
         max_tokens=100,
         messages=[{"role": "user", "content": "What is the weather like in Rome?"}],
         tools=[TOOL],
-        tool_choice={"type": "any"},
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
     )
     for block in called.content:
         if block.type == "tool_use":

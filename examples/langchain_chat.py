@@ -21,7 +21,10 @@ class Opinion(BaseModel):
 def main() -> None:
     prompt = " ".join(sys.argv[1:]) or "Write one sentence about the sea."
     model = ChatOpenAI(
-        model="auto", base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8800/v1"), temperature=0
+        model="auto",
+        base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8800/v1"),
+        temperature=0,
+        max_tokens=100,
     )
     text = ""
     for chunk in model.stream(prompt):

@@ -17,7 +17,7 @@ async def ask(prompt: str) -> None:
     http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}, timeout=120)
     async with Client(streamable_http_client(f"{node}/mcp", http_client=http)) as client:
         print("tools:", ", ".join(tool.name for tool in (await client.list_tools()).tools))
-        answer = await client.call_tool("chat", {"prompt": prompt, "temperature": 0})
+        answer = await client.call_tool("chat", {"prompt": prompt, "temperature": 0, "max_tokens": 100})
         print(answer.content[0].text)
 
 

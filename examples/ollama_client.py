@@ -13,7 +13,8 @@ def main() -> None:
     prompt = " ".join(sys.argv[1:]) or "What is the capital of France?"
     client = ollama.Client(host=os.environ.get("OLLAMA_HOST", "http://127.0.0.1:8800"))
     print("models:", ", ".join(model.model for model in client.list().models))
-    for chunk in client.chat("auto", [{"role": "user", "content": prompt}], stream=True, options={"temperature": 0}):
+    messages, options = [{"role": "user", "content": prompt}], {"temperature": 0, "num_predict": 100}
+    for chunk in client.chat("auto", messages, stream=True, options=options):
         print(chunk.message.content, end="", flush=True)
     print()
 

@@ -39,7 +39,7 @@ def main() -> None:
             tool_choice=choice,
             parallel_tool_calls=False,
             temperature=0,
-            max_tokens=200,
+            max_tokens=60,
         )
         message, choice = answer.choices[0].message, "auto"
         messages.append(message)

@@ -11,7 +11,7 @@ pytestmark = [
 ]
 
 HI = [{"role": "user", "content": "What is the capital of France?"}]
-SHORT = {"temperature": 0, "num_predict": 8}
+SHORT = {"temperature": 0, "num_predict": 4}
 
 
 def add(a: int, b: int) -> int:
@@ -33,7 +33,7 @@ def client(node, key):
 def test_whole_and_streamed_are_the_same(client):
     whole = client.chat("starter", HI, options=SHORT)
     assert whole.message.content
-    assert whole.eval_count <= 8
+    assert whole.eval_count <= 4
     assert whole.total_duration > whole.eval_duration > 0
     chunks = list(client.chat("starter:latest", HI, options=SHORT, stream=True))
     assert "".join(chunk.message.content for chunk in chunks) == whole.message.content
@@ -73,17 +73,14 @@ def test_an_answer_has_the_form_that_is_asked_for(client):
     assert json.loads(whole.message.content)["city"] in ("Paris", "Rome")
 
 
-def test_a_loop_of_tools_with_a_function(client):
-    asked = [{"role": "user", "content": "What is 2 + 3?"}]
-    first = client.chat("starter", asked, tools=[add], options={"temperature": 0, "num_predict": 24})
+def test_a_function_is_a_tool_and_its_result_is_read(client):
     call = ollama.Message.ToolCall(function=ollama.Message.ToolCall.Function(name="add", arguments={"a": 2, "b": 3}))
-    calls = first.message.tool_calls or [call]  # so small a model calls as it likes
-    history = [
-        *asked,
-        ollama.Message(role="assistant", content=first.message.content, tool_calls=calls),
-        *({"role": "tool", "content": "5", "tool_name": made.function.name} for made in calls),
+    history = [  # the call is made up, since its interface cannot insist on one and so small a model calls as it likes
+        {"role": "user", "content": "What is 2 + 3?"},
+        ollama.Message(role="assistant", tool_calls=[call]),
+        {"role": "tool", "content": "5", "tool_name": "add"},
     ]
-    assert client.chat("starter", history, tools=[add], options=SHORT).done
+    assert client.chat("starter", history, tools=[add], options={"temperature": 0, "num_predict": 2}).done
 
 
 def test_models_are_found_and_shown(client):

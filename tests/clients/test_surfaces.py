@@ -1,4 +1,4 @@
-"""The same request gives the same text, end and token counts through every interface, whole or streamed.
+"""The same request gives the same text, calls, end and token counts through every interface, whole or streamed.
 
 Delegated and split routes: tests/integration/test_mesh.py.
 """
@@ -6,24 +6,36 @@ Delegated and split routes: tests/integration/test_mesh.py.
 import json
 
 import pytest
-from support.surfaces import ASKED, chat, surfaces_for, vectors
+from support.surfaces import ASKED, BEGINNINGS, chat, told_by_all, vectors
 
 pytestmark = [pytest.mark.processes, pytest.mark.starter]
+
+
+@pytest.fixture(scope="module")
+def node(node):
+    """The node, which has read both beginnings of the prompts."""
+    for asked in BEGINNINGS:
+        chat(node.http, asked, stream=False)
+    return node
 
 
 @pytest.mark.parametrize("name", ASKED)
 def test_every_interface_says_the_same(node, name):
     asked = ASKED[name]
-    wanted = chat(node.http, asked, stream=False)
-    assert wanted.text
-    assert wanted.is_cut == (name == "cut")
+    told = told_by_all(node.http, asked)
+    wanted = told["chat", "whole"]
+    assert wanted.reason == {"cut": "length", "offered": "length", "called": "tool_calls"}.get(name, "stop")
+    assert wanted.cached_tokens == (wanted.prompt_tokens - 1) // 256 * 256 > 0
     if asked.stop:
         assert asked.stop not in wanted.text
-    if asked.schema:
-        assert json.loads(wanted.text)["city"] in ("Paris", "Rome")
-    for surface in surfaces_for(asked):
-        for stream in (False, True):
-            assert surface(node.http, asked, stream=stream) == wanted, (surface.__name__, stream)
+    if asked.is_formed:
+        assert json.loads(wanted.text)["to"] in ("Paris", "Rome")
+    if name == "called":
+        assert wanted.calls in [(("go", {"to": city}),) for city in ("Paris", "Rome")]
+    else:
+        assert wanted.text
+    assert told == dict.fromkeys(told, wanted)
+    assert {each.cached_tokens for each in told.values()} - {None} == {wanted.cached_tokens}
 
 
 def test_every_interface_makes_the_same_vectors(node):
