@@ -14,7 +14,7 @@ def main() -> None:
     for said in ("My name is Ada and I live in London.", "Where do I live?"):
         print(">", said)
         stream = client.responses.create(
-            model="auto", input=said, previous_response_id=previous, stream=True, temperature=0, max_output_tokens=40
+            model="auto", input=said, previous_response_id=previous, stream=True, temperature=0, max_output_tokens=24
         )
         for event in stream:
             if event.type == "response.output_text.delta":

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from support.real_node import Node
-from support.tiny_gguf import write_tiny_llama
+from support.tiny_gguf import TEMPLATE, write_tiny_llama
 
 from meshnode.cli.main import root
 from meshnode.config.paths import DataPaths
@@ -47,7 +47,8 @@ def add(path, folder):
 def node(tmp_path_factory):
     """One node for all: it has a good model, and one whose template never ends."""
     folder, files = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("files")
-    add(write_tiny_llama(files / "good.gguf", name="Good"), folder)
+    named = "{% if tools %}{{ tools | map(attribute='function.name') | join }}<tool_call>{% endif %}"
+    add(write_tiny_llama(files / "good.gguf", name="Good", template=named + TEMPLATE), folder)
     endless = "{% for i in range(10**12) %}{{ messages[0].content }}{% endfor %}"
     add(write_tiny_llama(files / "endless.gguf", name="Endless", seed=1, template=endless), folder)
     with Node(folder, "--offline", "--threads", "1", "--model", "good", "--model", "endless") as node:
@@ -107,6 +108,16 @@ def test_a_prompt_longer_than_the_context_is_told_both_numbers(node):
     message = post(node, BAD["longer than the context"][0]).json()["error"]["message"]
     assert "1024" in message
     assert [int(word) for word in message.split() if word.isdecimal() and 5000 <= int(word) < 5100]
+
+
+def test_of_two_hundred_tools_one_is_called(node):
+    empty = {"type": "object", "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": f"t{number}", "parameters": empty}} for number in range(200)]
+    body = CHAT | {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 128}
+    (choice,) = post(node, body).json()["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] in [tool["function"]["name"] for tool in tools]
+    assert (json.loads(call["function"]["arguments"]), choice["finish_reason"]) == ({}, "tool_calls")
 
 
 # A kilobyte for each token, and none of them the last.
