@@ -110,7 +110,7 @@ class Hub:
         data = await self.read(connections, path, reference.repository, _LIST_BYTES)
         try:
             info = msgspec.json.decode(data, type=_Info)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SourceUnavailable(f"{self.endpoint} does not answer as a hub does: {error}") from error
         files = tuple(_file(each) for each in info.siblings if each.size and _PATH.fullmatch(each.rfilename))
         return HubRepository(reference.repository, info.sha, files)
@@ -165,7 +165,7 @@ def _troubles() -> Iterator[None]:
     """Say that what went wrong on the way may go right the next time."""
     try:
         yield
-    except (httpx.TransportError, httpx.TooManyRedirects, httpx.StreamError) as error:
+    except (httpx.RequestError, httpx.StreamError) as error:
         raise HubTrouble(str(error) or type(error).__name__) from error
     except httpx.InvalidURL as error:
         raise SourceUnavailable(f"the hub's address cannot be used: {error}; look at HF_ENDPOINT") from error

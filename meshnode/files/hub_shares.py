@@ -92,7 +92,7 @@ def decode_share(raw: bytes) -> HubShare:
     """Read a share as it travels, msgpack. Raises RequestError."""
     try:
         return msgspec.msgpack.decode(raw, type=HubShare)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RequestError(f"a share that cannot be made: {error}") from error
 
 

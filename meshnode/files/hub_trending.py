@@ -57,7 +57,7 @@ async def fetch_trending(hub: Hub, limit: int = 50, pause: float = 5.0) -> tuple
         data = await patiently(attempt, f"{hub.endpoint} was asked what trends", pause)
     try:
         entries = msgspec.json.decode(data, type=list[msgspec.Raw])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise SourceUnavailable(f"{hub.endpoint} does not answer as a hub does: {error}") from error
     return tuple(_readable(entries))[:limit]
 

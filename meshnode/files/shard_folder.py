@@ -50,7 +50,7 @@ def export_model(manifest: ModelManifest, held: Sequence[tuple[ShardId, Path]], 
         total = 0
         for shard, path in held:
             place = target / shard_file_name(shard)
-            if not place.exists() or place.stat().st_size != path.stat().st_size:
+            if not _is_whole(place, shard):  # what was exported before, and may have suffered on the way
                 partial = place.with_suffix(".part")
                 shutil.copyfile(path, partial)
                 partial.replace(place)
@@ -60,6 +60,16 @@ def export_model(manifest: ModelManifest, held: Sequence[tuple[ShardId, Path]], 
     except OSError as error:
         raise FileError(f"cannot export to {target}: {error.strerror}; free space or choose another folder") from error
     return total
+
+
+def _is_whole(place: Path, shard: ShardId) -> bool:
+    if not place.exists():
+        return False
+    hasher = blake3()
+    with place.open("rb") as file:
+        while piece := file.read(_PIECE):
+            hasher.update(piece)
+    return hasher.hexdigest() == shard
 
 
 def read_manifest(folder: Path) -> ModelManifest:

@@ -56,7 +56,7 @@ class ShareMaker:
             return known
         await self.lanes.run("disk", self.records.put, share)
         async with AsyncExitStack() as stack:
-            mirrors = {number: await self._open(share.files[number], stack) for number in _used(share)}
+            mirrors = {number: await self._open(share, share.files[number], stack) for number in _used(share)}
             blocks: dict[int, set[int]] = {number: set() for number in mirrors}
             for tensor in (tensor for shard in share.shards for tensor in shard.tensors):
                 blocks[tensor.file].update(mirrors[tensor.file].blocks_of(tensor.offset, tensor.offset + tensor.nbytes))
@@ -98,8 +98,9 @@ class ShareMaker:
             raise HubTrouble(f"{len(data)} bytes came of {end - start}")
         return bytes(data)
 
-    async def _open(self, file: HubFile, stack: AsyncExitStack) -> Mirror:
-        mirror = await self.lanes.run("hashing", open_mirror, self.paths.transfers, file.oid, file.nbytes)
+    async def _open(self, share: HubShare, file: HubFile, stack: AsyncExitStack) -> Mirror:
+        key = self.records.mirror_key(share, file)
+        mirror = await self.lanes.run("hashing", open_mirror, self.paths.transfers, key, file.nbytes)
         stack.callback(mirror.close)
         return mirror
 

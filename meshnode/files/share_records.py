@@ -66,10 +66,18 @@ class ShareRecords:
                 self.part(hashed).unlink(missing_ok=True)
             for file in share.files:
                 if file not in spared:
-                    forget_mirror(self.folder, file.oid)
+                    forget_mirror(self.folder, self.mirror_key(share, file))
             path.unlink(missing_ok=True)
         except OSError as error:
             raise FileError(f"cannot tidy {self.folder}: {error.strerror}") from error
+
+    def mirror_key(self, share: HubShare, file: HubFile) -> str:
+        """Return what the mirror of a file is known by.
+
+        What a peer says of a file may be wrong: were its mirror the one of this node's own download of a file with that hash, the
+        peer could have it cut short or deleted, or fill it from a repository of its own.
+        """
+        return f"lent {share.repository} {file.nbytes} {file.oid}" if self.lent else file.oid
 
     def part(self, hashed: HashedBytes) -> Path:
         """Return where a shard that was made lies until it is taken."""
@@ -81,7 +89,7 @@ class ShareRecords:
         return max(
             [
                 path.stat().st_mtime if path.exists() else 0.0,
-                *(mirror_written(self.folder, each.oid) for each in share.files),
+                *(mirror_written(self.folder, self.mirror_key(share, each)) for each in share.files),
             ]
         )
 

@@ -9,6 +9,7 @@ from support.tiny_gguf import write_tiny_llama
 
 from meshnode.errors import Overloaded, RequestError
 from meshnode.files.hub_client import Hub
+from meshnode.files.hub_mirror import open_mirror
 from meshnode.files.hub_shares import HubShare, decode_made, decode_share
 from meshnode.files.hub_source import HubSource
 from meshnode.files.shard_file import hash_pieces
@@ -94,6 +95,19 @@ async def test_a_helper_that_starts_again_in_the_middle_goes_on_there(helper, sh
     await Helping(helper.maker, helper.keeper).make(msgspec.msgpack.encode(share), lambda *each: done.append(each))
     assert done[0][0] > half
     assert {path.suffix for path in helper.maker.paths.transfers.iterdir()} == {".part", ".lent"}
+
+
+async def test_what_a_peer_says_of_a_file_touches_no_download_of_this_nodes_own(helper, share, data):
+    (number,) = {tensor.file for shard in share.shards for tensor in shard.tensors}
+    file, folder = share.files[number], helper.maker.paths.transfers
+    own = open_mirror(folder, file.oid, file.nbytes)
+    own.write(0, b"w" * own.size_of(0))
+    own.close()
+    await helper.make(msgspec.msgpack.encode(share), silent)
+    helper.maker.records.drop(share)
+    again = open_mirror(folder, file.oid, file.nbytes)
+    assert again.held == {0}
+    again.forget()
 
 
 async def test_what_was_made_is_believed_by_its_bytes_alone(helper, share, hub):

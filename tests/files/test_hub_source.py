@@ -161,9 +161,16 @@ async def test_what_passes_is_waited_for(data, hub, big, big_id, fault):
 
 
 async def test_a_busy_hub_is_asked_again_what_it_has(node_data, hub, big_id):
-    hub.lookup_faults = [429, 503]
+    hub.lookup_faults = [429, 503, "no gzip"]
     async with node_data.running() as node:
         assert (await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}"))).id == big_id
+
+
+async def test_a_list_that_is_no_text_is_refused(node_data, hub):
+    hub.lookup_faults = ["no UTF-8"]
+    async with node_data.running() as node:
+        with pytest.raises(SourceUnavailable, match="does not answer as a hub does"):
+            await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}"))
 
 
 @pytest.mark.parametrize(

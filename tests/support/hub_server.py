@@ -21,7 +21,7 @@ class HubServer:
     repositories: dict[str, dict[str, bytes]] = attrs.field(factory=dict)  # OWNER/REPO -> path -> bytes
     token: str | None = None  # needed when set
     faults: list[str] = attrs.field(factory=list)
-    lookup_faults: list[int] = attrs.field(factory=list)  # statuses
+    lookup_faults: list[int | str] = attrs.field(factory=list)  # statuses, or "no gzip", "no UTF-8"
     endpoint: str = ""
     storage: str = ""
     sent_bytes: int = 0  # of files
@@ -64,7 +64,7 @@ class _Front(_Handler):
             return self.reply(401)
         if path.path == "/api/models":
             if hub.lookup_faults:
-                return self.reply(hub.lookup_faults.pop(0), retry_after="0")
+                return self._fail(hub.lookup_faults.pop(0))
             return self.reply(200, json.dumps(hub.trending).encode())
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path.path):
             return self._describe(found[1], unquote(found[2]))
@@ -72,9 +72,16 @@ class _Front(_Handler):
             return self._redirect(found[1], found[2], unquote(found[3]))
         return self.reply(404)
 
+    def _fail(self, fault: int | str) -> None:
+        if fault == "no gzip":
+            return self.reply(200, b"nonsense", content_encoding="gzip")
+        if fault == "no UTF-8":
+            return self.reply(200, b'{"sha": "\xff", "siblings": []}')
+        return self.reply(int(fault), retry_after="0")
+
     def _describe(self, name: str, revision: str) -> None:
         if self.hub.lookup_faults:
-            return self.reply(self.hub.lookup_faults.pop(0), retry_after="0")
+            return self._fail(self.hub.lookup_faults.pop(0))
         files = self.hub.repositories.get(name)
         if files is None or revision not in ("main", self.hub.commit(name)):
             return self.reply(404, x_error_code="RepoNotFound")

@@ -34,11 +34,7 @@ class Asked:
     stop: str | None = None
     is_formed: bool = False  # by the schema
     tools: str | None = None  # whether one is "offered" or must be "called"
-
-    @property
-    def sentences(self):
-        """How often the system message has the sentence: as fills a page, or two with a tool, so that little is left to read."""
-        return 16 if self.tools else 11
+    sentences: int = 11  # of the system message; 11 fill a page, and 16 two with a tool, so that little is left to read
 
     @property
     def system(self):
@@ -71,10 +67,10 @@ ASKED = {
     "cut": Asked(3),
     "stopped": Asked(32, stop=" Paris"),
     "formed": Asked(32, is_formed=True),
-    "offered": Asked(3, tools="offered"),
-    "called": Asked(64, tools="called"),
+    "offered": Asked(3, tools="offered", sentences=16),
+    "called": Asked(64, tools="called", sentences=16),
 }
-BEGINNINGS = (Asked(1), Asked(1, tools="offered"))
+BEGINNINGS = (Asked(1), ASKED["offered"])
 """What has the beginnings of all prompts read."""
 
 
