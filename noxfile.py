@@ -23,7 +23,7 @@ def check(session: nox.Session) -> None:
 def test(session: nox.Session) -> None:
     """The whole default suite, and that no line or branch of what keeps all else alive goes untested; arguments go to pytest."""
     session.install(*INSTALL)
-    session.run("pytest", *(session.posargs or ("-n", "2")))
+    session.run("pytest", *session.posargs)
     if not session.posargs:
         parts = ("supervise", "flow")
         measured = [f"--cov=meshnode.{part}" for part in parts]

