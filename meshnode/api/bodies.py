@@ -29,9 +29,8 @@ __all__ = [
 
 JSON = "application/json"
 _MAX_DEPTH = 400  # levels of a body: what is decoded can be encoded again, by calls that stand deeper in the stack
-_MAX_NESTED = (
-    100_000  # objects and lists; a body can have four million, over which the garbage collector goes for seconds
-)
+# Objects and lists of a body, which can have four million: the garbage collector goes over them for seconds.
+_MAX_NESTED = 100_000
 
 T = TypeVar("T")
 WrongValue = Callable[[str], RequestError]

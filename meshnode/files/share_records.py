@@ -122,9 +122,8 @@ class Leftovers:
     """Lent shares that nobody has come back for. Ages are told by the caller's clock: that of the disk may jump."""
 
     records: ShareRecords
-    _seen: dict[HubShare, tuple[float, float]] = attrs.field(
-        factory=dict, init=False
-    )  # as it was written, and since when
+    # When each was last written to, by the disk, and since when that has been so.
+    _seen: dict[HubShare, tuple[float, float]] = attrs.field(factory=dict, init=False)
 
     def sweep(self, now: float) -> None:
         """Delete what has been as it is for too long. Blocking. Raises FileError."""

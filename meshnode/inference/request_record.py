@@ -76,9 +76,8 @@ class RequestRecord:
             "outcome": self.outcome,
             "finish_reason": self.finish_reason,
             "error": None if self.error is None else self.error.code,
-            "reason": None
-            if isinstance(self.error, RequestError | None)
-            else str(self.error),  # those quote what was sent
+            # A caller's errors quote what was sent.
+            "reason": None if isinstance(self.error, RequestError | None) else str(self.error),
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "recoveries": self.recoveries,

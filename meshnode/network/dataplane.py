@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
+from meshnode.flow.events import first_of
 from meshnode.flow.periodic import Ticker
 from meshnode.network.bulk_lines import BulkLine, open_line
 from meshnode.network.bulk_reception import BulkReception
@@ -256,7 +257,7 @@ class DataPlane:
             while True:
                 nudge = self._nudges[peer] = trio.Event()
                 with trio.move_on_after(pause):
-                    await _first(link.closed, nudge)
+                    await first_of(link.closed, nudge)
                 if link.closed.is_set():
                     return
                 try:
@@ -337,15 +338,3 @@ class DataPlane:
     def _spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
         assert self._nursery is not None  # only tasks of this nursery come here
         self._nursery.start_soon(function, *args)
-
-
-async def _first(*events: trio.Event) -> None:
-    """Wait until one of them is set."""
-
-    async def wait(event: trio.Event) -> None:
-        await event.wait()
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for event in events:
-            nursery.start_soon(wait, event)

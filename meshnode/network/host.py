@@ -17,6 +17,7 @@ from libp2p.tools.anyio_service import background_trio_service
 
 from meshnode.crypto.identity import Identity
 from meshnode.errors import ConfigError, PeerError, PeerMisbehaved, PeerUnreachable
+from meshnode.flow.events import first_of
 from meshnode.network.addresses import Address, local_hosts, parse_address
 from meshnode.network.dht import Dht
 from meshnode.network.direct import Anteroom, origin_of
@@ -241,7 +242,7 @@ class ControlHost:
                 return
             # A handshake costs nothing: without a second wait those of other networks could take every place.
             with self._strangers.admit(source):
-                await _first(arrival.vouched, arrival.ended)
+                await first_of(arrival.vouched, arrival.ended)
             if not (arrival.vouched.is_set() or arrival.ended.is_set()):
                 self._refused("stranger")
                 _log.debug("stranger hung up on", source=source, peer=short(arrival.peer))
@@ -289,18 +290,6 @@ async def open_host(
     finally:
         for listener in listeners:
             listener.socket.close()
-
-
-async def _first(*events: trio.Event) -> None:
-    """Wait for one of the events."""
-
-    async def wait(event: trio.Event) -> None:
-        await event.wait()
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for event in events:
-            nursery.start_soon(wait, event)
 
 
 def _network_name(network_id: str) -> str:

@@ -62,9 +62,8 @@ class Courtesy:
     way: RightOfWay
     piece: int = attrs.field(default=_LEAST, init=False)  # bytes
     _last: float = attrs.field(default=_UNKNOWN, init=False)  # seconds
-    _quickest: float = attrs.field(
-        default=math.inf, init=False
-    )  # seconds: of the way there and back, and a small piece
+    # Seconds: of the way there and back, and a small piece.
+    _quickest: float = attrs.field(default=math.inf, init=False)
 
     def claim(self) -> float:
         """Claim the link for a piece, or return after how many seconds to ask again. One that gets stuck blocks nobody."""

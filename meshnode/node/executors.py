@@ -16,9 +16,8 @@ from meshnode.observe.metrics import Metrics
 __all__ = ["Executors"]
 
 _MIXED_CHUNK = 128  # prompt tokens in a step that others wait for
-_LOOK_EVERY = (
-    0.5  # seconds, so that what a client held is seen to be free within one; a worker answers between two steps
-)
+# Seconds, so that what a client held is seen to be free within one; a worker answers between two steps.
+_LOOK_EVERY = 0.5
 
 
 class _MeasuredExecutor(ProcessExecutor):
@@ -86,9 +85,8 @@ class Executors:
         """Look at what the caches hold, again and again, until cancelled."""
         async with trio.open_nursery() as nursery:
             async for _ in Ticker(_LOOK_EVERY):
-                for executor in (
-                    self._held.keys() - self._looked_at
-                ):  # one in a long step is waited for, and hides no other
+                # One in a long step is waited for, and hides no other.
+                for executor in self._held.keys() - self._looked_at:
                     self._looked_at.add(executor)
                     nursery.start_soon(self._look, executor)
 

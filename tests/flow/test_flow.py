@@ -10,6 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 from meshnode.flow.broadcast import Broadcast, Lagged, Overflow
 from meshnode.flow.buckets import KeyedBuckets
 from meshnode.flow.deadlines import Budget
+from meshnode.flow.events import first_of
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.flow.periodic import Ticker
@@ -180,3 +181,13 @@ async def test_a_subscriber_without_room_is_refused_and_the_publisher_unharmed()
 def test_a_budget_is_not_built_from_seconds_by_mistake():
     with pytest.raises(TypeError):
         Budget(25.0)
+
+
+async def test_the_first_of_several_events_ends_the_wait():
+    early, never = trio.Event(), trio.Event()
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first_of, early, never)
+            await wait_all_tasks_blocked()
+            assert nursery.child_tasks
+            early.set()
