@@ -1,7 +1,7 @@
 """How others have generations run: a call through the router's mailbox, events through a channel of the caller's own."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Self
 
 import attrs
@@ -40,6 +40,16 @@ class GenerationCall:
     events: trio.MemorySendChannel[_Item]
     abandoned: trio.Event  # the caller has left: stop at once
     delegated: Delegated = Delegated()
+    lagging: Callable[[], AbstractContextManager[None]] = nullcontext  # held while the caller takes nothing
+
+    async def tell(self, event: GenerationEvent) -> None:
+        """Hand on an event, waiting while the caller lags behind. Raises what `lagging` does. Cancelled, it may be lost."""
+        await trio.lowlevel.checkpoint()
+        try:
+            self.events.send_nowait((self.index, event))
+        except trio.WouldBlock:
+            with self.lagging():
+                await self.events.send((self.index, event))
 
 
 @attrs.define(eq=False)

@@ -74,4 +74,4 @@ async def _send(call: GenerationCall, record: RequestRecord, event: GenerationEv
         record.start(event)
     elif isinstance(event, Finished):
         record.finish(event)
-    await call.events.send((call.index, event))
+    await call.tell(event)

@@ -214,9 +214,9 @@ class InferenceRouter:
             if call.request.only_counts:  # no turn: nothing is computed
                 await runner.run(call, record)
                 return
-            async with self._queue.turn(call.request.client):
+            async with self._queue.turn(call.request.client) as idle:
                 record.admitted = trio.current_time()
-                await runner.run(call, record)
+                await runner.run(attrs.evolve(call, lagging=partial(idle, call.request.id)), record)
         if deadline.cancelled_caught:
             raise DeadlineExceeded(f"the answer took more than {settings.request_timeout:.0f} s")
 

@@ -5,9 +5,11 @@ import re
 import attrs
 import pytest
 import trio
+from support.fake_executor import FakeExecutor
 from support.router_mesh import PROMPT, open_routers, six_blocks
 
 from meshnode.errors import NoRoute
+from meshnode.inference.calls import open_generations
 from meshnode.inference.privacy import Privacy
 from meshnode.types.generation import Delta
 from meshnode.wire.protocols import STAGE_MESSAGES
@@ -168,6 +170,33 @@ async def test_who_waits_in_the_line_of_a_coordinator_leaves_it_too(mesh, autoju
     await trio.sleep(0.5)
     assert (node.router._queue.active, node.router._queue.waiting) == (0, 0)
     assert mesh.held() == {}
+
+
+async def test_a_reader_that_pauses_holds_no_turn_of_a_coordinator_and_loses_no_letter(model, autojump_clock):
+    async with open_routers(model) as mesh:
+        await mesh.add("single", 0, 6, executor=lambda *_: FakeExecutor(range(3, 250)), max_concurrent=1)
+        for name in ("pausing", "other"):
+            await mesh.add(name)
+        expected = await mesh.nodes["other"].ask(count=500)
+        assert expected.finished.usage.completion_tokens == 500
+        paused, text = trio.Event(), []
+
+        async def read_with_a_pause():
+            node = mesh.nodes["pausing"]
+            async with open_generations(node.mailbox, [node.request(count=500)]) as events:
+                async for _, event in events:
+                    if isinstance(event, Delta):
+                        text.append(event.text)
+                        if not paused.is_set():
+                            paused.set()
+                            await trio.sleep(50)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_with_a_pause)
+            await paused.wait()
+            with trio.fail_after(10):
+                assert (await mesh.nodes["other"].ask(count=500)).text == expected.text
+        assert "".join(text) == expected.text
 
 
 # Who misbehaves

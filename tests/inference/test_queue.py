@@ -76,3 +76,40 @@ async def test_a_turn_that_comes_with_the_cancellation_is_passed_on(autojump_clo
         scope.cancel()
     assert "late" in got
     assert (queue.active, queue.waiting) == (0, 0)
+
+
+async def lie(queue, client, ended):
+    """Take a turn that lies idle for a hundred seconds; note when it is over."""
+    async with queue.turn(client) as idle:
+        try:
+            with idle("request"):
+                await trio.sleep(100)
+        except Overloaded:
+            await trio.sleep(0.1)  # while what it held is freed on every node
+    ended[client] = trio.current_time()
+
+
+async def test_of_turns_that_lie_idle_as_many_end_as_others_wait_for_the_longest_first(autojump_clock):
+    queue, ended = FairQueue(3, 10), {}
+    async with trio.open_nursery() as nursery:
+        for client in ("first", "second", "third"):
+            nursery.start_soon(lie, queue, client, ended)
+            await trio.sleep(1)
+        await trio.sleep(50)
+        async with queue.turn("other"):
+            assert ended == {"first": trio.current_time()}
+    assert ended == {"first": 53.1, "second": 101, "third": 102}
+    assert (queue.active, queue.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize(("leaves_after", "end"), [(5, 2.1), (0.5, 100)])
+async def test_a_turn_may_lie_for_a_while_and_for_ever_while_nobody_waits(autojump_clock, leaves_after, end):
+    queue, ended = FairQueue(1, 10), {}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lie, queue, "idle", ended)
+        await trio.sleep(1)
+        with trio.move_on_after(leaves_after):
+            async with queue.turn("other"):
+                pass
+    assert ended == {"idle": end}
+    assert (queue.active, queue.waiting) == (0, 0)

@@ -138,8 +138,12 @@ class Served:
             base_url=self.url, headers={"Authorization": f"Bearer {KEY}", **headers}, timeout=20, trust_env=False
         )
 
-    async def raw(self):
-        self.streams.append(await trio.open_tcp_stream("127.0.0.1", self.port))
+    async def raw(self, receive_buffer=None):
+        line = trio.socket.socket()
+        if receive_buffer is not None:  # bytes
+            line.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_buffer)
+        await line.connect(("127.0.0.1", self.port))
+        self.streams.append(trio.SocketStream(line))
         return self.streams[-1]
 
     def head(self, method, path, extra=""):
@@ -152,7 +156,7 @@ LIMITS = ServingLimits(write_timeout=5.0, keep_alive_timeout=5.0, max_connection
 @pytest.fixture
 def serve():
     @asynccontextmanager
-    async def start(router=None, limits=LIMITS, unready=(), **changes):
+    async def start(router=None, limits=LIMITS, unready=(), send_buffer=None, **changes):
         router, stopped = router or FakeRouter(), []
         dependencies = ApiDependencies(
             mesh=FakeMesh(),
@@ -169,6 +173,8 @@ def serve():
             requests_per_minute=100_000,
         )
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        if send_buffer is not None:  # of each connection, bytes
+            listeners[0].socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, send_buffer)
         dependencies = attrs.evolve(dependencies, **changes)
         server = ApiServer(dependencies, listeners, limits, Pulse())
         served = Served(server, dependencies, router, listeners[0].socket.getsockname()[1], stopped)

@@ -108,15 +108,16 @@ class RouterNode:
     router: InferenceRouter = attrs.field(init=False)
     scope: trio.CancelScope = attrs.field(init=False)
 
+    def request(self, model="six", count=60, **options):
+        options.setdefault("messages", (ChatMessage("user", PROMPT),))
+        sampling = SamplingParameters(temperature=0.7, seed=3)
+        return GenerationRequest(RequestId("r"), model, sampling=sampling, max_tokens=count, **options)
+
     async def ask(self, model="six", count=60, on_text=None, **options):
         """Return an Answered; `on_text` hears the text so far."""
-        options.setdefault("messages", (ChatMessage("user", PROMPT),))
-        request = GenerationRequest(
-            RequestId("r"), model, sampling=SamplingParameters(temperature=0.7, seed=3), max_tokens=count, **options
-        )
         answered = Answered()
         try:
-            async with open_generations(self.mailbox, [request]) as events:
+            async with open_generations(self.mailbox, [self.request(model, count, **options)]) as events:
                 async for _, event in events:
                     if isinstance(event, Started):
                         answered.started.append(event)
