@@ -1,7 +1,7 @@
 """Runs sessions from this node to their end, over as many routes as that takes.
 
-A loss bars the peer for this session until something new is heard of it, and the session goes on over the next best route
-with the tokens it has. The reader sees a pause.
+A loss bars the peer for this session, for a while or until something new is heard of it, and the session goes on over the
+next best route with the tokens it has. The reader sees a pause.
 """
 
 import os
@@ -19,7 +19,7 @@ from meshnode.inference.losses import StageLost
 from meshnode.inference.models import LoadedModel
 from meshnode.inference.pipeline import Pipeline, PipelineTimes, close_session
 from meshnode.inference.planner import RouteRequest
-from meshnode.inference.route_finder import RouteFinder
+from meshnode.inference.route_finder import Bar, RouteFinder
 from meshnode.inference.session import Session, Take
 from meshnode.network.stage_links import StageLinks
 from meshnode.types.evidence import Evidence
@@ -71,7 +71,7 @@ class Coordinator:
         Cancellation frees what the session holds, on every node. Raises NoRoute when nobody is left to run it, OutOfMemory
         when it fits nowhere, SessionLost after too many losses.
         """
-        barred: dict[PeerId, int] = {}
+        barred: dict[PeerId, Bar] = {}
         busy: frozenset[PeerId] = frozenset()
         used: frozenset[PeerId] = frozenset()
         accusers: set[PeerId] = set()
@@ -79,9 +79,8 @@ class Coordinator:
         route = first
         try:
             while not session.is_complete:
-                # What was generated is worth a long wait, and so is a worker of ours, which is being started again.
-                has_begun = bool(session.generated) or self.own in barred
-                comes_back = session.recoveries and has_begun and self.is_wanted(request.model)
+                # There was a route, and the reader has been told so: a worker that loads other blocks now will be back.
+                comes_back = session.recoveries and self.is_wanted(request.model)
                 patience = self.patience.new_route if comes_back else self.patience.first_route
                 try:
                     route = route or await self.finder.wait(request, barred, busy, patience)
@@ -111,8 +110,10 @@ class Coordinator:
                         peer = lost.accuser if lost.accuser in accusers else lost.peer
                         accusers.add(lost.accuser)
                     # Our own worker may be back before its loss is noticed; of others we hear later than of the loss.
-                    barred[peer] = incarnation if peer == self.own else self.finder.sequence(peer)
-                    self.finder.shun(peer, barred[peer])
+                    sequence = incarnation if peer == self.own else self.finder.sequence(peer)
+                    for_good = peer == self.own or lost.misdeed is not None
+                    barred[peer] = Bar.after(barred.get(peer), sequence, for_good=for_good)
+                    self.finder.shun(peer, sequence)
                     self._note_loss(session, lost)
                 else:
                     used |= route.peers

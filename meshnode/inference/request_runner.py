@@ -19,6 +19,7 @@ from meshnode.inference.models import LoadedModel
 from meshnode.inference.planner import RouteRequest
 from meshnode.inference.reply import Reply
 from meshnode.inference.request_record import RequestRecord
+from meshnode.inference.route_finder import Bar
 from meshnode.inference.session import Session
 from meshnode.types.generation import (
     Finished,
@@ -195,10 +196,10 @@ class RequestRunner:
                 f"{target.name}: the request has been handed on {_MAX_HOPS} times; nobody near can coordinate it"
             )
         finder, patience = self.coordinator.finder, self.coordinator.patience
-        lost: dict[PeerId, int] = {}
+        lost: dict[PeerId, Bar] = {}
         busy: frozenset[PeerId] = frozenset()
         while not reply.is_over:
-            waits = patience.new_route if reply.losses and reply.tokens else patience.first_route
+            waits = patience.new_route if reply.losses else patience.first_route
             try:
                 route = await finder.wait(wish, lost, busy, waits)
             except NoRoute:
@@ -223,8 +224,8 @@ class RequestRunner:
                 if error.busy:
                     busy |= {peer}
                     continue
-                lost[peer] = finder.sequence(peer)
-                finder.shun(peer, lost[peer])
+                lost[peer] = Bar.after(lost.get(peer), finder.sequence(peer), for_good=error.misdeed is not None)
+                finder.shun(peer, lost[peer].sequence)
                 reply.lost()
                 if reply.losses_in_a_row > patience.losses_in_a_row:
                     raise SessionLost(f"{reply.losses_in_a_row} coordinators were lost at the same token") from error

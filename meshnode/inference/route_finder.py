@@ -15,11 +15,29 @@ from meshnode.types.peers import Liveness, PeerInfo, StageOffer
 from meshnode.types.routes import Route
 from meshnode.wire.stage_messages import MOST_PEERS
 
-__all__ = ["OwnStage", "RouteFinder"]
+__all__ = ["Bar", "OwnStage", "RouteFinder"]
 
 _UNKNOWN_ROUND_TRIP = 0.05  # seconds, for a peer known by hearsay
 _SHUNNED = 60.0  # seconds: a peer that fails sessions in secret does so once a minute
+_FIRST_BAR = (
+    5.0  # seconds; doubled at each loss, so that six losses of one session at one peer last longer than it waits
+)
 _LOOK_AGAIN = 0.1  # seconds; a worker that comes back tells nobody
+
+
+@attrs.frozen
+class Bar:
+    """Why one session goes past a peer for a while: it was lost there, and may have been no more than slow."""
+
+    sequence: int  # what `RouteFinder.sequence` said of the peer then
+    until: float  # on trio's clock; after that it is tried again, where there is no other route
+    seconds: float  # how long it lasts
+
+    @classmethod
+    def after(cls, earlier: "Bar | None", sequence: int, *, for_good: bool = False) -> "Bar":
+        """Return a bar that begins now and lasts twice as long as the one before it."""
+        seconds = math.inf if for_good else _FIRST_BAR if earlier is None else 2 * earlier.seconds
+        return cls(sequence, trio.current_time() + seconds, seconds)
 
 
 @attrs.frozen
@@ -83,15 +101,16 @@ class RouteFinder:
         return frozenset({self.own, *(peer.peer for peer in best)})
 
     async def wait(
-        self, request: RouteRequest, barred: Mapping[PeerId, int], busy: frozenset[PeerId], patience: float
+        self, request: RouteRequest, barred: Mapping[PeerId, Bar], busy: frozenset[PeerId], patience: float
     ) -> Route:
         """Plan, waiting up to `patience` seconds for somebody to come whose absence is why there is no route.
 
-        A barred peer may be used again once its sequence differs: that is a new fact. Raises NoRoute.
+        A barred peer may be used again once its sequence differs, which is a new fact, or its bar has ended; as it is shunned
+        still, that is where there is no way past it. Raises NoRoute.
         """
         deadline = trio.current_time() + patience
         while True:
-            still = frozenset(peer for peer, sequence in barred.items() if self.sequence(peer) == sequence)
+            still = frozenset(peer for peer, bar in barred.items() if self._holds(bar, peer))
             version = self.mesh.changed.version
             try:
                 return self.plan(attrs.evolve(request, barred=still | busy))
@@ -110,6 +129,9 @@ class RouteFinder:
                 # Both only grow. What a node says may be the same before and after its network, and no more, has crashed.
                 return -1 if known.offer is None else known.offer.sequence + known.links
         return -1
+
+    def _holds(self, bar: Bar, peer: PeerId) -> bool:
+        return trio.current_time() < bar.until and self.sequence(peer) == bar.sequence
 
     def _shunned_now(self) -> frozenset[PeerId]:
         for peer, (sequence, until) in list(self._shunned.items()):

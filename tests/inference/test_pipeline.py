@@ -10,6 +10,7 @@ from support.toy_mesh import BLOCKS, PROMPT, WISH, Mesh, generate, new_session
 from meshnode.errors import SessionLost
 from meshnode.inference.session import Session
 from meshnode.types.generation import SamplingParameters
+from meshnode.wire.stage_messages import OpenStage
 
 
 @pytest.fixture
@@ -67,6 +68,46 @@ async def test_a_stage_that_comes_back_is_waited_for(mesh, autojump_clock):
     session = new_session()
     assert await generate(mesh.nodes["a"], session, {20: mesh.nodes["b"].executor.crash}) == expected
     assert session.recoveries >= 1
+
+
+async def test_a_stage_that_loads_anew_before_the_first_token_is_waited_for(mesh, autojump_clock):
+    """Placement brings it other blocks just as it is asked: nobody else has these, and a first load takes a while."""
+    for name, start, end in (("a", 0, 6), ("b", 6, 12)):
+        await mesh.add(name, start, end)
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), 60)
+    session, worker = new_session(), mesh.nodes["b"].executor
+    worker.restart = 30.0
+
+    def crash_when_asked(own, peer, message, body):
+        if isinstance(message, OpenStage) and peer == "b" and message.attempt == 1:
+            worker.crash()
+        return [(0.0, message, body)]
+
+    mesh.network.tamper = crash_when_asked
+    assert await generate(mesh.nodes["a"], session) == expected
+    assert session.recoveries
+
+
+@pytest.mark.parametrize("dumb", [4, 12])
+async def test_a_stage_that_was_only_slow_is_asked_again_when_there_is_no_other(mesh, autojump_clock, dumb):
+    """It says nothing new of itself, as it has noticed nothing."""
+    for name, start, end in (("a", 0, 6), ("b", 6, 12)):
+        await mesh.add(name, start, end)
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), 60)
+    session = new_session()
+
+    def freeze():
+        mesh.network.freeze("b")
+        mesh.nursery.start_soon(_thaw, mesh, dumb)
+
+    assert await generate(mesh.nodes["a"], session, {20: freeze}) == expected
+    assert session.recoveries >= 1
+    assert session.pause < 4 * dumb + 6
+
+
+async def _thaw(mesh, after):
+    await trio.sleep(after)
+    mesh.network.thaw("b")
 
 
 async def test_no_route_left_ends_with_an_error_that_names_the_blocks(mesh, autojump_clock):

@@ -8,7 +8,7 @@ from meshnode.errors import NoRoute
 from meshnode.flow.latest import Latest
 from meshnode.inference.planner import RouteRequest
 from meshnode.inference.privacy import Privacy
-from meshnode.inference.route_finder import RouteFinder
+from meshnode.inference.route_finder import Bar, RouteFinder
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.peers import Liveness, Offer, PeerInfo, StageOffer
@@ -49,7 +49,7 @@ NEWS = {
 async def test_a_peer_that_was_lost_is_used_again_once_it_has(news, autojump_clock):
     world = World()
     finder = new_finder(world)
-    barred = {PEER: finder.sequence(PEER)}
+    barred = {PEER: Bar.after(None, finder.sequence(PEER), for_good=True)}
     with pytest.raises(NoRoute):
         await finder.wait(WISH, barred, frozenset(), 5.0)
     world.become(GONE)
@@ -58,6 +58,17 @@ async def test_a_peer_that_was_lost_is_used_again_once_it_has(news, autojump_clo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_later, world, NEWS[news])
         assert (await finder.wait(WISH, barred, frozenset(), 5.0)).coordinator == PEER
+
+
+async def test_a_bar_lasts_twice_as_long_each_time(autojump_clock):
+    """Who was only slow has nothing new to say of itself."""
+    finder = new_finder(World())
+    bar = Bar.after(None, finder.sequence(PEER))
+    for seconds in (5, 10, 20):
+        began = trio.current_time()
+        assert (await finder.wait(WISH, {PEER: bar}, frozenset(), 60.0)).coordinator == PEER
+        assert trio.current_time() - began == pytest.approx(seconds, abs=0.2)
+        bar = Bar.after(bar, finder.sequence(PEER))
 
 
 async def _later(world, peer):

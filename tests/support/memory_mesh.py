@@ -194,6 +194,13 @@ class MemoryNetwork:
         """The process stands still; its links stay open and nothing comes out of them."""
         self.nodes[PeerId(peer)].frozen = True
 
+    def thaw(self, peer):
+        """The process goes on, and takes what has come meanwhile."""
+        node = self.nodes[PeerId(peer)]
+        node.frozen = False
+        node.thawed.set()
+        node.thawed = trio.Event()
+
     def part(self, one, other):
         """The link between two is cut."""
         self.cuts.add(frozenset((one, other)))

@@ -54,6 +54,7 @@ class ToyExecutor:
         self.sessions, self.incarnation, self.is_ready = {}, 0, False
         self.kept = {}  # full pages, by name
         self.rows = 0  # computed so far, times blocks
+        self.restart = 1.0  # seconds until it runs again after a crash
         self._ready, self._lost = trio.Event(), trio.Event()
         self._busy = trio.Lock()
 

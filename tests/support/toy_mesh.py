@@ -127,7 +127,7 @@ class Mesh:
             try:
                 await executor.run()
             except Exception:
-                await trio.sleep(1)
+                await trio.sleep(executor.restart)
 
     def kill(self, name):
         self.network.kill(name)
