@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from typing import Protocol
 
+import attrs
+
 from meshnode.flow.latest import Latest
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, ShardId
 from meshnode.types.manifest import ModelManifest, ShardKind
-from meshnode.types.peers import Holding
+from meshnode.types.peers import Holding, Room
 
-__all__ = ["Holdings", "described"]
+__all__ = ["Holdings", "described", "told"]
 
 _MAX_TOLD = 64  # models in one offer
 
@@ -36,9 +38,17 @@ class Holdings(Protocol):
 
 
 def described(holdings: Holdings) -> tuple[Holding, ...]:
-    """Return what others are told: models of which there are weights here, in the order of their names, a bounded number."""
-    told = (_holding(holdings, manifest) for manifest in holdings.manifests())
-    return tuple(holding for holding in told if holding.nbytes)[:_MAX_TOLD]
+    """Return the models of which there are weights here, in the order of their names."""
+    every = (_holding(holdings, manifest) for manifest in holdings.manifests())
+    return tuple(holding for holding in every if holding.nbytes)
+
+
+def told(holdings: Holdings | None, room: Room | None) -> tuple[tuple[Holding, ...], Room | None]:
+    """Return what others are told, a bounded number of models; the bytes of the rest are taken off the room they see."""
+    every = () if holdings is None else described(holdings)
+    untold = sum(holding.nbytes for holding in every[_MAX_TOLD:])
+    seen = None if room is None else attrs.evolve(room, budget=max(0, room.budget - untold))
+    return every[:_MAX_TOLD], seen
 
 
 def _holding(holdings: Holdings, manifest: ModelManifest) -> Holding:

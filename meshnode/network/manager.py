@@ -27,7 +27,7 @@ from meshnode.network.dialing import Dialling, peer_of
 from meshnode.network.gateway import StageGateway
 from meshnode.network.gossip import GossipBook
 from meshnode.network.greetings import Greeter
-from meshnode.network.holdings import Holdings, described
+from meshnode.network.holdings import Holdings, told
 from meshnode.network.host_ports import Discovery, Host, StagePlane
 from meshnode.network.peers import PeerTable
 from meshnode.network.places import Places
@@ -313,6 +313,7 @@ class NetworkManager:
             revision = None if shared.holdings is None else shared.holdings.revision
             watched: list[Latest[Any]] = [offering, listening, shared.room, *([] if revision is None else [revision])]
             seen = [latest.version for latest in watched]
+            holdings, room = told(shared.holdings, shared.room.value)
             offer = Offer(
                 peer=shared.own,
                 sequence=shared.book.next_sequence(),
@@ -322,8 +323,8 @@ class NetworkManager:
                 stages=offering.value.stages,
                 sessions=offering.value.sessions,
                 node=self._settings.node,
-                room=shared.room.value,
-                holdings=() if shared.holdings is None else described(shared.holdings),
+                room=room,
+                holdings=holdings,
             )
             try:
                 shared.book.publish(offer)

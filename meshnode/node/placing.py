@@ -39,6 +39,10 @@ class CatalogModels:
         """Return what is here, verified."""
         return described(self.catalog)
 
+    def known(self) -> frozenset[ModelId]:
+        """Return what is in the catalog: a shard that is set aside or not checked yet has not been removed by anybody."""
+        return frozenset(manifest.id for manifest in self.catalog.manifests())
+
     def stages(self) -> tuple[StageOffer, ...]:
         """Return what others may ask this node to run, and how fast it is."""
         return self.offering.value.stages

@@ -10,7 +10,7 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import MeshnodeError, RequestError, SourceUnavailable
+from meshnode.errors import MeshnodeError, RequestError, SourceUnavailable, StoreError
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.flow.rates import FadingRates
@@ -116,11 +116,11 @@ class AutoShardManager:
     async def _look(self, nursery: trio.Nursery) -> None:
         """Let go, and begin to fetch: a fetch that takes long, or is stuck, stops no look."""
         shared, now = self._resources, trio.current_time()
-        await self._heed_removals()
+        removed = await self._heed_removals()
         state = self._state()
         droppable = frozenset() if shared.is_busy() else self._own_accord()
         kept = state.members[shared.own].held - droppable
-        known, refused = self._recollection, shared.ledger.refused()
+        known, refused = self._recollection, shared.ledger.refused() | removed
         known.look(state, now)
         decision = decide(
             state,
@@ -138,18 +138,25 @@ class AutoShardManager:
             nursery.start_soon(
                 self._acquire, segment, _blocks(state, segment), segment in state.members[shared.own].loose
             )
-        self._seen = frozenset(holding.model for holding in shared.models.holdings())
+        self._seen = shared.models.known() | (removed - shared.ledger.refused())
 
-    async def _heed_removals(self) -> None:
-        """Do not fetch back what a person has removed since the last look, until somebody adds it again."""
-        ledger = self._resources.ledger
-        here = frozenset(holding.model for holding in self._resources.models.holdings())
-        for model in self._seen - here:
-            await ledger.refuse(model)
-            for segment in [each for each in ledger.own_accord() if each.model == model]:
-                await self._forget(segment)
-        for model in ledger.refused() & here:
-            await ledger.welcome(model)
+    async def _heed_removals(self) -> frozenset[ModelId]:
+        """Return what a person has removed since the last look, and note not to fetch it back until somebody adds it again.
+
+        What cannot be noted, on a full disk, is noted at the next look.
+        """
+        ledger, here = self._resources.ledger, self._resources.models.known()
+        removed = self._seen - here
+        try:
+            for model in removed:
+                for segment in [each for each in ledger.own_accord() if each.model == model]:
+                    await ledger.discard(segment)
+                await ledger.refuse(model)
+            for model in ledger.refused() & here:
+                await ledger.welcome(model)
+        except StoreError as error:
+            _log.warning("removal not recorded", error=str(error))
+        return removed
 
     async def _acquire(self, segment: Segment, blocks: BlockRange, is_begun: bool) -> None:
         """Fetch a segment. One that a person has put a part of here (`is_begun`) becomes theirs, and stays."""
@@ -259,12 +266,12 @@ class AutoShardManager:
         on_disk = mine + int((1 - _SPARE) * shared.models.free_bytes())
         servable = in_memory + int((1 - _FOR_CACHES) * shared.models.loadable_bytes())
         allowed = min(self._settings.disk_bytes, on_disk, servable)
-        rates = shared.demand.per_hour()
+        rates = sorted(shared.demand.per_hour().items(), key=lambda each: -each[1])
         return Room(
             budget=asked + allowed,
             uptime=trio.current_time() - self._started,
             fetching=tuple((segment.model, blocks) for segment, blocks in self._fetching.items()),
-            demand=tuple((model, round(rate, 2)) for model, rate in rates.items() if rate >= _LEAST_RATE)[:_MAX_TOLD],
+            demand=tuple((model, round(rate, 2)) for model, rate in rates if rate >= _LEAST_RATE)[:_MAX_TOLD],
             pinned=tuple(sorted(pinned))[:_MAX_TOLD],
         )
 

@@ -36,6 +36,10 @@ class OwnModels(Protocol):
         """Return what is here, verified."""
         ...
 
+    def known(self) -> frozenset[ModelId]:
+        """Return the models of which something is kept here, verified or not."""
+        ...
+
     def stages(self) -> tuple[StageOffer, ...]:
         """Return what is loaded, and how fast it runs."""
         ...

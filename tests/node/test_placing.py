@@ -45,5 +45,11 @@ def test_the_models_that_are_here_say_how_much_weights_grow_when_they_are_loaded
     assert models.loadable_bytes() == pytest.approx((1000 << 20) * manifest.nbytes / resident, rel=0.001)
 
 
+def test_what_is_in_the_catalog_is_known_whether_it_has_been_verified_or_not(tmp_path):
+    manifest = tiny_manifest(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "shards")
+    models = CatalogModels(Catalog((manifest,)), MemoryPlan(), Latest({}), Latest(Offering()))
+    assert models.known() == {manifest.id}
+
+
 def test_what_is_loaded_is_told(free):
     assert CatalogModels(Catalog(), MemoryPlan(), Latest({"m": object()}), Latest(Offering())).loaded() == {"m"}

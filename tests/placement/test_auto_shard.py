@@ -6,7 +6,7 @@ import attrs
 import pytest
 import trio
 
-from meshnode.errors import RequestError, SourceUnavailable
+from meshnode.errors import RequestError, SourceUnavailable, StoreError
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.flow.rates import FadingRates
@@ -31,13 +31,23 @@ def rare_pulses(monkeypatch):
 
 
 @attrs.define(eq=False)
+class Disk(MemoryStore):
+    is_full: bool = False
+
+    async def commit(self, batch, *, sync=False):
+        if self.is_full:
+            raise StoreError("no space left")
+        await super().commit(batch, sync=sync)
+
+
+@attrs.define(eq=False)
 class Node:
     """What one node has on its disk, and everything that its manager needs."""
 
     mesh: object
     peer: str
     disk: int
-    store: MemoryStore = attrs.field(factory=MemoryStore)
+    store: Disk = attrs.field(factory=Disk)
     held: dict = attrs.field(factory=dict)  # model -> set of blocks
     demand: FadingRates = attrs.field(factory=FadingRates)
     room: Latest = attrs.field(factory=lambda: Latest(None))
@@ -48,6 +58,7 @@ class Node:
     busy: bool = False
     free: int = 1 << 50
     memory: int = 1 << 50
+    unverified: set = attrs.field(factory=set)  # models
     in_memory: set = attrs.field(factory=set)  # models
     fails: bool = False
     stuck: bool = False
@@ -62,6 +73,9 @@ class Node:
             for model, blocks in self.held.items()
             if blocks
         )
+
+    def known(self):
+        return frozenset(self.held) | self.unverified
 
     def free_bytes(self):
         return self.free - sum(len(blocks) for blocks in self.held.values()) * BLOCK
@@ -268,6 +282,37 @@ async def test_what_a_person_removed_is_not_fetched_back_until_one_adds_it(autoj
         other.put("m", range(2))
         await trio.sleep(6 * HOUR)
         assert other.held["m"] == set(range(COUNT))
+
+
+async def test_a_removal_that_a_full_disk_cannot_note_is_heeded_and_noted_when_there_is_room(autojump_clock):
+    async with open_mesh() as mesh:
+        (await mesh.add("a")).put("m")
+        other = await mesh.add("b")
+        await trio.sleep(2 * HOUR)
+        other.store.is_full = True
+        other.remove("m")
+        fetched = len(other.asked)
+        await trio.sleep(3 * HOUR)
+        assert len(other.asked) == fetched
+        assert other.wishes.value, "the manager looks on"
+        other.store.is_full = False
+        await trio.sleep(HOUR)
+        mesh.stop("b")
+        await mesh.start("b")
+        await trio.sleep(3 * HOUR)
+        assert len(other.asked) == fetched
+        assert (await open_ledger(other.store)).own_accord() == frozenset()
+
+
+async def test_what_is_set_aside_has_not_been_removed_by_anybody(autojump_clock):
+    async with open_mesh() as mesh:
+        (await mesh.add("a")).put("m")
+        other = await mesh.add("b")
+        await trio.sleep(2 * HOUR)
+        other.unverified.add("m")  # its file was damaged
+        other.remove("m")
+        await trio.sleep(3 * HOUR)
+        assert other.held == {"m": set(range(COUNT))}
 
 
 async def test_only_what_was_fetched_unasked_is_let_go_and_not_while_sessions_run_and_one_copy_stays(autojump_clock):
