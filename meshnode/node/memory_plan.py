@@ -6,11 +6,12 @@ import attrs
 
 from meshnode.engine.devices import available_bytes, weight_bytes
 from meshnode.engine.executor import StageSpec
+from meshnode.engine.gpu_memory import gpu_free_bytes
 from meshnode.errors import OutOfMemory
 
 __all__ = ["MemoryLimits", "MemoryPlan"]
 
-_NVIDIA = Path("/dev/nvidiactl")  # with a GPU, only the worker can see what is free on it
+_NVIDIA = Path("/dev/nvidiactl")  # whether torch can use the GPU, and which of several, only a worker knows
 
 
 @attrs.frozen
@@ -45,7 +46,9 @@ class MemoryPlan:
     _limits: MemoryLimits = MemoryLimits()
     _device: str = "auto"  # engine.device
     _promises: dict[object, _Promise] = attrs.field(factory=dict, init=False)
-    _gpu_free: int | None = attrs.field(default=None, init=False)  # bytes, when a worker last looked
+    _gpu_free: int | None = attrs.field(
+        default=None, init=False
+    )  # bytes, when a worker that is still there last looked
 
     def settle(self, owner: object, spec: StageSpec) -> StageSpec:
         """Return the spec with a budget for its caches: half of what neither its weights nor other models have been promised.
@@ -85,6 +88,8 @@ class MemoryPlan:
     def release(self, owner: object) -> None:
         """Forget an owner, whose memory is free again."""
         self._promises.pop(owner, None)
+        if not any(promise.on_gpu for promise in self._promises.values()):
+            self._gpu_free = None
 
     @property
     def on_gpu(self) -> bool:
@@ -96,11 +101,11 @@ class MemoryPlan:
     def free_bytes(self) -> int:
         """Return what is free for further weights and caches, measured now, within the limits.
 
-        On a GPU that is what a worker saw a few seconds ago; until one has looked, what the system's memory has.
+        On a GPU that is what a worker there saw a moment ago; until one has looked, what the driver says.
         """
-        if self.on_gpu and self._gpu_free is not None and any(each.on_gpu for each in self._promises.values()):
-            return self._left(self._gpu_free, on_gpu=True)
-        return self._left(available_bytes(), on_gpu=False)
+        if not self.on_gpu:
+            return self._left(available_bytes(), on_gpu=False)
+        return self._left(gpu_free_bytes() if self._gpu_free is None else self._gpu_free, on_gpu=True)
 
     def promised_bytes(self, *, on_gpu: bool) -> int:
         """Return what the models that are loaded hold or may come to hold."""

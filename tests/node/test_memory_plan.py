@@ -19,12 +19,14 @@ class Spec:
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine with 1100 bytes free and no GPU."""
+    """A machine with 1100 bytes free and no GPU; with one, 3000 are free there."""
 
     class Machine:
         free = 1100
+        gpu_free = 3000
 
     monkeypatch.setattr(memory_plan, "available_bytes", lambda: Machine.free)
+    monkeypatch.setattr(memory_plan, "gpu_free_bytes", lambda: Machine.gpu_free)
     monkeypatch.setattr(memory_plan, "weight_bytes", lambda spec: spec.weights)
     monkeypatch.setattr(memory_plan, "_NVIDIA", tmp_path / "none")
     return Machine
@@ -130,9 +132,10 @@ def test_a_limit_of_a_gpu_is_kept_there_and_told_to_the_worker(gpu):
 
 def test_what_is_free_is_measured_each_time_and_on_a_gpu_by_who_is_there(gpu, machine):
     plan = MemoryPlan()
-    assert plan.free_bytes() == 1100
-    machine.free = 900
-    assert plan.free_bytes() == 900
+    assert plan.free_bytes() == 3000
+    machine.gpu_free = 2500
+    assert plan.free_bytes() == 2500
+    assert MemoryPlan(device="cpu").free_bytes() == 1100
     plan.loaded("a", "cuda:0", 100, 200)
     plan.took("a", 50, gpu_free=5000)
     assert plan.on_gpu
@@ -140,7 +143,14 @@ def test_what_is_free_is_measured_each_time_and_on_a_gpu_by_who_is_there(gpu, ma
     plan.took("a", 200, gpu_free=4000)
     assert plan.free_bytes() == 4000
     plan.release("a")
-    assert plan.free_bytes() == 900
+    assert plan.free_bytes() == 2500, "what a worker saw that is gone says nothing"
+
+
+def test_what_is_offered_of_a_gpu_is_within_its_limit(gpu, machine):
+    assert MemoryPlan(MemoryLimits(ram=200, gpu=700)).free_bytes() == 700
+    plan = MemoryPlan(MemoryLimits(gpu=700))
+    plan.settle("a", Spec(device="cuda", weights=100, cache_bytes=50))
+    assert plan.free_bytes() == 550, "and without what is being loaded there"
 
 
 def test_an_nvidia_device_without_torch_for_it_is_a_cpu_once_a_worker_says_so(gpu, machine):
