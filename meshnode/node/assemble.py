@@ -127,7 +127,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
     url = f"http://{host}:{bound_port(listeners)}"
     limits = MemoryLimits(config.resources.memory_bytes, config.resources.gpu_bytes)
     executors = Executors(metrics, config.engine.prefill_chunk, MemoryPlan(limits, config.engine.device))
-    held = CatalogModels(catalog, executors.plan, channels.loaded, channels.offering)
+    held = CatalogModels(catalog, executors.plan, channels.loaded, channels.offering, channels.progress)
     mesh = _mesh(opened, channels, lanes, health, metrics, held)
     models = ModelViews(catalog, channels.loaded, channels.intent, mesh.view, config.engine.context_length)
     view = NodeView(url, models, channels.progress, health, mesh)

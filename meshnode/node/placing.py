@@ -1,11 +1,12 @@
 """Connects the AutoShardManager to the catalog, the network and the disk."""
 
 import shutil
+from collections.abc import Set
 from pathlib import Path
 
 import attrs
 
-from meshnode.files.acquisitions import AcquireModel, DropBlocks, Question
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, DropBlocks, Question
 from meshnode.files.catalog import ModelCatalog
 from meshnode.files.peer_copies import PREFIX
 from meshnode.flow.latest import Latest
@@ -34,6 +35,7 @@ class CatalogModels:
     plan: MemoryPlan
     in_memory: Latest[dict[ModelId, LoadedModel]]
     offering: Latest[Offering]
+    acquiring: Latest[tuple[AcquisitionProgress, ...]]
 
     def holdings(self) -> tuple[Holding, ...]:
         """Return what is here, verified."""
@@ -53,6 +55,15 @@ class CatalogModels:
             return shutil.disk_usage(_existing(self.catalog.paths.root)).free
         except OSError:
             return 0
+
+    def awaited_bytes(self, besides: Set[ModelId]) -> int:
+        """Return what the downloads and imports under way still lack, as far as their size is known."""
+        own = {f"{PREFIX}{model}" for model in besides}
+        return sum(
+            max(0, each.total_bytes - each.done_bytes)
+            for each in self.acquiring.value
+            if each.phase in ("downloading", "importing") and each.reference not in own
+        )
 
     def loaded(self) -> frozenset[ModelId]:
         """Return the models that are loaded or being loaded."""
@@ -91,7 +102,8 @@ class EntrustedShares:
     def room(self) -> int:
         """Return how many bytes more this node gives room for."""
         room = self.told.value
-        return 0 if room is None else room.budget - sum(holding.nbytes for holding in self.models.holdings())
+        held = sum(holding.nbytes for holding in self.models.holdings())
+        return 0 if room is None else room.budget - room.coming - held
 
     async def keep(self, model: ModelId, blocks: BlockRange, block_count: int) -> None:
         """Have blocks of a model held. Raises MeshnodeError leafs; cancellation withdraws the wish."""

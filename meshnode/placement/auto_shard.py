@@ -14,6 +14,7 @@ from meshnode.errors import MeshnodeError, RequestError, SourceUnavailable, Stor
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.flow.rates import FadingRates
+from meshnode.placement.budget import budget
 from meshnode.placement.decisions import Decision, decide
 from meshnode.placement.ledger import PlacementLedger
 from meshnode.placement.models import Segment
@@ -32,8 +33,6 @@ __all__ = ["AutoShardManager", "PlacementResources", "PlacementSettings"]
 
 _PULSE_EVERY = 5.0  # seconds
 _GOSSIP_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds
-_SPARE = 0.1  # of the free disk that is left free
-_FOR_CACHES = 0.25  # of the free memory that is left to the caches of what is loaded into it
 _LEAST_RATE = 0.01  # requests per hour that are worth telling
 _MAX_TOLD = 64  # models
 _LONGEST_FETCH = 2 * 3600.0  # seconds; what has come then is kept for the next time
@@ -71,6 +70,12 @@ class PlacementResources:
     entrusted: Mailbox[Entrusted, None]  # shares that this node has made for somebody
 
 
+@attrs.frozen
+class _Fetch:
+    blocks: BlockRange
+    nbytes: int
+
+
 @attrs.define(eq=False)
 class AutoShardManager:
     """One incarnation."""
@@ -79,7 +84,7 @@ class AutoShardManager:
     _settings: PlacementSettings
     _pulse: Pulse
     _started: float = attrs.field(factory=trio.current_time, init=False)
-    _fetching: dict[Segment, BlockRange] = attrs.field(factory=dict, init=False)
+    _fetching: dict[Segment, _Fetch] = attrs.field(factory=dict, init=False)
     _seen: frozenset[ModelId] = attrs.field(default=frozenset(), init=False)  # models that were here at the last look
     _recollection: Recollection = attrs.field(init=False)
 
@@ -132,12 +137,11 @@ class AutoShardManager:
         )
         for segment in decision.drop:
             await self._drop(state, segment)
-        self._fetching |= {segment: _blocks(state, segment) for segment in decision.acquire}
+        self._fetching |= {segment: _fetch(state, shared.own, segment) for segment in decision.acquire}
         self._tell(decision)
         for segment in decision.acquire:
-            nursery.start_soon(
-                self._acquire, segment, _blocks(state, segment), segment in state.members[shared.own].loose
-            )
+            is_begun = segment in state.members[shared.own].loose
+            nursery.start_soon(self._acquire, segment, _blocks(state, segment), is_begun)
         self._seen = shared.models.known() | (removed - shared.ledger.refused())
 
     async def _heed_removals(self) -> frozenset[ModelId]:
@@ -258,19 +262,13 @@ class AutoShardManager:
 
     def _room(self) -> Room:
         shared, pinned = self._resources, self._pinned()
-        holdings = shared.models.holdings()
-        asked = sum(each.nbytes for each in holdings if each.model in pinned)
-        mine = sum(each.nbytes for each in holdings) - asked
-        loaded = shared.models.loaded()
-        in_memory = sum(each.nbytes for each in holdings if each.model in loaded and each.model not in pinned)
-        on_disk = mine + int((1 - _SPARE) * shared.models.free_bytes())
-        servable = in_memory + int((1 - _FOR_CACHES) * shared.models.loadable_bytes())
-        allowed = min(self._settings.disk_bytes, on_disk, servable)
+        fetching = {segment.model for segment in self._fetching}
         rates = sorted(shared.demand.per_hour().items(), key=lambda each: -each[1])
         return Room(
-            budget=asked + allowed,
+            budget=budget(shared.models, pinned, fetching, self._settings.disk_bytes),
             uptime=trio.current_time() - self._started,
-            fetching=tuple((segment.model, blocks) for segment, blocks in self._fetching.items()),
+            fetching=tuple((segment.model, fetch.blocks) for segment, fetch in self._fetching.items()),
+            coming=sum(fetch.nbytes for fetch in self._fetching.values()),
             demand=tuple((model, round(rate, 2)) for model, rate in rates if rate >= _LEAST_RATE)[:_MAX_TOLD],
             pinned=tuple(sorted(pinned))[:_MAX_TOLD],
         )
@@ -280,6 +278,13 @@ class AutoShardManager:
         shared.room.set(self._room())
         names = names_of(shared.models.holdings(), shared.members.peers())
         shared.wishes.set(wishlist(self._state(), shared.own, names, decision))
+
+
+def _fetch(state: MeshState, own: PeerId, segment: Segment) -> _Fetch:
+    """Return what is to come of a segment, of which blocks may be here."""
+    blocks, facts = _blocks(state, segment), state.models[segment.model]
+    lacking = len(blocks) - len(state.members[own].loose.get(segment, ()))
+    return _Fetch(blocks, lacking * facts.block_bytes)
 
 
 def _blocks(state: MeshState, segment: Segment) -> BlockRange:

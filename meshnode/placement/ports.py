@@ -1,6 +1,6 @@
 """What placement needs of others."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Protocol
 
 import attrs
@@ -46,6 +46,10 @@ class OwnModels(Protocol):
 
     def free_bytes(self) -> int:
         """Return the free bytes of the disk that shards lie on."""
+        ...
+
+    def awaited_bytes(self, besides: Set[ModelId]) -> int:
+        """Return how many bytes the downloads that are under way still lack, those of `besides` from peers left out."""
         ...
 
     def loaded(self) -> frozenset[ModelId]:

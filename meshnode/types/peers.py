@@ -83,10 +83,11 @@ class Room:
     fetching: tuple[tuple[ModelId, BlockRange], ...] = ()
     demand: tuple[tuple[ModelId, float], ...] = ()  # requests per hour of its own callers
     pinned: tuple[ModelId, ...] = ()  # models that a person asked for here
+    coming: int = 0  # bytes of what it is fetching, which have their place in the budget
 
     def __attrs_post_init__(self) -> None:
         rates = [rate for _, rate in self.demand]
-        if self.budget < 0 or not all(0 <= number < math.inf for number in (self.uptime, *rates)):
+        if min(self.budget, self.coming) < 0 or not all(0 <= number < math.inf for number in (self.uptime, *rates)):
             raise ValueError(f"a budget of {self.budget} bytes, up for {self.uptime} s, rates {rates[:5]}")
 
 
@@ -112,7 +113,8 @@ class Offer:
     @property
     def room_bytes(self) -> int:
         """How much more it takes of models that nobody there has asked for."""
-        return 0 if self.room is None else max(0, self.room.budget - sum(each.nbytes for each in self.holdings))
+        held = sum(each.nbytes for each in self.holdings)
+        return 0 if self.room is None else max(0, self.room.budget - self.room.coming - held)
 
 
 class Liveness(enum.Enum):

@@ -5,6 +5,7 @@ import pytest
 from support.stages import tiny_manifest
 from support.tiny_gguf import write_tiny_llama
 
+from meshnode.files.acquisitions import AcquisitionProgress
 from meshnode.flow.latest import Latest
 from meshnode.node import memory_plan
 from meshnode.node.memory_plan import MemoryLimits, MemoryPlan
@@ -21,6 +22,11 @@ class Catalog:
         return self.known
 
 
+def models_of(*known, plan=None, loaded=(), acquiring=()):
+    plan = MemoryPlan() if plan is None else plan
+    return CatalogModels(Catalog(known), plan, Latest(dict.fromkeys(loaded)), Latest(Offering()), Latest(acquiring))
+
+
 @pytest.fixture
 def free(monkeypatch, tmp_path):
     free = {"bytes": 1000 << 20}
@@ -30,26 +36,41 @@ def free(monkeypatch, tmp_path):
 
 
 def test_memory_is_measured_when_it_is_asked_for_and_within_the_limit(free):
-    models = CatalogModels(Catalog(), MemoryPlan(), Latest({}), Latest(Offering()))
+    models = models_of()
     assert models.loadable_bytes() == 800 << 20  # weights of four bits grow by a quarter
     free["bytes"] = 500 << 20
     assert models.loadable_bytes() == 400 << 20
-    limited = CatalogModels(Catalog(), MemoryPlan(MemoryLimits(ram=100 << 20)), Latest({}), Latest(Offering()))
+    limited = models_of(plan=MemoryPlan(MemoryLimits(ram=100 << 20)))
     assert limited.loadable_bytes() == 80 << 20
 
 
 def test_the_models_that_are_here_say_how_much_weights_grow_when_they_are_loaded(free, tmp_path):
     manifest = tiny_manifest(write_tiny_llama(tmp_path / "m.gguf", quantization="Q2_K"), tmp_path / "shards")
-    models = CatalogModels(Catalog((manifest,)), MemoryPlan(), Latest({}), Latest(Offering()))
+    models = models_of(manifest)
     resident = resident_bytes(manifest.shards, causal=True, on_gpu=False)
     assert models.loadable_bytes() == pytest.approx((1000 << 20) * manifest.nbytes / resident, rel=0.001)
 
 
 def test_what_is_in_the_catalog_is_known_whether_it_has_been_verified_or_not(tmp_path):
     manifest = tiny_manifest(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "shards")
-    models = CatalogModels(Catalog((manifest,)), MemoryPlan(), Latest({}), Latest(Offering()))
+    models = models_of(manifest)
     assert models.known() == {manifest.id}
 
 
+def test_what_downloads_still_lack_is_known_and_those_of_its_own_can_be_left_out():
+    models = models_of(
+        acquiring=(
+            AcquisitionProgress("hf:o/r", "downloading", 30, 100),
+            AcquisitionProgress("mesh:m", "downloading", 5, 10),
+            AcquisitionProgress("starter", "done", 7, 7),
+            AcquisitionProgress("/tmp/x.gguf", "importing", 1, 4),
+            AcquisitionProgress("hf:o/unknown", "downloading", 9, 0),
+            AcquisitionProgress("hf:o/failed", "failed", error="gone"),
+        )
+    )
+    assert models.awaited_bytes(frozenset()) == 70 + 5 + 3
+    assert models.awaited_bytes({"m"}) == 70 + 3
+
+
 def test_what_is_loaded_is_told(free):
-    assert CatalogModels(Catalog(), MemoryPlan(), Latest({"m": object()}), Latest(Offering())).loaded() == {"m"}
+    assert models_of(loaded=("m",)).loaded() == {"m"}

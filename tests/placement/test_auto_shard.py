@@ -57,6 +57,7 @@ class Node:
     entrusted: Mailbox = attrs.field(factory=lambda: Mailbox("placement", 0))
     busy: bool = False
     free: int = 1 << 50
+    awaited: int = 0  # bytes of what a person is downloading
     memory: int = 1 << 50
     unverified: set = attrs.field(factory=set)  # models
     in_memory: set = attrs.field(factory=set)  # models
@@ -79,6 +80,9 @@ class Node:
 
     def free_bytes(self):
         return self.free - sum(len(blocks) for blocks in self.held.values()) * BLOCK
+
+    def awaited_bytes(self, besides):
+        return self.awaited
 
     def stages(self):
         return ()
@@ -244,6 +248,23 @@ async def test_no_more_room_is_given_than_the_memory_can_serve_and_what_is_loade
         assert not [each for each in node.asked if each[0] == "drop"]
 
 
+async def test_what_is_on_its_way_is_not_free_whoever_fetches_it(autojump_clock):
+    async with open_mesh() as mesh:
+        (await mesh.add("a")).put("m")
+        node = await mesh.add("b", gib=4, stuck=True)
+        await trio.sleep(600)
+        told = node.room.value
+        coming = sum(len(blocks) for _, blocks in told.fetching) * BLOCK
+        assert told.coming == coming > 0
+        assert Offer("b", 1, 0.0, "1", (), room=told).room_bytes == (4 << 30) - coming
+        node.free, node.awaited = 8 << 30, 6 << 30
+        await trio.sleep(600)
+        assert node.room.value.budget == int(0.9 * (2 << 30))
+        node.awaited = 9 << 30  # more than is there
+        await trio.sleep(600)
+        assert node.room.value.budget == 0
+
+
 async def test_a_loss_is_made_good_by_others_and_who_comes_back_counts_again(autojump_clock):
     async with open_mesh() as mesh:
         for name in "abcdef":
@@ -397,7 +418,13 @@ async def test_the_wishlist_says_what_is_lacking_and_why(autojump_clock):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"budget": -1}, {"uptime": float("nan")}, {"demand": (("m", float("inf")),)}, {"demand": (("m", -1.0),)}],
+    [
+        {"budget": -1},
+        {"coming": -1},
+        {"uptime": float("nan")},
+        {"demand": (("m", float("inf")),)},
+        {"demand": (("m", -1.0),)},
+    ],
 )
 def test_a_room_that_cannot_be_is_no_room(changes):
     from meshnode.types.peers import Room
