@@ -116,7 +116,7 @@ class Connections:
 
     def peers(self) -> frozenset[PeerId]:
         """Return whom we are connected to."""
-        return frozenset(PeerId(str(peer)) for peer in list(self.swarm.connections) if self._live(PeerId(str(peer))))
+        return frozenset(PeerId(str(peer)) for peer in list(self.swarm.connections) if self._live(peer))
 
     def members(self) -> frozenset[PeerId]:
         """Return whom we are connected to and who is vouched for."""
@@ -124,7 +124,7 @@ class Connections:
 
     def is_connected(self, peer: PeerId, *, directly: bool = False) -> bool:
         """Say whether there is a connection, or a direct one."""
-        return any(not directly or not _is_relayed(connection) for connection in self._live(peer))
+        return any(not directly or not _is_relayed(connection) for connection in self._live(ID.from_base58(peer)))
 
     async def secure_outbound(self, raw: ReadWriteCloser, peer: PeerId, *, relayed: bool) -> None:
         """Make a connection of what leads to `peer`. Closes it and raises PeerUnreachable, PeerMisbehaved when that fails."""
@@ -151,7 +151,9 @@ class Connections:
 
     async def open_stream(self, peer: PeerId, protocol: str) -> LibP2PStream:
         """Open a stream on the best connection. Raises PeerUnreachable."""
-        connections = sorted(self._live(peer), key=_is_relayed)  # direct ones first, and the oldest of those
+        connections = sorted(
+            self._live(ID.from_base58(peer)), key=_is_relayed
+        )  # direct ones first, and the oldest of those
         if not connections:
             raise PeerUnreachable(f"there is no connection to {short(peer)}")
         connection = connections[0]
@@ -204,8 +206,8 @@ class Connections:
             await connection.muxed_conn.close()
         await trio.lowlevel.checkpoint()
 
-    def _live(self, peer: PeerId) -> list[SwarmConn]:
-        connections = self.swarm.get_connections(ID.from_base58(peer))
+    def _live(self, peer: ID) -> list[SwarmConn]:
+        connections = self.swarm.get_connections(peer)
         return [each for each in connections if isinstance(each, SwarmConn) and _is_live(each)]
 
     async def _accept_stream(self, stream: INetStream) -> None:

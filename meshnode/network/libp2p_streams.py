@@ -24,6 +24,7 @@ from meshnode.types.ids import PeerId
 __all__ = ["Carrier", "Discreet", "LibP2PStream", "Negotiator", "why"]
 
 _CHUNK = 64 << 10  # bytes
+_READ_AHEAD = 16 << 10  # bytes; Noise asks for two, and then for as many as these say
 _LARGEST_READ = 128 << 10  # bytes; Noise asks for 64 KiB at most, a stranger's length field for whatever it says
 _LONGEST_NAME = 1024  # bytes of a protocol's name
 _FAREWELL = 2.0  # seconds for the end of a stream to be written; a peer that hangs does not get it
@@ -38,18 +39,24 @@ class Carrier(ReadWriteCloser):
     def __init__(self, stream: trio.SocketStream | LibP2PStream, remote: tuple[str, int] | None) -> None:
         self._stream = stream
         self._remote = remote
+        self._ahead = b""  # has come, and was not asked for yet
 
     async def read(self, n: int | None = None) -> bytes:
         """Return what has come, at most `n` bytes. Raises ConnectionClosedError, also for more than anybody should ask for."""
         if n is not None and n > _LARGEST_READ:  # a socket would allocate it before a byte has come
             raise ConnectionClosedError(f"the peer announces a message of {n} bytes")
-        try:
-            data = await self._stream.receive_some(n)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionClosedError(str(error)) from error
-        if not data:
-            raise ConnectionClosedError("the peer has closed the connection")
-        return bytes(data)
+        if self._ahead:
+            data = self._ahead
+        else:
+            try:
+                data = await self._stream.receive_some(None if n is None else max(n, _READ_AHEAD))
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise ConnectionClosedError(str(error)) from error
+            if not data:
+                raise ConnectionClosedError("the peer has closed the connection")
+        size = len(data) if n is None else n
+        self._ahead = bytes(data[size:])
+        return bytes(data[:size])
 
     async def write(self, data: bytes) -> None:
         """Send all of `data`. Raises ConnectionClosedError."""

@@ -9,6 +9,8 @@ What goes wrong without, each found with two hosts on loopback and held by a tes
 - A writer gives up after 5 s without window, so that a slow reader ends the stream instead of slowing it down.
 - A stream that is finished and then reset is read as reset, or as finished, by chance. What was finished stays so.
 - Closing waits for a farewell to be written, for 30 s to a peer that hangs, and then sleeps.
+- Every read, however small, is told to the sender in a frame of its own: a heartbeat costs two. The window is opened again
+  once half of it has been used.
 - A peer that ignores its window is only warned about, and fills our memory. Its stream is reset.
 """
 
@@ -167,6 +169,15 @@ class SteadyStream(yamux.YamuxStream):
         await super().reset()
         if event is not None:
             event.set()
+
+    async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:  # noqa: ARG002  # all are counted below
+        buffered = len(self.conn.stream_buffers.get(self.stream_id, b""))
+        if 2 * (self._recv_window + buffered) > self.target_recv_window:
+            return
+        async with self.window_lock:
+            grown = self._grow_to_delta(buffered) + self._apply_autotune_epoch(buffered)
+        if grown:
+            await self.send_window_update(grown, skip_lock=True)
 
     async def _tell_reset(self) -> None:
         with suppress(BaseLibp2pError, OSError):  # the connection has gone, and the stream with it

@@ -12,6 +12,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
 from meshnode.crypto.identity import Identity
 from meshnode.network import patches
+from meshnode.network.libp2p_streams import Carrier
 
 PEER = ID.from_base58(Identity(bytes(32)).peer)
 
@@ -197,6 +198,34 @@ async def test_a_window_grows_with_its_reader_and_not_beyond_its_limit(autojump_
             while received < 8 << 20:
                 received += len(await there.read(65536))
         assert 256 << 10 < there.target_recv_window <= 1 << 20
+
+
+async def test_a_window_is_opened_when_half_of_it_is_used_and_not_for_every_little_that_is_read(autojump_clock):
+    async with with_stream() as (here, there):
+        await trio.sleep(1)
+        began, half = there.conn.secured_conn.written, there.target_recv_window // 2
+        for _ in range(100):
+            await here.write(b"heartbeat")
+            assert await there.read() == b"heartbeat"
+        assert there.conn.secured_conn.written == began
+        await here.write(bytes(half))
+        left = half
+        while left:
+            left -= len(await there.read())
+        await trio.sleep(1)
+        assert there.conn.secured_conn.written - began <= 3 * 12  # it grows meanwhile
+        assert here.send_window == there.recv_window > half
+
+
+async def test_a_socket_is_not_asked_for_every_two_bytes():
+    here, there = trio.testing.memory_stream_pair()
+    carrier = Carrier(there, None)
+    await here.send_all(b"\0\4data\0\1!")
+    assert [await carrier.read(count) for count in (2, 4, 1)] == [b"\0\4", b"data", b"\0"]
+    there.receive_stream.close()  # the rest is here
+    assert await carrier.read(1) + await carrier.read() == b"\1!"
+    with pytest.raises(ConnectionClosedError):
+        await carrier.read(1)
 
 
 async def test_what_was_finished_is_read_as_finished_though_a_reset_follows(autojump_clock):
