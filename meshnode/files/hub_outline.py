@@ -28,7 +28,6 @@ class Outline:
     license: str | None
     origin: str | None
     aliases: tuple[str, ...]
-    version: str  # as HubSource.version
     tokenizer: bytes  # its shard
     whole: HubShare  # all weights, in the order of a manifest
 
@@ -57,7 +56,6 @@ def outline_of(
     repository: HubRepository,
     files: Sequence[HubFile],
     places: Mapping[Path, int],
-    version: str,
 ) -> Outline:
     """Return the outline of an opened model; `places` says which file is meant by a path."""
     shards = tuple(_shard(model, plan, places) for plan in plan_shards(model.config))
@@ -67,7 +65,6 @@ def outline_of(
         model.license,
         model.origin,
         model.aliases,
-        version,
         encode_tokenizer(model.tokenizer),
         HubShare(repository.name, repository.commit, tuple(files), shards),
     )

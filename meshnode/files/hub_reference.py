@@ -37,6 +37,10 @@ class HubReference:
             )
         return cls(f"{found['owner']}/{found['name']}", found["pick"], found["revision"])
 
+    def at(self, commit: str) -> str:
+        """Return the reference to the same as of a commit."""
+        return str(attrs.evolve(self, revision=commit))
+
     def __str__(self) -> str:
         pick = "" if self.pick is None else f":{self.pick}"
         revision = "" if self.revision is None else f"@{self.revision}"

@@ -4,8 +4,8 @@ A model's id comes from the hashes of all its shards, which no hub tells. So all
 fetched, once; of one whose manifest is known, only those of the shards that are needed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -29,7 +29,7 @@ from meshnode.files.layout import plan_shards
 from meshnode.files.local_gguf import open_gguf
 from meshnode.files.safetensors_folder import open_folder
 from meshnode.files.source_file import FileRegion, open_source_file
-from meshnode.files.sources import KeepShard, ModelOpener, ReportBytes, SourceModel
+from meshnode.files.sources import KeepShard, ModelOpener, Origin, ReportBytes, SourceModel
 from meshnode.flow.lanes import Lanes
 
 __all__ = ["HubSource"]
@@ -88,15 +88,16 @@ class HubSource:
         """Return `reference`. Raises RequestError if it is malformed."""
         return str(HubReference.parse(reference))
 
-    async def version(self, reference: str) -> str:
-        """Return a hash of what the hub says the model's files are, the same as long as they are. Raises SourceUnavailable."""
+    async def look(self, reference: str) -> Origin:
+        """Return the commit, and a hash of what the hub says the model's files are there. Raises SourceUnavailable."""
         async with self.hub.connect() as connections:
-            _, files = await self._look_up(connections, reference)
-        return _version(files)
+            repository, files = await self._look_up(connections, reference)
+        return Origin(reference, _version(files), HubReference.parse(reference).at(repository.commit))
 
-    async def prepare(
+    @asynccontextmanager
+    async def prepared(
         self, reference: str, scratch: Path, report: ReportBytes, needs: KeepShard | None = None
-    ) -> ModelOpener:
+    ) -> AsyncIterator[ModelOpener]:
         """Fetch the headers, then the bytes of the shards in `needs`, or all.
 
         What has come is kept for a next attempt until the model has been read. Raises SourceUnavailable, what opening the
@@ -115,10 +116,17 @@ class HubSource:
             await self.lanes.run("disk", require_space, self.folder, 2 * fetched.missing_bytes)
             await download.fetch(fetched.plan())
             await self._check(fetched)
-        return partial(self._open_once, partial(opener, headers_only=needs is not None), fetched.mirrors)
+            try:
+                yield partial(self._examined, partial(opener, headers_only=needs is not None))
+            except SourceUnavailable as error:  # shards have other hashes than their manifest says
+                await self._forget(fetched)
+                raise SourceUnavailable(
+                    f"{error}; what came has been thrown away, so another try fetches it anew"
+                ) from error
+            await self._forget(fetched)
 
     async def outline(self, reference: str, scratch: Path) -> Outline:
-        """Return what a model's headers say, fetching them and no more. Raises what `prepare` does."""
+        """Return what a model's headers say, fetching them and no more. Raises what `prepared` does."""
         async with AsyncExitStack() as stack:
             connections = await stack.enter_async_context(self.hub.connect())
             repository, files = await self._look_up(connections, reference)
@@ -131,7 +139,7 @@ class HubSource:
         with fetched.opener(repository)(headers_only=True) as model:
             self.examine(model)
             places = {link: index for index, link in enumerate(fetched.links)}
-            return outline_of(model, repository, fetched.files, places, _version(fetched.files))
+            return outline_of(model, repository, fetched.files, places)
 
     async def _open_mirrors(self, files: Sequence[HubFile], scratch: Path, stack: AsyncExitStack) -> _Fetched:
         mirrors = [await self._open_mirror(file, stack) for file in files]
@@ -191,20 +199,14 @@ class HubSource:
                     )
 
     @contextmanager
-    def _open_once(self, opener: ModelOpener, mirrors: Sequence[Mirror]) -> Iterator[SourceModel]:
-        """Open the model, and forget what was fetched for it when all has been read, or when it proves to be something else."""
-        try:
-            with opener() as model:
-                self.examine(model)
-                yield model
-        except SourceUnavailable as error:  # shards have other hashes than their manifest says
-            for mirror in mirrors:
-                mirror.forget()
-            raise SourceUnavailable(
-                f"{error}; what came has been thrown away, so another try fetches it anew"
-            ) from error
-        for mirror in mirrors:
-            mirror.forget()
+    def _examined(self, opener: ModelOpener) -> Iterator[SourceModel]:
+        with opener() as model:
+            self.examine(model)
+            yield model
+
+    async def _forget(self, fetched: _Fetched) -> None:
+        for mirror in fetched.mirrors:
+            await self.lanes.run("disk", mirror.forget)
 
 
 def _open(path: Path, origin: str, *, headers_only: bool) -> AbstractContextManager[SourceModel]:

@@ -1,7 +1,8 @@
 """What the AcquisitionManager does with one model: acquire, repair, remove.
 
 Every method is safe to cancel at any point: what is half done lies in the staging folder and goes with it, and the steps that
-make a model appear or disappear are shielded. The caller sees to it that no two of them work on one reference at a time.
+make a model appear or disappear are shielded. The caller sees to it that no two of them work on one reference at a time; that no
+two fetch the same bytes under different references is seen to here.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -13,13 +14,14 @@ import attrs
 import trio
 
 from meshnode.errors import FileError, MeshnodeError, RequestError, SourceUnavailable
-from meshnode.files.catalog import CatalogEntry, ModelCatalog, Origin
+from meshnode.files.catalog import CatalogEntry, ModelCatalog
 from meshnode.files.importing import import_model, import_shards
 from meshnode.files.layout import is_kept
 from meshnode.files.progress import ProgressBoard
-from meshnode.files.sources import ModelOpener, ReportBytes, Source
+from meshnode.files.sources import ModelOpener, Origin, ReportBytes, Source
 from meshnode.files.staging import delete_quarantined, discard, make_staging, park, publish
 from meshnode.flow.lanes import Lanes
+from meshnode.flow.turns import Turns
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ShardId
 from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
@@ -72,6 +74,7 @@ class ModelJobs:
     catalog: ModelCatalog
     lanes: Lanes
     board: ProgressBoard
+    turns: Turns = attrs.field(factory=Turns)
     _settling: trio.Lock = attrs.field(factory=trio.Lock, init=False)  # names are given and shards moved one at a time
 
     async def acquire(self, source: Source, reference: str, part: Part) -> ModelManifest:
@@ -80,36 +83,49 @@ class ModelJobs:
         What is there and unchanged is not read again. Raises FileError leafs, RequestError for blocks the model does not
         have, StoreError; the catalog is as before then.
         """
-        entry = self.catalog.by_reference(reference)
-        known = entry.version_of(reference) if entry is not None else None
         try:
-            version = await source.version(reference)
+            origin = await source.look(reference)
         except SourceUnavailable:
-            if entry is None or known is None or not self._is_complete(entry, part):
+            entry = self.catalog.by_reference(reference)
+            if entry is None or not self._is_complete(entry, part):
                 raise
-            version = known  # the source is gone, but everything is here
-        if entry is not None and version == known:
-            if self._is_complete(entry, part):
-                self.board.report(reference, "done", entry.manifest.nbytes, entry.manifest.nbytes)
-                return entry.manifest
-            wish = _Wish(_places(entry, entry.wanted), _places(entry, self.catalog.held(entry.manifest.id)), part=part)
+            manifest = entry.manifest  # the source is gone, but everything is here
         else:
-            entry, wish = None, _Wish(part=part)
-        manifest = await self._import(source, Origin(reference, version), entry, wish)
+            async with self.turns.of(origin.version):
+                manifest = await self._acquire(source, origin, part)
         self.board.report(reference, "done", manifest.nbytes, manifest.nbytes)
         return manifest
+
+    async def _acquire(self, source: Source, origin: Origin, part: Part) -> ModelManifest:
+        entry = self.known(origin)
+        if entry is None:
+            return await self._import(source, origin, None, _Wish(part=part))
+        if not self._is_complete(entry, part):
+            held = self.catalog.held(entry.manifest.id)
+            wish = _Wish(_places(entry, entry.wanted), _places(entry, held), part=part)
+            return await self._import(source, origin, entry, wish)
+        if entry.version_of(origin.reference) is None:  # it came under another name
+            async with self._settling:
+                await self.catalog.put(attrs.evolve(entry, origins=(origin, *entry.origins)))
+        return entry.manifest
+
+    def known(self, origin: Origin) -> CatalogEntry | None:
+        """Return the model that was made from this version of an origin, under whatever reference."""
+        entry = self.catalog.by_reference(origin.reference)
+        same = entry is not None and entry.version_of(origin.reference) == origin.version
+        return entry if same else self.catalog.by_bytes(origin)
 
     async def repair(self, source: Source, entry: CatalogEntry, origin: Origin) -> None:
         """Make a model's missing shards again from one of its origins.
 
         Raises SourceUnavailable when that is gone or has changed, and what else `acquire` raises.
         """
-        version = await source.version(origin.reference)
-        if version != origin.version:
+        if (await source.look(origin.exact)).version != origin.version:
             raise SourceUnavailable(f"{origin.reference} is no longer what {entry.manifest.name} was made from")
-        held = self.catalog.held(entry.manifest.id)
-        wish = _Wish(_places(entry, entry.wanted), _places(entry, held), more=False)
-        await self._import(source, origin, entry, wish)
+        async with self.turns.of(origin.version):
+            held = self.catalog.held(entry.manifest.id)
+            wish = _Wish(_places(entry, entry.wanted), _places(entry, held), more=False)
+            await self._import(source, origin, entry, wish)
         self.board.report(origin.reference, "done", entry.manifest.nbytes, entry.manifest.nbytes)
 
     async def adopt(
@@ -199,10 +215,12 @@ class ModelJobs:
         async with self.staging() as staging:
             known = None if entry is None else entry.manifest
             needs = None if known is None else partial(wish.needs, block_count=known.config.block_count)
-            opener = await source.prepare(reference, staging, downloading, needs)
-            manifest, aliases = await self.lanes.run("hashing", _read, opener, staging, wish, known, importing)
+            async with source.prepared(origin.exact, staging, downloading, needs) as opener:
+                manifest, aliases = await self.lanes.run("hashing", _read, opener, staging, wish, known, importing)
             wanted = tuple(dict.fromkeys(shard.id for shard in manifest.shards if wish.wants(shard, manifest)))
             async with self._settling:
+                if entry is not None and not wish.here <= _places(entry, self.catalog.held(manifest.id)):
+                    raise SourceUnavailable(f"a part of {manifest.name} has been removed meanwhile; add it again")
                 return await self._settle(CatalogEntry(manifest, wanted, (origin,), aliases), staging)
 
     async def _settle(self, new: CatalogEntry, staging: Path) -> ModelManifest:

@@ -6,10 +6,11 @@ from pathlib import Path
 import attrs
 
 from meshnode.errors import FileError, MeshnodeError, SourceUnavailable, UnsupportedModel
-from meshnode.files.catalog import CatalogEntry, Origin
+from meshnode.files.catalog import CatalogEntry
 from meshnode.files.foreign_manifests import decode_manifest
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.peer_ports import PeerShards
+from meshnode.files.sources import Origin
 from meshnode.files.transfer import ShardTransfer
 from meshnode.types.ids import ModelId, short
 from meshnode.types.manifest import ModelManifest, ShardDescriptor

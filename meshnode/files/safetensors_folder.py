@@ -7,8 +7,8 @@ by `RopeStyle.HALVES`.
 import functools
 import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import attrs
@@ -23,7 +23,7 @@ from meshnode.files.layout import check_tensors
 from meshnode.files.manifests import name_from_title
 from meshnode.files.safetensors_header import SafetensorsEntry, read_safetensors
 from meshnode.files.source_file import SourceFile, file_version, open_source_file
-from meshnode.files.sources import KeepShard, ModelOpener, ReportBytes, SourceModel, SourceTensor
+from meshnode.files.sources import KeepShard, ModelOpener, Origin, ReportBytes, SourceModel, SourceTensor
 from meshnode.files.tokenizer_shard import check_tokenizer
 from meshnode.files.typed_fields import TypedFields
 from meshnode.flow.lanes import Lanes
@@ -61,19 +61,20 @@ class SafetensorsFolder:
         """Return the absolute path."""
         return os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # text only, no symlinks followed
 
-    async def version(self, reference: str) -> str:
+    async def look(self, reference: str) -> Origin:
         """Return the sizes and times of change of all files that are read. Raises SourceUnavailable."""
-        return await self.lanes.run("disk", _version, Path(reference))
+        return Origin(reference, await self.lanes.run("disk", _version, Path(reference)))
 
-    async def prepare(
+    @asynccontextmanager
+    async def prepared(
         self,
         reference: str,
         scratch: Path,  # noqa: ARG002
         report: ReportBytes,  # noqa: ARG002
         needs: KeepShard | None = None,  # noqa: ARG002
-    ) -> ModelOpener:
-        """Return what opens the folder; there is nothing to download."""
-        return functools.partial(open_folder, Path(reference))
+    ) -> AsyncIterator[ModelOpener]:
+        """Give what opens the folder; there is nothing to download."""
+        yield functools.partial(open_folder, Path(reference))
 
 
 def _version(folder: Path) -> str:

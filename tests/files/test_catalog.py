@@ -1,11 +1,13 @@
 """Names, prefixes and aliases of models, and what survives in the store."""
 
 import attrs
+import msgspec
 import pytest
 
 from meshnode.errors import FileError, StoreError, UnknownModel
-from meshnode.files.catalog import CatalogEntry, ModelCatalog, Origin, open_catalog
+from meshnode.files.catalog import CatalogEntry, ModelCatalog, open_catalog
 from meshnode.files.manifests import build_manifest
+from meshnode.files.sources import Origin
 from meshnode.observe.metrics import Metrics
 from meshnode.store.memory import MemoryStore
 from meshnode.types.ids import ShardId
@@ -93,6 +95,18 @@ async def test_entries_survive_in_the_store_and_held_shards_do_not(data):
     again = await _open(data)
     assert again.entries() == (made,)
     assert again.held(made.manifest.id) == frozenset()
+
+
+async def test_an_entry_of_an_older_version_is_read(data):
+    catalog = await _open(data)
+    made = entry("tiny", origins=(Origin("hf:a/b", "v1"),))
+    row = msgspec.to_builtins(made)
+    del row["origins"][0]["pinned"]
+    batch = data.store.batch()
+    batch.put(b"models/" + made.manifest.id.encode(), msgspec.msgpack.encode(row))
+    await data.store.commit(batch)
+    assert (await _open(data)).entries() == (made,)
+    assert catalog.by_bytes(Origin("hf:a/b:Q8_0", "v1", "hf:a/b:Q8_0@1")) is None, "which commit it was is not known"
 
 
 async def test_a_reference_and_an_alias_belong_to_whoever_claimed_them_last(data):

@@ -13,7 +13,7 @@ from support.tiny_gguf import write_tiny_llama
 from meshnode.errors import FileError, InvalidModelFile, RequestError, SourceUnavailable, UnsupportedModel
 from meshnode.files.acquisitions import AcquireModel, RemoveModel
 from meshnode.files.hub_client import Hub
-from meshnode.files.hub_mirror import BLOCK_BYTES, open_mirror
+from meshnode.files.hub_mirror import BLOCK_BYTES, forget_mirror, open_mirror
 from meshnode.files.hub_source import HubSource
 from meshnode.files.importing import import_gguf
 from meshnode.files.local_gguf import LocalGGUF
@@ -94,13 +94,31 @@ async def test_of_a_known_model_only_the_ranges_of_the_missing_shards_come(node_
         assert block.nbytes - 4096 <= hub.sent_bytes <= block.nbytes + 4 * BLOCK_BYTES < big.stat().st_size
 
 
-async def test_a_damaged_shard_is_made_again_from_the_hub(node_data, hub):
+async def test_a_damaged_shard_is_made_again_from_the_commit_it_came_from(node_data, hub):
     async with node_data.running() as node:
         manifest = await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}"))
         path = node.catalog.path(manifest.shards[4].id)
+        (origin,) = node.catalog.entry(manifest.id).origins
     path.write_bytes(b"x" * path.stat().st_size)
+    commit = hub.push(REPOSITORY, **{"big-Q8_0.gguf": b"a newer version"})
+    assert origin.pinned == f"hf:{REPOSITORY}@{commit}"
     async with node_data.running() as node:
         await node.settled(manifest)
+        assert await node.mailbox.ask(AcquireModel(origin.pinned)) == manifest
+        with pytest.raises(InvalidModelFile):  # who asks for the reference itself gets the newest
+            await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}"))
+
+
+async def test_two_references_to_one_file_share_what_comes(node_data, hub, big, big_id):
+    references = [f"hf:{REPOSITORY}", f"hf:{REPOSITORY}:Q8_0"]
+    async with node_data.running() as node:
+        async with trio.open_nursery() as nursery:
+            for reference in references:
+                nursery.start_soon(node.mailbox.ask, AcquireModel(reference))
+        assert {origin.reference for origin in node.catalog.entry(big_id).origins} == set(references)
+        await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}:big-Q8_0.gguf"))
+    assert hub.sent_bytes == big.stat().st_size
+    assert node_data.files("transfers") == []
 
 
 async def test_a_split_model_is_the_same_model(data, hub, big_id, tmp_path):
@@ -355,6 +373,16 @@ def test_a_mirror_knows_by_hash_what_it_has(tmp_path):
     assert again.is_whole
     again.close()
     assert open_mirror(tmp_path, "key", size).held == {0, 1, 2, 3}
+
+
+def test_what_two_have_open_is_deleted_by_the_last(tmp_path):
+    first, second = open_mirror(tmp_path, "key", 10), open_mirror(tmp_path, "key", 10)
+    first.write(0, b"0123456789")
+    first.forget()
+    forget_mirror(tmp_path, "key")
+    assert second.path.read_bytes() == b"0123456789"
+    second.forget()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_said(tmp_path):

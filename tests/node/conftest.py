@@ -5,7 +5,8 @@ import hashlib
 import pytest
 
 from meshnode.config.paths import DataPaths
-from meshnode.files.catalog import CatalogEntry, Origin, open_catalog
+from meshnode.files.catalog import CatalogEntry, open_catalog
+from meshnode.files.sources import Origin
 from meshnode.observe.metrics import Metrics
 from meshnode.store import MemoryStore
 from meshnode.types.ids import ModelId, ShardId

@@ -19,6 +19,7 @@ class HubServer:
     """What the hub has, and what has been asked of it. `faults` are taken one by one, by requests for bytes of files."""
 
     repositories: dict[str, dict[str, bytes]] = attrs.field(factory=dict)  # OWNER/REPO -> path -> bytes
+    past: dict[str, dict[str, bytes]] = attrs.field(factory=dict)  # commit -> path -> bytes
     token: str | None = None  # needed when set
     faults: list[str] = attrs.field(factory=list)
     lookup_faults: list[int | str] = attrs.field(factory=list)  # statuses, or "no gzip", "no UTF-8"
@@ -34,6 +35,18 @@ class HubServer:
     def commit(self, repository: str) -> str:
         files = self.repositories[repository]
         return hashlib.sha1(b"".join(path.encode() + files[path] for path in sorted(files))).hexdigest()
+
+    def push(self, repository: str, **files: bytes) -> str:
+        """Make another commit, and return the one before it, which stays."""
+        before, old = self.commit(repository), self.repositories[repository]
+        self.past[before] = old
+        self.repositories[repository] = old | files
+        return before
+
+    def at(self, repository: str, revision: str) -> dict[str, bytes] | None:
+        files = self.repositories.get(repository)
+        is_newest = files is not None and revision in ("main", self.commit(repository))
+        return files if is_newest else self.past.get(revision)
 
     def take_fault(self) -> str | None:
         with self._lock:
@@ -82,8 +95,8 @@ class _Front(_Handler):
     def _describe(self, name: str, revision: str) -> None:
         if self.hub.lookup_faults:
             return self._fail(self.hub.lookup_faults.pop(0))
-        files = self.hub.repositories.get(name)
-        if files is None or revision not in ("main", self.hub.commit(name)):
+        files = self.hub.at(name, revision)
+        if files is None:
             return self.reply(404, x_error_code="RepoNotFound")
         siblings = [
             {"rfilename": path, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
@@ -93,17 +106,19 @@ class _Front(_Handler):
             if each["rfilename"].endswith((".gguf", ".safetensors")):
                 digest = hashlib.sha256(files[each["rfilename"]]).hexdigest()
                 each["lfs"] = {"sha256": digest, "size": each["size"], "pointerSize": 134}
-        return self.reply(200, json.dumps({"id": name, "sha": self.hub.commit(name), "siblings": siblings}).encode())
+        commit = revision if revision in self.hub.past else self.hub.commit(name)
+        return self.reply(200, json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode())
 
     def _redirect(self, name: str, commit: str, path: str) -> None:
         hub = self.hub
-        if commit != hub.commit(name) or path not in hub.repositories[name]:
+        files = hub.at(name, commit)
+        if files is None or path not in files:
             return self.reply(404)
         fault = hub.take_fault()
         if fault is not None and fault.isdecimal():
             return self.reply(int(fault), retry_after="0")
-        tag = "0" * 64 if fault == "changed" else hashlib.sha256(hub.repositories[name][path]).hexdigest()
-        where = f"{hub.storage}/{name}/{path}?fault={fault or ''}"
+        tag = "0" * 64 if fault == "changed" else hashlib.sha256(files[path]).hexdigest()
+        where = f"{hub.storage}/{name}/{path}?commit={commit}&fault={fault or ''}"
         return self.reply(302, location=where, x_linked_etag=f'"{tag}"', x_repo_commit=commit)
 
 
@@ -112,7 +127,9 @@ class _Storage(_Handler):
         hub, address = self.hub, urlsplit(self.path)
         hub.seen.append(("storage", self.path, self.headers.get("authorization")))
         owner, name, path = unquote(address.path).removeprefix("/").split("/", 2)
-        data, fault = hub.repositories[f"{owner}/{name}"][path], parse_qs(address.query).get("fault", [""])[0]
+        query = parse_qs(address.query)
+        files = hub.past.get(query["commit"][0], hub.repositories[f"{owner}/{name}"])
+        data, fault = files[path], query.get("fault", [""])[0]
         if fault == "expired":
             return self.reply(403, b"<Error><Code>AccessDenied</Code></Error>")
         if fault == "ranges ignored":
