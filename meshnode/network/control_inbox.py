@@ -1,5 +1,7 @@
 """What control messages lead to: records into the book, introductions into the table, tickets out."""
 
+from collections.abc import Callable
+
 import attrs
 import structlog
 import trio
@@ -12,13 +14,16 @@ from meshnode.network.host_ports import StagePlane
 from meshnode.network.peers import PeerTable
 from meshnode.network.stage_links import ControlReceived
 from meshnode.observe.metrics import Metrics
+from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Evidence, Misdeed
-from meshnode.types.ids import PeerId, short
+from meshnode.types.ids import ModelId, PeerId, short
 from meshnode.wire.control_messages import (
     ControlMessage,
     Introduction,
     Introductions,
     IntroductionsWanted,
+    Kept,
+    KeptWanted,
     Records,
     SignedRecord,
     TicketRequest,
@@ -40,6 +45,7 @@ class ControlInbox:
     plane: StagePlane
     evidence: Mailbox[Evidence, None]
     metrics: Metrics
+    keeps: Callable[[ModelId, BlockRange], bool]  # whether blocks are here, and not about to go
 
     async def serve(self, mailbox: Mailbox[ControlReceived, None]) -> None:
         """Take messages until cancelled."""
@@ -72,6 +78,10 @@ class ControlInbox:
                 except MeshnodeError as error:
                     answer = failure(error)
                 await self._reply(received, answer)
+            case KeptWanted():
+                is_range = message.start < message.end
+                kept = is_range and self.keeps(message.model, BlockRange(message.start, message.end))
+                await self._reply(received, Kept(kept))
             case _:
                 _log.debug("message for nobody", peer=short(sender), kind=type(message).__name__)
 

@@ -24,7 +24,14 @@ from meshnode.observe.metrics import Metrics
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId
-from meshnode.wire.control_messages import Introductions, IntroductionsWanted, Records, SignedRecord, TicketRequest
+from meshnode.wire.control_messages import (
+    Introductions,
+    IntroductionsWanted,
+    KeptWanted,
+    Records,
+    SignedRecord,
+    TicketRequest,
+)
 from meshnode.wire.failures import failure
 from meshnode.wire.stage_messages import Delegate, OpenStage, Probe, StageMessage
 
@@ -42,6 +49,7 @@ _LIMITS: Mapping[type, tuple[float, float]] = {  # per second on average, and at
     IntroductionsWanted: (1, 10),
     Introductions: (1, 5),
     TicketRequest: (2, 20),
+    KeptWanted: (2, 100),
 }
 
 _log = structlog.get_logger(__name__)

@@ -11,7 +11,7 @@ from meshnode.types.ids import ModelId, ShardId
 from meshnode.types.manifest import ModelManifest, ShardKind
 from meshnode.types.peers import Holding, Room
 
-__all__ = ["Holdings", "described", "told"]
+__all__ = ["Holdings", "described", "keeps", "told"]
 
 _MAX_TOLD = 64  # models in one offer
 
@@ -49,6 +49,18 @@ def told(holdings: Holdings | None, room: Room | None) -> tuple[tuple[Holding, .
     untold = sum(holding.nbytes for holding in every[_MAX_TOLD:])
     seen = None if room is None else attrs.evolve(room, budget=max(0, room.budget - untold))
     return every[:_MAX_TOLD], seen
+
+
+def keeps(holdings: Holdings | None, model: ModelId, blocks: BlockRange) -> bool:
+    """Return whether blocks of a model, and an end with the block at it, are here and verified."""
+    every = () if holdings is None else described(holdings)
+    return any(
+        each.model == model
+        and all(each.has(block) for block in blocks)
+        and (each.embedding or blocks.start > 0)
+        and (each.head or blocks.end < each.block_count)
+        for each in every
+    )
 
 
 def _holding(holdings: Holdings, manifest: ModelManifest) -> Holding:

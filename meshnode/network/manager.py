@@ -27,7 +27,7 @@ from meshnode.network.dialing import Dialling, peer_of
 from meshnode.network.gateway import StageGateway
 from meshnode.network.gossip import GossipBook
 from meshnode.network.greetings import Greeter
-from meshnode.network.holdings import Holdings, told
+from meshnode.network.holdings import Holdings, keeps, told
 from meshnode.network.host_ports import Discovery, Host, StagePlane
 from meshnode.network.peers import PeerTable
 from meshnode.network.places import Places
@@ -36,8 +36,9 @@ from meshnode.network.providing import Providing
 from meshnode.network.stage_links import AnyReceived, ControlReceived
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.subsystem import Pulse
+from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Evidence, Misdeed
-from meshnode.types.ids import PeerId, short
+from meshnode.types.ids import ModelId, PeerId, short
 from meshnode.types.peers import Liveness, Offer, Offering, Room
 from meshnode.wire.control_messages import ControlMessage, IntroductionsWanted
 from meshnode.wire.versions import CONTROL_PROTOCOL, STAGE_PROTOCOL
@@ -97,6 +98,7 @@ class NetworkResources:
     metrics: Metrics = attrs.field(factory=Metrics)
     room: Latest[Room | None] = attrs.field(factory=lambda: Latest(None))  # what we say about placement
     holdings: Holdings | None = None  # what peers and the hash table are told of, and what is sought; None: nothing
+    leaving: Latest[tuple[ModelId, BlockRange] | None] = attrs.field(factory=lambda: Latest(None))  # about to be let go
 
 
 @attrs.define(eq=False)
@@ -129,11 +131,14 @@ class NetworkManager:
         try:
             async with self._open_host(handlers) as host, trio.open_nursery() as nursery:
                 self._host = host
-                self._plane = plane = self._stage_plane(partial(self._reach, host, nursery), host)
+                reach = partial(self._reach, host, nursery)
+                self._plane = plane = self._stage_plane(reach, host)
                 await nursery.start(plane.run)
-                shared.gateway.connect(plane)
+                shared.gateway.connect(plane, reach)
                 self._tell_addresses(host)
-                inbox = ControlInbox(shared.table, shared.book, self._links, plane, shared.evidence, shared.metrics)
+                inbox = ControlInbox(
+                    shared.table, shared.book, self._links, plane, shared.evidence, shared.metrics, self._keeps
+                )
                 nursery.start_soon(inbox.serve, shared.control)
                 nursery.start_soon(self._publish)
                 nursery.start_soon(self._expire)
@@ -299,6 +304,11 @@ class NetworkManager:
                     letter.refuse(error)
 
     # What we say of ourselves
+
+    def _keeps(self, model: ModelId, blocks: BlockRange) -> bool:
+        leaving = self._resources.leaving.value
+        goes = leaving is not None and leaving[0] == model and leaving[1].overlap(blocks) is not None
+        return not goes and keeps(self._resources.holdings, model, blocks)
 
     def _tell_addresses(self, host: Host) -> None:
         addresses = tuple(dict.fromkeys((*self._settings.announce, *host.listen_addresses())))

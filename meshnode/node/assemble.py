@@ -230,6 +230,8 @@ def _build_placement(
         wishes=channels.wishes,
         nudge=channels.rebalance,
         entrusted=channels.entrusted,
+        others=mesh.gateway,
+        leaving=channels.leaving,
     )
     return AutoShardManager(resources, PlacementSettings(int(opened.config.resources.disk_bytes)), pulse)
 

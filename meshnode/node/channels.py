@@ -17,6 +17,7 @@ from meshnode.network.stage_links import AnyReceived, ControlReceived, Received
 from meshnode.node.model_keeper import Intent
 from meshnode.placement.ports import Entrusted
 from meshnode.placement.wishlist import Wish
+from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Evidence
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
@@ -85,6 +86,9 @@ class Channels:
     )
     hosted: Latest[frozenset[ModelId]] = attrs.field(
         factory=lambda: Latest(frozenset())  # AutoShardManager -> ModelKeeper: models held of the node's own accord
+    )
+    leaving: Latest[tuple[ModelId, BlockRange] | None] = attrs.field(
+        factory=lambda: Latest(None)  # AutoShardManager -> NetworkManager: what it is about to let go
     )
     wishes: Latest[tuple[Wish, ...]] = attrs.field(
         factory=lambda: Latest(())  # AutoShardManager -> wishlist

@@ -17,9 +17,10 @@ from meshnode.flow.rates import FadingRates
 from meshnode.placement.budget import budget
 from meshnode.placement.decisions import Decision, decide
 from meshnode.placement.ledger import PlacementLedger
+from meshnode.placement.letting_go import Departure, LettingGo
 from meshnode.placement.models import Segment
 from meshnode.placement.picture import names_of, picture
-from meshnode.placement.ports import Entrusted, MeshMembers, OwnModels, Shards
+from meshnode.placement.ports import Entrusted, MeshMembers, OtherHolders, OwnModels, Shards
 from meshnode.placement.recollection import Recollection
 from meshnode.placement.view import MeshState
 from meshnode.placement.wishlist import Wish, wishlist
@@ -68,6 +69,8 @@ class PlacementResources:
     wishes: Latest[tuple[Wish, ...]]
     nudge: Latest[int]  # from the ShardRebalancer: somebody has come or gone for good
     entrusted: Mailbox[Entrusted, None]  # shares that this node has made for somebody
+    others: OtherHolders
+    leaving: Latest[Departure | None]  # what it is about to let go, and does not vouch for
 
 
 @attrs.frozen
@@ -119,10 +122,11 @@ class AutoShardManager:
             await nudge.changed(nudge.version)
 
     async def _look(self, nursery: trio.Nursery) -> None:
-        """Let go, and begin to fetch: a fetch that takes long, or is stuck, stops no look."""
+        """Begin to fetch, and let go: a fetch that takes long, or is stuck, stops no look."""
         shared, now = self._resources, trio.current_time()
+        shared.leaving.set(None)  # an earlier incarnation may have ended while it let something go
         removed = await self._heed_removals()
-        state = self._state()
+        state = self._state(self._room())
         droppable = frozenset() if shared.is_busy() else self._own_accord()
         kept = state.members[shared.own].held - droppable
         known, refused = self._recollection, shared.ledger.refused() | removed
@@ -135,14 +139,15 @@ class AutoShardManager:
             can_fetch=lambda segment: segment.model not in refused and known.can_fetch(segment, now),
             waited=lambda segment: known.waited(segment, now),
         )
-        for segment in decision.drop:
-            await self._drop(state, segment)
         self._fetching |= {segment: _fetch(state, shared.own, segment) for segment in decision.acquire}
-        self._tell(decision)
+        shared.room.set(self._room())
         for segment in decision.acquire:
             is_begun = segment in state.members[shared.own].loose
             nursery.start_soon(self._acquire, segment, _blocks(state, segment), is_begun)
-        self._seen = shared.models.known() | (removed - shared.ledger.refused())
+        here = shared.models.known()
+        gone = await self._let_go(state, decision.drop)
+        self._tell(decision)
+        self._seen = shared.models.known() | (here - gone) | (removed - shared.ledger.refused())
 
     async def _heed_removals(self) -> frozenset[ModelId]:
         """Return what a person has removed since the last look, and note not to fetch it back until somebody adds it again.
@@ -224,16 +229,17 @@ class AutoShardManager:
                 await trio.sleep(pause)
         return await self._resources.shards.acquire(share.model, share.blocks)
 
-    async def _drop(self, state: MeshState, segment: Segment) -> None:
-        blocks = _blocks(state, segment)
-        try:
-            await self._resources.shards.drop(segment.model, blocks)
-        except MeshnodeError as error:
-            _log.warning("part not dropped", model=short(segment.model), blocks=str(blocks), error=str(error))
-        else:
-            _log.info("part dropped", model=short(segment.model), blocks=str(blocks))
-            self._recollection.note_let_go(segment, trio.current_time())
-            await self._forget(segment)
+    async def _let_go(self, state: MeshState, segments: tuple[Segment, ...]) -> frozenset[ModelId]:
+        """Let segments go that others keep; return the models of those that have gone."""
+        shared, gone = self._resources, set[ModelId]()
+        letting_go = LettingGo(state, shared.own, shared.shards, shared.others, shared.leaving)
+        for segment in segments:
+            # While others were asked, a session may have begun, or a person may have asked for the model.
+            if await letting_go.let_go(segment, lambda: not shared.is_busy() and segment in self._own_accord()):  # noqa: B023
+                self._recollection.note_let_go(segment, trio.current_time())
+                await self._forget(segment)
+                gone.add(segment.model)
+        return frozenset(gone)
 
     async def _forget(self, segment: Segment) -> None:
         try:
@@ -255,10 +261,9 @@ class AutoShardManager:
         member = alone.members[self._resources.own]
         return frozenset(segment.model for segment in {*member.held, *member.loose} - automatic)
 
-    def _state(self) -> MeshState:
+    def _state(self, room: Room) -> MeshState:
         shared = self._resources
-        models = shared.models
-        return picture(shared.own, models.holdings(), self._room(), shared.members.peers(), models.stages())
+        return picture(shared.own, shared.models.holdings(), room, shared.members.peers(), shared.models.stages())
 
     def _room(self) -> Room:
         shared, pinned = self._resources, self._pinned()
@@ -274,10 +279,10 @@ class AutoShardManager:
         )
 
     def _tell(self, decision: Decision = Decision()) -> None:  # noqa: B008  # frozen
-        shared = self._resources
-        shared.room.set(self._room())
+        shared, room = self._resources, self._room()
+        shared.room.set(room)
         names = names_of(shared.models.holdings(), shared.members.peers())
-        shared.wishes.set(wishlist(self._state(), shared.own, names, decision))
+        shared.wishes.set(wishlist(self._state(room), shared.own, names, decision))
 
 
 def _fetch(state: MeshState, own: PeerId, segment: Segment) -> _Fetch:

@@ -6,10 +6,10 @@ from typing import Protocol
 import attrs
 
 from meshnode.types.blocks import BlockRange
-from meshnode.types.ids import ModelId
+from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.peers import Holding, PeerInfo, StageOffer
 
-__all__ = ["Entrusted", "MeshMembers", "OwnModels", "Shards"]
+__all__ = ["Entrusted", "MeshMembers", "OtherHolders", "OwnModels", "Shards"]
 
 
 @attrs.frozen
@@ -26,6 +26,14 @@ class MeshMembers(Protocol):
 
     def peers(self) -> Iterable[PeerInfo]:
         """Return all peers."""
+        ...
+
+
+class OtherHolders(Protocol):
+    """Those who have said by gossip, some time ago, that they hold something."""
+
+    async def keeps(self, peer: PeerId, model: ModelId, blocks: BlockRange) -> bool:
+        """Ask a peer whether it holds blocks now and is not about to let them go. Raises MeshnodeError leafs."""
         ...
 
 

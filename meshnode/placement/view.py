@@ -98,6 +98,11 @@ class MeshState:
         """Return who has a whole segment, and is not still fetching it."""
         return [peer for peer in self.holders[segment] if segment not in self.members[peer].claimed]
 
+    def least(self, model: ModelId) -> int:
+        """Return how many copies there must be before one more may go: as many as would not be repaired, and one at least."""
+        target = self.targets.get(model)
+        return 1 if target is None else max(1, target.low)
+
     def sources(self, segment: Segment) -> int:
         """Return how often every block of a segment can be had from somebody."""
         return len(self.arrived(segment)) + self.loose_copies.get(segment, 0)

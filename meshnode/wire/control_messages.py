@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from meshnode.types.ids import PeerId
+from meshnode.types.ids import ModelId, PeerId
 from meshnode.wire.failures import Failed
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Introduction",
     "Introductions",
     "IntroductionsWanted",
+    "Kept",
+    "KeptWanted",
     "LinkMessage",
     "Ping",
     "Pong",
@@ -110,7 +112,35 @@ class Ticket(msgspec.Struct, frozen=True, tag="ticket"):
     lifetime: Annotated[float, msgspec.Meta(gt=0)]  # seconds from now
 
 
+class KeptWanted(msgspec.Struct, frozen=True, tag="kept_wanted"):
+    """Ask whether blocks of a model, and an end with the block at it, are held and not about to go.
+
+    Answered with Kept or Failed.
+    """
+
+    model: Annotated[ModelId, msgspec.Meta(min_length=64, max_length=64)]
+    start: Annotated[int, msgspec.Meta(ge=0)]
+    end: Annotated[int, msgspec.Meta(ge=1, le=4096)]  # exclusive
+
+
+class Kept(msgspec.Struct, frozen=True, tag="kept"):
+    """Whether they are, at this moment."""
+
+    all: bool
+
+
 LinkMessage = Hello | Ping | Pong | Failed
 ControlMessage = (
-    Hello | Ping | Pong | SignedRecord | Records | IntroductionsWanted | Introductions | TicketRequest | Ticket | Failed
+    Hello
+    | Ping
+    | Pong
+    | SignedRecord
+    | Records
+    | IntroductionsWanted
+    | Introductions
+    | TicketRequest
+    | Ticket
+    | KeptWanted
+    | Kept
+    | Failed
 )

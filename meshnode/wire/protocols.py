@@ -22,6 +22,8 @@ from meshnode.wire.control_messages import (
     Hello,
     Introductions,
     IntroductionsWanted,
+    Kept,
+    KeptWanted,
     Ping,
     Pong,
     Records,
@@ -62,7 +64,7 @@ _MANIFEST = FrameType(8, 64 << 20, has_body=True)  # the chunks of some 800 GB
 
 CONTROL_MESSAGES: MessageSet[ControlMessage] = MessageSet(
     {
-        _LINK: (Hello, Ping, Pong, Failed, IntroductionsWanted, TicketRequest, Ticket),
+        _LINK: (Hello, Ping, Pong, Failed, IntroductionsWanted, TicketRequest, Ticket, KeptWanted, Kept),
         _GOSSIP: (SignedRecord, Records, Introductions),
     }
 )
@@ -88,6 +90,8 @@ _OPTIONAL: dict[type[msgspec.Struct], Feature] = {
     IntroductionsWanted: Feature.INTRODUCTIONS,
     Introductions: Feature.INTRODUCTIONS,
     Delegate: Feature.DELEGATION,
+    KeptWanted: Feature.KEPT,
+    Kept: Feature.KEPT,
 }
 
 

@@ -29,9 +29,10 @@ class Feature(enum.IntFlag):
     DELEGATION = 2  # runs requests for nodes that cannot coordinate them
     INTRODUCTIONS = 4  # names the peers it is connected to
     NAMED_PEERS = 8  # keeps a request that it coordinates among the peers that its asker names
+    KEPT = 16  # says what it holds and is not about to let go
 
 
-OURS: Feature = Feature.DATA_PLANE | Feature.DELEGATION | Feature.INTRODUCTIONS | Feature.NAMED_PEERS
+OURS: Feature = Feature.DATA_PLANE | Feature.DELEGATION | Feature.INTRODUCTIONS | Feature.NAMED_PEERS | Feature.KEPT
 
 
 @attrs.frozen

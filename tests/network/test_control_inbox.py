@@ -14,12 +14,15 @@ from meshnode.network.gossip import GossipBook, Neighbour
 from meshnode.network.peers import PeerTable
 from meshnode.network.stage_links import ControlReceived
 from meshnode.observe.metrics import Metrics
+from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Misdeed
 from meshnode.types.peers import Offer
 from meshnode.wire.control_messages import (
     Introduction,
     Introductions,
     IntroductionsWanted,
+    Kept,
+    KeptWanted,
     Records,
     SignedRecord,
     TicketRequest,
@@ -28,6 +31,7 @@ from meshnode.wire.failures import Failed
 
 OWN, ASKER = identity_of(1).peer, identity_of(2).peer
 NOW = 1e9
+MODEL = "5e" * 32
 
 
 @pytest.fixture
@@ -67,7 +71,12 @@ class Plane:
 @pytest.fixture
 def inbox():
     book = GossipBook(identity_of(1), "home", lambda: NOW)
-    return ControlInbox(PeerTable(OWN, Latest({})), book, Links(book), Plane(), Mailbox("evidence", 64), Metrics())
+    evidence = Mailbox("evidence", 64)
+
+    def keeps(model, blocks):
+        return (model, blocks) == (MODEL, BlockRange(3, 7))
+
+    return ControlInbox(PeerTable(OWN, Latest({})), book, Links(book), Plane(), evidence, Metrics(), keeps)
 
 
 def connect(inbox, *numbers):
@@ -158,6 +167,11 @@ async def test_a_flood_of_forgeries_does_not_fill_the_node(inbox):
     assert inbox.evidence.waiting() == 64
     assert inbox.evidence.refused == 1000 - 64
     assert inbox.table.peers() == ()
+
+
+@pytest.mark.parametrize(("blocks", "kept"), [((3, 7), True), ((3, 8), False), ((7, 3), False)])
+async def test_who_asks_what_is_kept_is_told(inbox, blocks, kept):
+    assert await take(inbox, KeptWanted(MODEL, *blocks)) == [(Kept(kept), 7)]
 
 
 async def test_who_is_banned_gets_no_ticket(inbox):

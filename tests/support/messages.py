@@ -30,6 +30,8 @@ from meshnode.wire.control_messages import (
     Introduction,
     Introductions,
     IntroductionsWanted,
+    Kept,
+    KeptWanted,
     Ping,
     Pong,
     Records,
@@ -86,6 +88,8 @@ _CONTROL = {
     ),
     "ticket_request": TicketRequest("activations"),
     "ticket": Ticket(("192.0.2.7", "2001:db8::7"), 4002, bytes(range(32, 64)), bytes(range(64, 96)), 30.0),
+    "kept_wanted": KeptWanted(_M, 8, 12),
+    "kept": Kept(True),
 }
 _STAGE = {
     "open_stage": OpenStage(_S, 1, _M, 0, BlockRange(0, 15), True, False, 2048, _A, _B),
