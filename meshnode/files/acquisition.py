@@ -196,10 +196,10 @@ class AcquisitionManager:
             return await self._drop(question)
         if isinstance(question, ExportModel):
             return await self._export(question)
-        part = Part(question.blocks, question.both_ends)
         folder = await self._lanes.run("disk", shard_folder_at, question.reference)
         if folder is not None:
-            return await self._import(folder, part)
+            return await self._import(folder, question)
+        part = _part(question)
         source, reference = self._way_to(question.reference)
         try:
             async with self._jobs.turns.of(reference):
@@ -210,6 +210,8 @@ class AcquisitionManager:
                     manifest = await self._copies.acquire(source, part)
                 else:
                     manifest = await self._jobs.acquire(source, reference, part)
+                if not question.unasked:
+                    await self._jobs.note_asked(manifest.id)
         except BaseException:  # cancellation too, which may come as a group; an error is shown by whoever catches it
             self._board.forget(reference)
             raise
@@ -227,13 +229,15 @@ class AcquisitionManager:
             raise RequestError("--spread needs other nodes, and this one has no network", param="spread")
         return await Spreading(self._jobs, peers, maker).acquire(source, reference)
 
-    async def _import(self, folder: Path, part: Part) -> ModelManifest:
+    async def _import(self, folder: Path, question: AcquireModel) -> ModelManifest:
         """Take shards from a folder that another node has exported them to."""
         reference = str(folder)
         async with self._jobs.turns.of(reference):
             manifest = await self._lanes.run("hashing", read_manifest, folder)
             fetch = partial(self._copy, folder, reference)
-            manifest = await self._jobs.adopt(manifest, Origin(reference, manifest.id), part, fetch)
+            manifest = await self._jobs.adopt(manifest, Origin(reference, manifest.id), _part(question), fetch)
+            if not question.unasked:
+                await self._jobs.note_asked(manifest.id)
         self._set_trouble(manifest.id, None)
         _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
         return manifest
@@ -276,6 +280,8 @@ class AcquisitionManager:
             entry = self._catalog.entry(question.model)
             if entry is None:
                 raise UnknownModel(f"there is no model {question.model[:12]} any more", param="model")
+            if entry.asked:
+                raise RequestError(f"a person has asked for {entry.manifest.name} here", param="model")
             await self._jobs.shrink(entry, question.blocks)
         _log.info("blocks dropped", model=entry.manifest.name, blocks=str(question.blocks))
         return entry.manifest
@@ -320,6 +326,10 @@ class AcquisitionManager:
             self._health.raise_condition(_INCOMPLETE, _NAME, "; ".join(self._troubles.values()))
         else:
             self._health.clear_condition(_INCOMPLETE, _NAME)
+
+
+def _part(question: AcquireModel) -> Part:
+    return Part(question.blocks, question.both_ends)
 
 
 def _named(question: Question) -> str:

@@ -20,6 +20,7 @@ class AcquireModel:
     blocks: BlockRange | None = None  # keep only these blocks' shards and the tokenizer; None: all
     both_ends: bool = False  # and embedding and head, whichever blocks
     spread: bool = False  # of a hub: fetched by all who give room, each a share of it
+    unasked: bool = False  # of the node's own accord: no person wants it here
 
 
 @attrs.frozen
@@ -31,7 +32,10 @@ class RemoveModel:
 
 @attrs.frozen
 class DropBlocks:
-    """Let go some blocks of a model, with the embedding or the head where they go with them. The answer is its manifest."""
+    """Let go some blocks of a model that no person asked for here, with the embedding or the head where they go with them.
+
+    The answer is the model's manifest.
+    """
 
     model: ModelId
     blocks: BlockRange

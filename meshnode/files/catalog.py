@@ -35,6 +35,7 @@ class CatalogEntry:
     wanted: tuple[ShardId, ...]
     origins: tuple[Origin, ...] = ()  # newest first; empty: what it came from has become something else
     aliases: tuple[str, ...] = ()  # further names
+    asked: bool = False  # a person wants it here
 
     @property
     def label(self) -> str:
@@ -136,6 +137,10 @@ class ModelCatalog:
     def path(self, shard: ShardId) -> Path:
         """Return where a held shard lies."""
         return shard_path(self.paths.shards, shard)
+
+    def asked(self) -> frozenset[ModelId]:
+        """Return the models that a person wants here."""
+        return frozenset(model for model, entry in self._entries.items() if entry.asked)
 
     def by_reference(self, reference: str) -> CatalogEntry | None:
         """Return the entry that came from `reference`."""

@@ -23,7 +23,7 @@ from meshnode.files.staging import delete_quarantined, discard, make_staging, pa
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.turns import Turns
 from meshnode.types.blocks import BlockRange
-from meshnode.types.ids import ShardId
+from meshnode.types.ids import ModelId, ShardId
 from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 
 __all__ = ["FetchShards", "ModelJobs", "Part"]
@@ -158,6 +158,13 @@ class ModelJobs:
         self.board.report(label, "done", manifest.nbytes, manifest.nbytes)
         return manifest
 
+    async def note_asked(self, model: ModelId) -> None:
+        """Note that a person wants a model here. Raises StoreError."""
+        async with self._settling:
+            entry = self.catalog.entry(model)
+            if entry is not None and not entry.asked:
+                await self.catalog.put(attrs.evolve(entry, asked=True))
+
     async def remove(self, entry: CatalogEntry) -> None:
         """Forget a model and delete the shards that no other model keeps. Raises FileError or StoreError; it is kept then."""
         model, paths = entry.manifest.id, self.catalog.paths
@@ -256,6 +263,7 @@ class ModelJobs:
             wanted=tuple(dict.fromkeys([*previous.wanted, *new.wanted])),
             origins=(*new.origins, *(old for old in previous.origins if new.version_of(old.reference) is None)),
             aliases=tuple(alias for alias in aliases if alias != previous.manifest.name),
+            asked=previous.asked,
         )
 
     def _is_complete(self, entry: CatalogEntry, part: Part) -> bool:

@@ -45,6 +45,10 @@ class CatalogModels:
         """Return what is in the catalog: a shard that is set aside or not checked yet has not been removed by anybody."""
         return frozenset(manifest.id for manifest in self.catalog.manifests())
 
+    def pinned(self) -> frozenset[ModelId]:
+        """Return what the catalog says that a person added, or named to run."""
+        return self.catalog.asked()
+
     def stages(self) -> tuple[StageOffer, ...]:
         """Return what others may ask this node to run, and how fast it is."""
         return self.offering.value.stages
@@ -84,7 +88,7 @@ class MailboxShards:
 
     async def acquire(self, model: ModelId, blocks: BlockRange) -> None:
         """Fetch blocks from peers. Raises FileError leafs and Unavailable; cancellation keeps what has come."""
-        await self.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks))
+        await self.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks, unasked=True))
 
     async def drop(self, model: ModelId, blocks: BlockRange) -> None:
         """Let blocks go. Raises FileError leafs, UnknownModel and Unavailable."""

@@ -255,11 +255,12 @@ class AutoShardManager:
         return frozenset(each for each in self._resources.ledger.own_accord() if each.model not in pinned)
 
     def _pinned(self) -> frozenset[ModelId]:
-        """Return the models that a person asked for here, or of which something was here before."""
+        """Return the models that a person asked for here, or of which something was here before this node fetched any."""
         automatic = self._resources.ledger.own_accord()
         alone = picture(self._resources.own, self._resources.models.holdings(), Room(), ())
         member = alone.members[self._resources.own]
-        return frozenset(segment.model for segment in {*member.held, *member.loose} - automatic)
+        before = frozenset(segment.model for segment in {*member.held, *member.loose} - automatic)
+        return before | self._resources.models.pinned()
 
     def _state(self, room: Room) -> MeshState:
         shared = self._resources

@@ -1,6 +1,6 @@
 """Which segments this node holds of its own accord, and which models a person removed: kept over restarts.
 
-Only what is in this table may be let go again; what a person asked for never is.
+Only what is in this table may be let go again; what a person asks for, then or later, never is: the catalog knows that.
 """
 
 import attrs

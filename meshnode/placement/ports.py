@@ -48,6 +48,10 @@ class OwnModels(Protocol):
         """Return the models of which something is kept here, verified or not."""
         ...
 
+    def pinned(self) -> frozenset[ModelId]:
+        """Return the models that a person wants here, also those that were fetched before without anybody asking."""
+        ...
+
     def stages(self) -> tuple[StageOffer, ...]:
         """Return what is loaded, and how fast it runs."""
         ...

@@ -18,7 +18,7 @@ from meshnode.errors import (
     Unavailable,
 )
 from meshnode.files import part_file
-from meshnode.files.acquisitions import AcquireModel
+from meshnode.files.acquisitions import AcquireModel, DropBlocks
 from meshnode.files.foreign_manifests import decode_manifest, encode_manifest
 from meshnode.files.manifests import manifest_id
 from meshnode.files.part_file import forget_parts, open_part
@@ -175,6 +175,20 @@ async def test_a_part_comes_alone_and_the_rest_later(world):
     assert sorted(giver.given) == sorted(world.chunks())
     with pytest.raises(RequestError, match="0:3"):
         await world.taker.mailbox.ask(AcquireModel("wide", BlockRange(2, 4)))
+
+
+async def test_what_came_unasked_is_let_go_until_a_person_asks_for_it(world, data):
+    world.add("a")
+    model = world.manifest.id
+    await world.taker.mailbox.ask(AcquireModel(f"mesh:{model}", unasked=True))
+    await world.taker.mailbox.ask(DropBlocks(model, BlockRange(2, 3)))
+    assert world.taker.catalog.asked() == frozenset()
+    await world.taker.mailbox.ask(AcquireModel("wide", BlockRange(0, 1)))  # nothing to fetch
+    await world.taker.mailbox.ask(AcquireModel(f"mesh:{model}", unasked=True))
+    async with data.running() as again:
+        assert again.catalog.asked() == {model}
+        with pytest.raises(RequestError, match="a person has asked for wide here"):
+            await again.mailbox.ask(DropBlocks(model, BlockRange(2, 3)))
 
 
 async def test_what_one_has_is_not_asked_of_another(world):

@@ -79,7 +79,7 @@ class Helper:
 
     async def keep(self, model, blocks, block_count):
         self.kept.append((str(blocks), block_count))
-        await self.node.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks))
+        await self.node.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks, unasked=True))
 
     async def make_share(self, share, report):
         self.making.set()

@@ -179,6 +179,24 @@ async def test_only_what_was_fetched_unasked_is_let_go_and_not_while_sessions_ru
         assert new.held == {"wanted": set(range(COUNT))}
 
 
+async def test_what_a_person_asks_for_when_it_is_here_already_stays(autojump_clock):
+    async with open_mesh() as mesh:
+        other, asked = await mesh.add("a", gib=4), await mesh.add("b", gib=4)
+        other.put("m")
+        await trio.sleep(2 * HOUR)
+        assert len(asked.held["m"]) == COUNT
+        asked.wanted.add("m")
+        mesh.stop("b")
+        await mesh.start("b")
+        for name in "cd":
+            (await mesh.add(name, gib=4)).put("m")  # more copies than anybody needs
+        other.put("wanted")
+        asked.free = 0  # and no room for all of them
+        await trio.sleep(4 * HOUR)
+        assert asked.held["m"] == set(range(COUNT))
+        assert asked.room.value.pinned == ("m",)
+
+
 async def test_what_cannot_be_fetched_is_tried_again_later_and_not_at_once(autojump_clock):
     async with open_mesh() as mesh:
         await mesh.add("a")

@@ -104,7 +104,7 @@ async def running(paths, supply):
 
 async def repeat(mailbox, wanted, once=False):
     while True:
-        manifest = await mailbox.ask(AcquireModel(wanted))
+        manifest = await mailbox.ask(AcquireModel(wanted, unasked=True))
         if once:
             return
         await mailbox.ask(DropBlocks(manifest.id, BlockRange(1, manifest.config.block_count)))

@@ -56,6 +56,7 @@ class Node:
     awaited: int = 0  # bytes of what a person is downloading
     memory: int = 1 << 50
     unverified: set = attrs.field(factory=set)  # models
+    wanted: set = attrs.field(factory=set)  # models that a person asked for
     in_memory: set = attrs.field(factory=set)  # models
     fails: bool = False
     stuck: bool = False
@@ -79,6 +80,9 @@ class Node:
 
     def awaited_bytes(self, besides):
         return self.awaited
+
+    def pinned(self):
+        return frozenset(self.wanted)
 
     def stages(self):
         return ()
