@@ -1,10 +1,11 @@
 """What the headers of a model on a hub say: everything but its weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
+from meshnode.errors import SourceUnavailable
 from meshnode.files.hub_choice import HubFile
 from meshnode.files.hub_client import HubRepository
 from meshnode.files.hub_shares import HubShare, SharedShard, SharedTensor
@@ -31,14 +32,24 @@ class Outline:
     tokenizer: bytes  # its shard
     whole: HubShare  # all weights, in the order of a manifest
 
-    def share(self, *kinds: ShardKind, blocks: BlockRange) -> HubShare:
-        """Return the part of these kinds, and these blocks."""
+    def share(self, *kinds: ShardKind, blocks: BlockRange, besides: Collection[SharedShard] = ()) -> HubShare | None:
+        """Return the part of these kinds, and these blocks, without what is in `besides`; None if nothing is left."""
         shards = tuple(
             each
             for each in self.whole.shards
-            if each.kind in kinds or (each.block is not None and each.block in blocks)
+            if (each.kind in kinds or (each.block is not None and each.block in blocks)) and each not in besides
         )
-        return attrs.evolve(self.whole, shards=shards)
+        return attrs.evolve(self.whole, shards=shards) if shards else None
+
+    def described(self, manifest: ModelManifest) -> dict[SharedShard, HashedBytes]:
+        """Return what a manifest says that the shards hash to. Raises SourceUnavailable for the manifest of another model."""
+        said = {(each.kind, each.block): each for each in manifest.shards}
+        found = {shard: said.get((shard.kind, shard.block)) for shard in self.whole.shards}
+        if manifest.config != self.config or any(
+            each is None or each.tensors != shard.descriptors for shard, each in found.items()
+        ):
+            raise SourceUnavailable(f"the source is no longer what {manifest.name} was made from; remove it first")
+        return {shard: HashedBytes(each.id, each.chunks, each.nbytes) for shard, each in found.items() if each}
 
     def manifest(self, tokenizer: HashedBytes, made: Mapping[SharedShard, HashedBytes]) -> ModelManifest:
         """Return the manifest, once it is known what every shard hashes to."""

@@ -32,6 +32,7 @@ from meshnode.files.peer_ports import ChunkLine, PeerShards
 from meshnode.files.samples import Sample, samples
 from meshnode.files.shard_file import HashedBytes, write_shard
 from meshnode.files.share_making import ShareMaker
+from meshnode.files.sources import Origin
 from meshnode.files.transfer import ShardTransfer
 from meshnode.flow.lanes import Lanes
 from meshnode.types.blocks import BlockRange
@@ -67,6 +68,32 @@ class _Progress:
 
 
 @attrs.frozen(eq=False)
+class _Work:
+    """What is to be made of a model, and by whom."""
+
+    outline: Outline
+    shares: dict[PeerId, BlockRange]
+    said: Mapping[SharedShard, HashedBytes]  # of a model that is known, what its manifest says
+    there: frozenset[SharedShard]  # held by somebody
+
+    def own_share(self, blocks: BlockRange) -> HubShare | None:
+        """Return what this node makes, or None."""
+        return self.outline.share(ShardKind.EMBEDDING, ShardKind.HEAD, blocks=blocks, besides=self.there)
+
+    def share(self, blocks: BlockRange) -> HubShare | None:
+        """Return what is to be made of blocks, or None."""
+        return self.outline.share(blocks=blocks, besides=self.there)
+
+    def checked(self, share: HubShare, made: Sequence[HashedBytes], who: str) -> _Made:
+        """Return what a share was made into. Raises PeerMisbehaved where that is not what the model's manifest says."""
+        for shard, hashed in zip(share.shards, made, strict=True):
+            if self.said.get(shard, hashed) != hashed:
+                place = shard.kind.value if shard.block is None else f"block {shard.block}"
+                raise PeerMisbehaved(f"{who} has other bytes of {place} than the model's manifest says")
+        return dict(zip(share.shards, made, strict=True))
+
+
+@attrs.frozen(eq=False)
 class Spreading:
     """Divides models among the nodes that give room."""
 
@@ -82,46 +109,68 @@ class Spreading:
     async def acquire(self, source: HubSource, reference: str) -> ModelManifest:
         """Have a model in the mesh, here its ends and its first blocks; other blocks lie with those who fetched them.
 
-        Raises RequestError when nobody gives room, FileError leafs. What has been fetched by anybody is kept then, and on
-        cancellation, which ends the work of all helpers.
+        What somebody holds already is not fetched again. Raises RequestError when nobody gives room, FileError leafs. What has
+        been fetched by anybody is kept then, and on cancellation, which ends the work of all helpers.
         """
         origin = await source.look(reference)
-        known = self.jobs.known(origin)
-        if known is not None:
-            return known.manifest  # where its parts should lie is what placement looks after
+        async with self.jobs.turns.of(origin.version):
+            known = self.jobs.known(origin)
+            if known is not None and all(self._is_there(known.manifest, shard) for shard in known.manifest.shards):
+                return known.manifest  # where its parts should lie is what placement looks after
+            manifest, shares = await self._acquire(source, origin, None if known is None else known.manifest)
+        await self._entrust(source, reference, manifest, shares)
+        return manifest
+
+    async def _acquire(
+        self, source: HubSource, origin: Origin, known: ModelManifest | None
+    ) -> tuple[ModelManifest, Mapping[PeerId, BlockRange]]:
+        """Have everything made that nobody holds, and this node's part here; return who has made which of the others."""
         helpers = self.peers.helpers()
         if not helpers:
             raise RequestError(
                 "no other node gives room for a part of the model: set resources.disk_bytes on those that should, or "
                 "leave out --spread"
             )
-        paths = self.jobs.catalog.paths
         async with self.jobs.staging() as scratch:
             outline = await source.outline(origin.exact, scratch)
-            tokenizer = await self.lanes.run("disk", _keep_tokenizer, outline, scratch, paths.transfers)
+            tokenizer = await self.lanes.run(
+                "disk", _keep_tokenizer, outline, scratch, self.jobs.catalog.paths.transfers
+            )
         own, shares = await self.lanes.run("disk", self._divide, outline, helpers)
-        progress = _Progress(reference, self.jobs)
-        made, missing = await self._make_all(outline, own, shares, progress)
-        for peer in [peer for peer in shares if await self._lied(peer, outline, shares[peer], made)]:
+        work = _Work(outline, shares, {} if known is None else outline.described(known), self._there(outline, known))
+        progress = _Progress(origin.reference, self.jobs)
+        made, missing = await self._make_all(work, own, progress)
+        for peer in [peer for peer in shares if await self._lied(peer, work, made)]:
             missing.append(shares.pop(peer))
         for blocks in missing:
-            share = outline.share(blocks=blocks)
-            made.update(zip(share.shards, await self.maker.make(share, partial(progress.report, _OWN)), strict=True))
-        manifest = outline.manifest(tokenizer, made)
-        kept = [own, *missing]
-        for blocks in kept:
-            fetch = partial(self._finish, manifest, reference)
+            made.update(await self._make_here(work, work.share(blocks), progress))
+        manifest = outline.manifest(tokenizer, made) if known is None else known
+        for blocks in (own, *missing):
+            fetch = partial(self._finish, manifest, origin.reference)
             manifest = await self.jobs.adopt(
                 manifest, origin, Part(blocks, both_ends=True), fetch, aliases=outline.aliases
             )
-        await self._entrust(source, reference, manifest, shares)
-        await self.lanes.run("disk", self._forget, outline, own, missing)
-        return manifest
+        await self.lanes.run("disk", self._forget, [work.own_share(own), *map(work.share, missing)])
+        return manifest, shares
 
-    def _forget(self, outline: Outline, own: BlockRange, missing: Sequence[BlockRange]) -> None:
+    def _is_there(self, manifest: ModelManifest, shard: ShardDescriptor) -> bool:
+        """Whether a shard is held here or by somebody who can be reached."""
+        if shard.kind is ShardKind.TOKENIZER or shard.id in self.jobs.catalog.held(manifest.id):
+            return True
+        is_embedding, is_head = shard.kind is ShardKind.EMBEDDING, shard.kind is ShardKind.HEAD
+        return bool(self.peers.holders(manifest.id, shard.block, embedding=is_embedding, head=is_head))
+
+    def _there(self, outline: Outline, known: ModelManifest | None) -> frozenset[SharedShard]:
+        if known is None:
+            return frozenset()
+        places = {(each.kind, each.block) for each in known.shards if self._is_there(known, each)}
+        return frozenset(shard for shard in outline.whole.shards if (shard.kind, shard.block) in places)
+
+    def _forget(self, shares: Sequence[HubShare | None]) -> None:
         """Delete what is left of the shares that were made here: their records, and the headers."""
-        for share in (_own_share(outline, own), *(outline.share(blocks=blocks) for blocks in missing)):
-            self.maker.records.drop(share)
+        for share in shares:
+            if share is not None:
+                self.maker.records.drop(share)
 
     def _divide(self, outline: Outline, helpers: Mapping[PeerId, int]) -> tuple[BlockRange, dict[PeerId, BlockRange]]:
         count = outline.config.block_count
@@ -129,21 +178,18 @@ class Spreading:
         own = free_bytes(self.jobs.catalog.paths.transfers)
         return divide(segments_of(count), block_bytes, own, helpers)
 
-    async def _make_all(
-        self, outline: Outline, own: BlockRange, shares: dict[PeerId, BlockRange], progress: _Progress
-    ) -> tuple[_Made, list[BlockRange]]:
+    async def _make_all(self, work: _Work, own: BlockRange, progress: _Progress) -> tuple[_Made, list[BlockRange]]:
         """Have all shares made side by side; return what was made, and the blocks that helpers have failed to make."""
         made: _Made = {}
         missing: list[BlockRange] = []
+        shares = work.shares
 
         async def here() -> None:
-            share = _own_share(outline, own)
-            made.update(zip(share.shards, await self.maker.make(share, partial(progress.report, _OWN)), strict=True))
+            made.update(await self._make_here(work, work.own_share(own), progress))
 
-        async def there(peer: PeerId, blocks: BlockRange) -> None:
-            share = outline.share(blocks=blocks)
+        async def there(peer: PeerId, blocks: BlockRange, share: HubShare) -> None:
             try:
-                made.update(zip(share.shards, await self._ask(peer, share, progress), strict=True))
+                made.update(work.checked(share, await self._ask(peer, share, progress), short(peer)))
             except MeshnodeError as error:
                 _log.warning("share not made", peer=short(peer), blocks=str(blocks), why=str(error))
                 if isinstance(error, PeerMisbehaved):
@@ -153,14 +199,27 @@ class Spreading:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(here)
-                for peer, blocks in shares.items():
+                for peer, blocks in list(shares.items()):
+                    share = work.share(blocks)
+                    if share is None:  # others hold all of it
+                        del shares[peer]
+                        continue
                     _log.info("share asked for", peer=short(peer), blocks=str(blocks))
-                    nursery.start_soon(there, peer, blocks)
+                    nursery.start_soon(there, peer, blocks, share)
         except* MeshnodeError as group:
             raise group.exceptions[0] from None
         for peer in [peer for peer, blocks in shares.items() if blocks in missing]:
             del shares[peer]
         return made, missing
+
+    async def _make_here(self, work: _Work, share: HubShare | None, progress: _Progress) -> _Made:
+        if share is None:
+            return {}
+        made = await self.maker.make(share, partial(progress.report, _OWN))
+        try:
+            return work.checked(share, made, self.maker.hub.endpoint)
+        except PeerMisbehaved as error:
+            raise SourceUnavailable(f"{error}; remove the model first") from error
 
     async def _ask(self, peer: PeerId, share: HubShare, progress: _Progress) -> tuple[HashedBytes, ...]:
         """Have a helper make a share. Raises PeerError leafs, and what it refuses with."""
@@ -182,9 +241,11 @@ class Spreading:
         except ValueError as error:
             raise PeerMisbehaved(f"{short(peer)} says of its share what cannot be: {error}") from error
 
-    async def _lied(self, peer: PeerId, outline: Outline, blocks: BlockRange, made: _Made) -> bool:
+    async def _lied(self, peer: PeerId, work: _Work, made: _Made) -> bool:
         """Compare some of what a helper has made with what the hub has. Raises SourceUnavailable when that cannot be asked."""
-        share = outline.share(blocks=blocks)
+        blocks = work.shares[peer]
+        share = work.share(blocks)
+        assert share is not None
         try:
             async with self.peers.line(peer) as line:
                 for sample in samples([(shard, made[shard]) for shard in share.shards]):
@@ -230,10 +291,6 @@ class Spreading:
                 nursery.start_soon(keep, peer, blocks)
         for blocks in failed:
             await self.jobs.acquire(source, reference, Part(blocks))
-
-
-def _own_share(outline: Outline, blocks: BlockRange) -> HubShare:
-    return outline.share(ShardKind.EMBEDDING, ShardKind.HEAD, blocks=blocks)
 
 
 async def _fetch_chunk(line: ChunkLine, sample: Sample) -> bytes:

@@ -22,6 +22,7 @@ from meshnode.files.share_making import ShareMaker
 from meshnode.files.shelf import CatalogShelf, Helping
 from meshnode.flow.lanes import Lanes
 from meshnode.store.memory import MemoryStore
+from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import CHUNK_BYTES
 from meshnode.types.model_names import ModelNames
 
@@ -209,6 +210,40 @@ async def test_every_byte_comes_once_from_outside_and_the_model_is_the_same(worl
 
 async def test_what_is_here_is_not_divided_again(world, hub):
     manifest = await world.spread()
+    sent = hub.sent_bytes
+    assert await world.spread() == manifest
+    assert hub.sent_bytes == sent
+
+
+async def test_what_was_interrupted_before_it_was_entrusted_is_finished(world, hub, wide, monkeypatch):
+    async def stuck(*_):
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as patch:
+            for name in "bcd":
+                patch.setattr(world.mesh.members[name], "keep_share", stuck)
+            nursery.start_soon(world.spread)
+            with trio.fail_after(60):
+                while not world.asker.catalog.manifests():  # noqa: ASYNC110  # nobody is told
+                    await trio.sleep(0.02)
+                await trio.sleep(0.2)
+            nursery.cancel_scope.cancel()
+    sent = hub.sent_bytes
+    manifest = await world.spread()
+    assert world.whole(manifest)
+    assert hub.sent_bytes - sent < wide.stat().st_size / 10  # the header, and samples
+    assert sorted(world.mesh.members[name].kept for name in "bcd") == [[("2:4", 8)], [("4:6", 8)], [("6:8", 8)]]
+
+
+async def test_what_nobody_holds_of_a_known_model_is_divided_and_the_rest_left(world, hub, wide, wide_id):
+    await world.asker.mailbox.ask(AcquireModel(REFERENCE, BlockRange(3, 8)))
+    sent = hub.sent_bytes
+    assert (await world.spread()).id == wide_id
+    manifest = world.asker.catalog.entry(wide_id).manifest
+    assert world.whole(manifest)
+    assert sum(len(world.mesh.members[name].kept) for name in "bcd") == 1
+    assert hub.sent_bytes - sent < 0.8 * wide.stat().st_size
     sent = hub.sent_bytes
     assert await world.spread() == manifest
     assert hub.sent_bytes == sent
