@@ -200,9 +200,12 @@ class ResourcesConfig:
 
 @attrs.frozen
 class HubConfig:
-    """What this node asks a hub of its own accord: what is popular there. Nothing is downloaded without being asked for."""
+    """What this node asks a hub of its own accord: what is popular there, and what nobody has any more of models from there.
 
-    watch: bool = True  # false: no looks
+    No model is downloaded that nobody has asked for.
+    """
+
+    watch: bool = True  # false: a hub is asked for nothing but what a person names
     interval: float = attrs.field(default=3600.0, validator=_between(1, 30 * 86400))  # seconds between two looks
     publishers: tuple[str, ...] = (  # only theirs pass by downloads; (): anybody's, with ten times as many
         "HuggingFaceTB",

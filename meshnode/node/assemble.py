@@ -217,11 +217,12 @@ def _helping(opened: Opened, channels: Channels, lanes: Lanes, held: CatalogMode
 def _build_placement(
     opened: Opened, channels: Channels, mesh: Mesh, router: RouterResources, held: CatalogModels, pulse: Pulse
 ) -> AutoShardManager:
+    may_ask_hubs = opened.config.hub.watch and not opened.config.node.offline
     resources = PlacementResources(
         own=mesh.peer,
         members=mesh.view,
         models=held,
-        shards=MailboxShards(channels.acquisitions),
+        shards=MailboxShards(channels.acquisitions, opened.catalog, may_ask_hubs),
         ledger=opened.ledger,
         demand=router.demand,
         is_busy=lambda: channels.offering.value.sessions > 0,

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import attrs
 
+from meshnode.errors import SourceUnavailable
 from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, DropBlocks, Question
 from meshnode.files.catalog import ModelCatalog
+from meshnode.files.hub_reference import HUB_PREFIX
 from meshnode.files.peer_copies import PREFIX
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
@@ -17,7 +19,7 @@ from meshnode.node.memory_plan import MemoryPlan
 from meshnode.placement.ports import Entrusted
 from meshnode.types.blocks import BlockRange
 from meshnode.types.footprint import resident_bytes
-from meshnode.types.ids import ModelId
+from meshnode.types.ids import ModelId, short
 from meshnode.types.manifest import ModelManifest
 from meshnode.types.peers import Holding, Offering, Room, StageOffer
 
@@ -85,10 +87,28 @@ class MailboxShards:
     """Asks the AcquisitionManager."""
 
     mailbox: Mailbox[Question, ModelManifest]
+    catalog: ModelCatalog
+    may_ask_hubs: bool  # of its own accord
 
     async def acquire(self, model: ModelId, blocks: BlockRange) -> None:
         """Fetch blocks from peers. Raises FileError leafs and Unavailable; cancellation keeps what has come."""
         await self.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks, unasked=True))
+
+    def comes_from_outside(self, model: ModelId) -> bool:
+        """Whether it came from a hub, which may be asked again."""
+        return self._at_hub(model) is not None
+
+    async def acquire_from_outside(self, model: ModelId, blocks: BlockRange) -> None:
+        """Fetch blocks from the commit of a hub that the model was made from. Raises as `acquire`."""
+        reference = self._at_hub(model)
+        if reference is None:
+            raise SourceUnavailable(f"it is not known which hub {short(model)} came from, or hubs are not to be asked")
+        await self.mailbox.ask(AcquireModel(reference, blocks, unasked=True))
+
+    def _at_hub(self, model: ModelId) -> str | None:
+        entry = self.catalog.entry(model) if self.may_ask_hubs else None
+        origins = () if entry is None else entry.origins
+        return next((origin.exact for origin in origins if origin.reference.startswith(HUB_PREFIX)), None)
 
     async def drop(self, model: ModelId, blocks: BlockRange) -> None:
         """Let blocks go. Raises FileError leafs, UnknownModel and Unavailable."""

@@ -75,8 +75,12 @@ class PlacementResources:
 
 @attrs.frozen
 class _Fetch:
+    """A segment that this node is going to fetch."""
+
     blocks: BlockRange
     nbytes: int
+    is_begun: bool  # a person has put a part of it here
+    is_lost: bool  # nobody here has it, so it comes from outside
 
 
 @attrs.define(eq=False)
@@ -130,7 +134,7 @@ class AutoShardManager:
         droppable = frozenset() if shared.is_busy() else self._own_accord()
         kept = state.members[shared.own].held - droppable
         known, refused = self._recollection, shared.ledger.refused() | removed
-        known.look(state, now)
+        known.look(state, now, shared.shards.comes_from_outside)
         decision = decide(
             state,
             shared.own,
@@ -142,8 +146,7 @@ class AutoShardManager:
         self._fetching |= {segment: _fetch(state, shared.own, segment) for segment in decision.acquire}
         shared.room.set(self._room())
         for segment in decision.acquire:
-            is_begun = segment in state.members[shared.own].loose
-            nursery.start_soon(self._acquire, segment, _blocks(state, segment), is_begun)
+            nursery.start_soon(self._acquire, segment, self._fetching[segment])
         here = shared.models.known()
         gone = await self._let_go(state, decision.drop)
         self._tell(decision)
@@ -167,22 +170,23 @@ class AutoShardManager:
             _log.warning("removal not recorded", error=str(error))
         return removed
 
-    async def _acquire(self, segment: Segment, blocks: BlockRange, is_begun: bool) -> None:
-        """Fetch a segment. One that a person has put a part of here (`is_begun`) becomes theirs, and stays."""
-        shared = self._resources
-        _log.info("fetching a part that the mesh lacks", model=short(segment.model), blocks=str(blocks))
+    async def _acquire(self, segment: Segment, fetch: _Fetch) -> None:
+        """Fetch a segment. One that a person has put a part of here becomes theirs, and stays."""
+        shared, told = self._resources, {"model": short(segment.model), "blocks": str(fetch.blocks)}
+        _log.info("fetching a part that the mesh lacks", from_outside=fetch.is_lost, **told)
+        acquire = shared.shards.acquire_from_outside if fetch.is_lost else shared.shards.acquire
         try:
-            if not is_begun:
+            if not fetch.is_begun:
                 await shared.ledger.add(segment)
             shared.hosted.set(shared.hosted.value | {segment.model})
             with trio.move_on_after(_LONGEST_FETCH) as patience:
-                await shared.shards.acquire(segment.model, blocks)
+                await acquire(segment.model, fetch.blocks)
             if patience.cancelled_caught:
                 raise SourceUnavailable(f"not all has come in {_LONGEST_FETCH / 3600:.0f} hours; what has is kept")
         except MeshnodeError as error:
             self._recollection.note_failed(segment, trio.current_time())
-            _log.warning("part not fetched", model=short(segment.model), blocks=str(blocks), error=str(error))
-            if not is_begun:
+            _log.warning("part not fetched", error=str(error), **told)
+            if not fetch.is_begun:
                 await self._forget(segment)
         finally:
             del self._fetching[segment]
@@ -288,11 +292,7 @@ class AutoShardManager:
 
 def _fetch(state: MeshState, own: PeerId, segment: Segment) -> _Fetch:
     """Return what is to come of a segment, of which blocks may be here."""
-    blocks, facts = _blocks(state, segment), state.models[segment.model]
-    lacking = len(blocks) - len(state.members[own].loose.get(segment, ()))
-    return _Fetch(blocks, lacking * facts.block_bytes)
-
-
-def _blocks(state: MeshState, segment: Segment) -> BlockRange:
-    blocks = state.models[segment.model].blocks(segment.index)
-    return BlockRange(blocks.start, blocks.stop)
+    facts, here = state.models[segment.model], state.members[own].loose.get(segment, frozenset())
+    blocks = facts.blocks(segment.index)
+    lacking = (len(blocks) - len(here)) * facts.block_bytes
+    return _Fetch(BlockRange(blocks.start, blocks.stop), lacking, bool(here), state.is_lost(segment))

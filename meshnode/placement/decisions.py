@@ -73,12 +73,17 @@ def _gains(
         nbytes = state.models[segment.model].segment_bytes(segment.index)
         if nbytes > free or not (seen.can_add(segment) and member.can_add(segment) and can_fetch(segment)):
             continue
+        # What nobody here has, one is to fetch from outside, of those who may know where that is; the others from that one.
+        is_lost = state.is_lost(segment) and seen.has_part_of(segment.model)
         others = (
             other
             for other in state.likeliest
-            if state.free[other.peer] >= nbytes and other.peer != own and other.can_add(segment)
+            if state.free[other.peer] >= nbytes
+            and other.peer != own
+            and other.can_add(segment)
+            and (not is_lost or other.has_part_of(segment.model))
         )
-        places = missing << min(_WIDEST, int(waited(segment) / _WIDENS))
+        places = (1 if is_lost else missing) << min(_WIDEST, int(waited(segment) / _WIDENS))
         if is_among_best(segment, seen, state.free, others, places):
             chosen.append(segment)
             member = attrs.evolve(member, held=member.held | {segment})

@@ -80,6 +80,14 @@ class Shards(Protocol):
         """Fetch blocks from peers. Raises MeshnodeError leafs; cancellation keeps what has come."""
         ...
 
+    def comes_from_outside(self, model: ModelId) -> bool:
+        """Whether it is known here where a model came from, and this node may ask there of its own accord."""
+        ...
+
+    async def acquire_from_outside(self, model: ModelId, blocks: BlockRange) -> None:
+        """Fetch blocks from where the model came from. Raises and keeps as `acquire`."""
+        ...
+
     async def drop(self, model: ModelId, blocks: BlockRange) -> None:
         """Let blocks go. Raises MeshnodeError leafs."""
         ...

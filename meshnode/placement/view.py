@@ -46,6 +46,10 @@ class MemberView:
         run = self._runs.get(segment.model, ())
         return segment.index - 1 in run or segment.index + 1 in run
 
+    def has_part_of(self, model: ModelId) -> bool:
+        """Whether it holds anything of a model."""
+        return bool(self._runs.get(model)) or any(segment.model == model for segment in self.loose)
+
     def can_add(self, segment: Segment) -> bool:
         """Whether a segment would leave one run of blocks of its model: a node serves one stage of each."""
         run = self._runs.get(segment.model)
@@ -106,6 +110,10 @@ class MeshState:
     def sources(self, segment: Segment) -> int:
         """Return how often every block of a segment can be had from somebody."""
         return len(self.arrived(segment)) + self.loose_copies.get(segment, 0)
+
+    def is_lost(self, segment: Segment) -> bool:
+        """Whether nobody here has a part of it that would make it whole, nor is fetching it."""
+        return self.copies(segment) == 0
 
     @cached_property
     def free(self) -> Mapping[PeerId, int]:

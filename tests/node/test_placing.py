@@ -2,14 +2,20 @@
 
 import attrs
 import pytest
+import trio
 from support.stages import tiny_manifest
 from support.tiny_gguf import write_tiny_llama
 
-from meshnode.files.acquisitions import AcquisitionProgress
+from meshnode.errors import SourceUnavailable
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress
+from meshnode.files.catalog import CatalogEntry
+from meshnode.files.sources import Origin
 from meshnode.flow.latest import Latest
+from meshnode.flow.mailbox import Mailbox
 from meshnode.node import memory_plan
 from meshnode.node.memory_plan import MemoryLimits, MemoryPlan
-from meshnode.node.placing import CatalogModels
+from meshnode.node.placing import CatalogModels, MailboxShards
+from meshnode.types.blocks import BlockRange
 from meshnode.types.footprint import resident_bytes
 from meshnode.types.peers import Offering
 
@@ -20,6 +26,14 @@ class Catalog:
 
     def manifests(self):
         return self.known
+
+
+@attrs.frozen
+class Entries:
+    only: CatalogEntry | None
+
+    def entry(self, _model):
+        return self.only
 
 
 def models_of(*known, plan=None, loaded=(), acquiring=()):
@@ -74,3 +88,31 @@ def test_what_downloads_still_lack_is_known_and_those_of_its_own_can_be_left_out
 
 def test_what_is_loaded_is_told(free):
     assert models_of(loaded=("m",)).loaded() == {"m"}
+
+
+@pytest.mark.parametrize(
+    ("origins", "may", "reference"),
+    [
+        ((Origin("hf:o/r:Q4_K_M", "1", "hf:o/r:Q4_K_M@abc"), Origin("mesh:m", "m")), True, "hf:o/r:Q4_K_M@abc"),
+        ((Origin("mesh:m", "m"), Origin("hf:o/r", "1")), True, "hf:o/r"),
+        ((Origin("hf:o/r", "1"),), False, None),
+        ((Origin("mesh:m", "m"), Origin("/tmp/m.gguf", "2")), True, None),
+        (None, True, None),
+    ],
+)
+async def test_only_a_hub_is_asked_for_what_nobody_has_and_for_the_bytes_that_the_model_was_made_from(
+    origins, may, reference
+):
+    mailbox, blocks = Mailbox("acquisitions", 1), BlockRange(2, 4)
+    shards = MailboxShards(mailbox, Entries(None if origins is None else CatalogEntry(None, (), origins)), may)
+    assert shards.comes_from_outside("m") is (reference is not None)
+    if reference is None:
+        with pytest.raises(SourceUnavailable, match="not known"):
+            await shards.acquire_from_outside("m", blocks)
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shards.acquire_from_outside, "m", blocks)
+        with mailbox.serve() as letters:
+            letter = await anext(letters)
+            assert letter.question == AcquireModel(reference, blocks, unasked=True)
+            letter.answer(None)

@@ -337,3 +337,32 @@ async def test_what_is_fetched_around_blocks_that_a_person_put_here_is_theirs(au
         assert other.held["m"] == set(range(COUNT))
         assert Segment("m", 2) not in (await open_ledger(other.store)).own_accord()
         assert other.room.value.pinned == ("m",)
+
+
+async def test_what_nobody_has_any_more_is_fetched_once_from_where_it_came_from_by_who_knows(autojump_clock):
+    async with open_mesh() as mesh:
+        knows = await mesh.add("a", origins={"m"})
+        knows.put("m", range(8))
+        for name in "bcd":
+            await mesh.add(name, origins={"other"})
+        mesh.nodes["b"].put("m", range(8, COUNT))
+        await trio.sleep(20)
+        mesh.stop("b")
+        await trio.sleep(1700)
+        assert not any(what == "outside" for what, *_ in mesh.asked()), "who had it may come back"
+        await trio.sleep(4 * HOUR)
+        assert min(mesh.copies("m")) == 2
+        asked = [blocks for what, model, blocks in mesh.asked() if (what, model) == ("outside", "m")]
+        assert sorted(asked) == ["10:12", "12:14", "14:16", "8:10"], "the others have it from the one who fetched it"
+
+
+async def test_where_it_came_from_is_asked_again_later_when_it_does_not_answer(autojump_clock):
+    async with open_mesh() as mesh:
+        node = await mesh.add("a", origins={"m"}, fails=True)
+        node.put("m", range(14))
+        await trio.sleep(2 * HOUR)
+        assert 2 <= node.asked.count(("outside", "m", "14:16")) <= 4
+        assert [wish.status for wish in node.wishes.value] == ["unreachable"]
+        node.fails = False
+        await trio.sleep(2 * HOUR)
+        assert set(mesh.copies("m")) == {1}

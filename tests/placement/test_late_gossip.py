@@ -74,7 +74,8 @@ async def test_a_mesh_of_late_gossip_loses_nothing_and_comes_to_rest(autojump_cl
             assert not any(("acquire", *node.asked[at][1:]) in node.asked[at:] for at in gone), (
                 "nothing is fetched again"
             )
-        before = {name: list(node.asked) for name, node in mesh.nodes.items()}
-        await mesh.start("b")
+        fetched = [each for each in mesh.asked() if each[0] == "acquire"]
+        await mesh.start("b")  # its copies count again: some may go, and none are to come
         await trio.sleep(HOUR)
-        assert {name: node.asked for name, node in mesh.nodes.items()} == before
+        assert [each for each in mesh.asked() if each[0] == "acquire"] == fetched
+        assert mesh.lost == []

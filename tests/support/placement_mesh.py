@@ -58,6 +58,7 @@ class Node:
     unverified: set = attrs.field(factory=set)  # models
     wanted: set = attrs.field(factory=set)  # models that a person asked for
     in_memory: set = attrs.field(factory=set)  # models
+    origins: set = attrs.field(factory=set)  # models that it knows a hub of
     fails: bool = False
     stuck: bool = False
     asked: list = attrs.field(factory=list)
@@ -99,6 +100,16 @@ class Node:
         others = [other.held.get(model, set()) for other in self.mesh.alive() if other is not self]
         if self.fails or not set(blocks) <= set().union(self.held.get(model, ()), *others):
             raise SourceUnavailable("nobody gave it")
+        self.held.setdefault(model, set()).update(blocks)
+
+    def comes_from_outside(self, model):
+        return model in self.origins
+
+    async def acquire_from_outside(self, model, blocks):
+        self.asked.append(("outside", model, str(blocks)))
+        await trio.sleep(20)
+        if self.fails:
+            raise SourceUnavailable("the hub is down")
         self.held.setdefault(model, set()).update(blocks)
 
     async def drop(self, model, blocks):
