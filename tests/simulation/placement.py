@@ -3,6 +3,8 @@
     python -m simulation.placement --seeds 20
 
 A person adds each model on one node; from then on its parts come from members that are up and have them, and from nowhere else.
+What is asked for rises and falls by the hour; what members say of themselves reaches the others up to half a minute later, and one
+word in ten is lost until the next. Who lets a part go asks its other holders first, and is told the truth.
 Prints for each seed how much of the time every wanted model could be served, what was moved, and what somebody who knows the
 future would have had to move to keep as many copies; exits with 1 when a goal is missed.
 """
@@ -11,6 +13,7 @@ import argparse
 import heapq
 import itertools
 import json
+import math
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +26,7 @@ from meshnode.placement.decisions import decide
 from meshnode.placement.models import ModelFacts
 from meshnode.placement.recollection import Recollection
 from meshnode.placement.view import MemberView, MeshState
+from simulation.clairvoyant import least_moved
 
 __all__ = ["Report", "World", "play"]
 
@@ -32,6 +36,7 @@ TICK = 300.0  # seconds between two decisions of one node
 LINK = 60e6  # bytes per second that a node fetches with
 SOON = HOUR  # what is fetched by anybody so soon after somebody has let it go has moved in vain
 SERVED, RATIO, VAIN = 0.999, 2.0, 0.01  # the goals
+LOST, RENEWED = 0.1, 600.0  # of what a member says, and seconds until it says it again
 MEMORY = [(8, 30), (16, 35), (32, 20), (64, 10), (128, 5)]  # GiB of a node, and how many of a hundred have it
 
 
@@ -43,6 +48,22 @@ class World:
     models: int = 40
     hours: float = 24.0
     leaving: float = 0.10  # of the members per hour
+    wave: float = 0.9  # of what is asked for of a model in a day, how far it may rise and fall
+    late: float = 30.0  # seconds at most until others hear of a change
+
+
+@attrs.frozen
+class Word:
+    """What a member says of itself; one that is down says nothing."""
+
+    up: bool = False
+    held: frozenset = frozenset()
+    fetching: frozenset = frozenset()
+    there: frozenset = attrs.field(init=False, eq=False)  # it has it, or is fetching it
+
+    @there.default
+    def _there(self):
+        return self.held | self.fetching if self.up else frozenset()
 
 
 @attrs.define(eq=False)
@@ -61,6 +82,12 @@ class Node:
     fetching: dict = attrs.field(factory=dict)  # segment -> when it is there
     pinned: set = attrs.field(factory=set)  # what a person has added here and wants to keep
     recollection: Recollection = attrs.field(factory=Recollection)
+    said: Word = Word()  # what others have heard of it last
+    heard: int = -1  # the number of that word, of all words of everybody
+    told: int = -1  # the number of its last one
+
+    def word(self):
+        return Word(self.up, frozenset(self.held), frozenset(self.fetching))
 
 
 @attrs.frozen
@@ -157,8 +184,12 @@ class Day:
 
     def __attrs_post_init__(self):
         self.rng = Random(self.seed)
+        self.gossip = Random(f"gossip {self.seed}")
         self.nodes = {node.peer: node for node in make_nodes(self.world, self.rng)}
         self.models = make_models(self.world, self.rng)
+        self.usual = dict(self.models)
+        self.waves = {name: (self.world.wave * self.gossip.random(), self.gossip.random()) for name in self.models}
+        self.needs = {name: [] for name in self.models}  # from when on how many copies there have to be
         self.let_go = {}  # segment -> who has let it go, and when
         self.views = {}
         self.free = {node.peer: node.budget for node in self.nodes.values()}
@@ -171,8 +202,11 @@ class Day:
         for node in self.nodes.values():
             self.at(node.until, self.turn, node)
             self.at(self.rng.random() * TICK, self.tick, node)
+        for node in self.nodes.values():
+            self.hear(node, node.told, node.word())
         for facts in self.models.values():
             self.add(facts)
+        self.ask()
 
     def add(self, facts):
         """A person adds a model, whole, on a machine with room for it that is up and is often so."""
@@ -181,7 +215,7 @@ class Day:
         for segment in facts.segments():
             node.held.add(segment)
             self.count(segment, 1)
-            self.tell(node, segment)
+        self.hear(node, node.told, node.word())
         if facts.is_pinned:
             node.pinned.update(facts.segments())
         self.moved += facts.nbytes
@@ -205,7 +239,7 @@ class Day:
             min(served),
             sum(served) / len(served),
             self.moved,
-            self.clairvoyant(end),
+            least_moved(self, self.needs, end),
             self.returns,
             self.dropped,
             self.fetched,
@@ -217,35 +251,47 @@ class Day:
     def turn(self, node):
         """A node goes, or comes back with what is on its disk."""
         node.up = not node.up
-        lost = list(node.fetching)
         node.fetching.clear()
-        for segment in lost:
-            self.tell(node, segment)
-        self.tell(node)
         for segment in node.held:
             self.count(segment, 1 if node.up else -1)
         self.spans[node.peer].append(self.now)
         node.since = self.now
+        self.tell(node)
         node.until = self.now + self.rng.expovariate(1 / (node.stays if node.up else node.away))
         self.at(node.until, self.turn, node)
+
+    def ask(self):
+        """What is asked for changes by the hour, with a wave for each model that takes a day."""
+        self.at(self.now + HOUR, self.ask)
+        for name, (height, phase) in self.waves.items():
+            rise = 1 + height * math.sin(2 * math.pi * (self.now / (24 * HOUR) + phase))
+            self.models[name] = attrs.evolve(self.usual[name], demand=self.usual[name].demand * rise)
+        self._state = None
+        targets = self.state().targets
+        for name, needed in self.needs.items():
+            needed.append((self.now, targets[name].low if name in targets else 0))
 
     def tick(self, node):
         self.at(self.now + TICK * self.rng.uniform(0.9, 1.1), self.tick, node)
         if not node.up:
             return
         self.views.pop(node.peer, None)  # it has been up for longer
-        state, known = self.state(), node.recollection
+        state, known = self.seen_by(node), node.recollection
         known.look(state, self.now)
         can_fetch, waited = (partial(function, now=self.now) for function in (known.can_fetch, known.waited))
         limit = max(0, 2 - len(node.fetching))
         decision = decide(state, node.peer, kept=node.pinned, limit=limit, can_fetch=can_fetch, waited=waited)
+        has_gone = False
         for segment in decision.drop:
+            others = sum(self.keeps(peer, segment) for peer in state.arrived(segment) if peer != node.peer)
+            if others < state.least(segment.model):
+                continue
             node.held.discard(segment)
             self.count(segment, -1)
             self.let_go.setdefault(segment, {})[node.peer] = self.now
             known.note_let_go(segment, self.now)
             self.dropped += 1
-            self.tell(node, segment)
+            has_gone = True
         for segment in decision.acquire:
             nbytes = self.models[segment.model].segment_bytes(segment.index)
             self.moved += nbytes
@@ -256,7 +302,8 @@ class Day:
             there = max([self.now, *node.fetching.values()]) + nbytes / LINK
             node.fetching[segment] = there
             self.at(there, self.arrive, node, segment, there)
-            self.tell(node, segment)
+        if decision.acquire or has_gone:
+            self.tell(node)
 
     def arrive(self, node, segment, there):
         if node.fetching.get(segment) == there:
@@ -266,35 +313,71 @@ class Day:
                 self.count(segment, 1)
             else:  # everybody who had it has gone
                 node.recollection.note_failed(segment, self.now)
-            self.tell(node, segment)
+            self.tell(node)
+
+    # What is known
 
     def state(self):
-        """Return what every node knows; what one step changes is changed, and not computed anew."""
+        """Return what members have heard of each other; what one word changes is changed, and not computed anew."""
         if self._state is None:
-            members = {node.peer: self.view(node) for node in self.nodes.values() if node.up}
+            members = {node.peer: self.view(node) for node in self.nodes.values() if node.said.up}
             self._state = MeshState(members, self.models)
             self._state.__dict__.update(holders=self.holders, free=self.free, loose_copies={})
         return self._state
 
     def view(self, node):
         if node.peer not in self.views:
-            held = frozenset(node.held | node.fetching.keys())
-            claimed, uptime = frozenset(node.fetching), self.now - node.since
-            self.views[node.peer] = MemberView(node.peer, node.budget, held, claimed, uptime, speed=node.speed)
+            self.views[node.peer] = self.view_of(node, node.said)
         return self.views[node.peer]
 
-    def tell(self, node, segment=None):
-        """Let all know that a node, or one segment of it, has changed: `held`, `fetching` and `up` are as they are now."""
-        self._state = None
+    def view_of(self, node, word):
+        claimed, uptime = word.fetching, self.now - node.since
+        return MemberView(node.peer, node.budget, word.held | claimed, claimed, uptime, speed=node.speed)
+
+    def seen_by(self, node):
+        """Return what one member knows: of itself how it is now, of the others what has been heard."""
+        state, said = self.state(), node.said
+        if node.heard == node.told:
+            return state
+        word = node.word()
+        seen = MeshState({**state.members, node.peer: self.view_of(node, word)}, self.models)
+        holders = dict(state.holders)
+        for segment in word.there - said.there:
+            holders[segment] = [*holders[segment], node.peer]
+        for segment in said.there - word.there:
+            holders[segment] = [peer for peer in holders[segment] if peer != node.peer]
+        seen.__dict__.update(holders=holders, free={**state.free, node.peer: self.left(node, word)}, loose_copies={})
+        return seen
+
+    def left(self, node, word):
+        return node.budget - sum(self.models[each.model].segment_bytes(each.index) for each in word.there)
+
+    def tell(self, node):
+        """Have others hear how a node is now: soon, or if that is lost with its next word, after ten minutes at the latest."""
+        delay = self.gossip.random() * self.world.late
+        if delay and node.up and self.gossip.random() < LOST:  # who goes is missed in any case
+            delay = RENEWED
+        node.told, word = next(self._count), node.word()
+        if delay:
+            self.at(self.now + delay, self.hear, node, node.told, word)
+        else:
+            self.hear(node, node.told, word)
+
+    def hear(self, node, number, word):
+        if number < node.heard:
+            return  # something newer has come before
+        before, node.said, node.heard = node.said, word, number
+        for segment in before.there - word.there:
+            self.holders[segment].remove(node.peer)
+        for segment in word.there - before.there:
+            self.holders[segment].append(node.peer)
+        self.free[node.peer] = self.left(node, word)
         self.views.pop(node.peer, None)
-        held = node.held | node.fetching.keys() if node.up else set()
-        for each in [segment] if segment is not None else set(self.holders) & (node.held | node.fetching.keys()):
-            if each in held and node.peer not in self.holders[each]:
-                self.holders[each].append(node.peer)
-            elif each not in held and node.peer in self.holders[each]:
-                self.holders[each].remove(node.peer)
-        sizes = (self.models[each.model].segment_bytes(each.index) for each in held)
-        self.free[node.peer] = node.budget - sum(sizes)
+        self._state = None
+
+    def keeps(self, peer, segment):
+        """What a member answers who is asked whether it keeps a segment."""
+        return self.nodes[peer].up and segment in self.nodes[peer].held
 
     # What is measured
 
@@ -312,58 +395,6 @@ class Day:
     def mark(self, name):
         since = max(self.down_since.pop(name, self.now), self.warm)
         self.down[name] += max(0.0, self.now - since)
-
-    def clairvoyant(self, end):
-        """Bytes that who knows when everybody comes and goes moves to keep `low` copies of all segments at all times.
-
-        Each time there are too few it takes the member with room that is there for the longest of what is left of the day.
-        """
-        targets = self.state().targets
-        rest = {peer: _up_spans(self.nodes[peer], times, end) for peer, times in self.spans.items()}
-        free = {peer: node.budget for peer, node in self.nodes.items()}
-        moved = 0
-        order = sorted(free, key=lambda peer: -sum(b - a for a, b in rest[peer]))
-        for model in sorted(targets, key=lambda name: -self.models[name].block_bytes):
-            facts = self.models[model]
-            for segment in facts.segments():
-                nbytes, low = facts.segment_bytes(segment.index), targets[model].low
-                cover = []  # spans of the members chosen
-                for peer in order:
-                    if free[peer] < nbytes or not rest[peer]:
-                        continue
-                    if _covered(cover, low, end):
-                        break
-                    cover.extend(rest[peer])
-                    free[peer] -= nbytes
-                    moved += nbytes
-        return moved
-
-
-def _up_spans(node, turns, end):
-    """Return when a node was up; `turns` are its changes, `node.up` is how it ended."""
-    up = node.up if len(turns) % 2 == 0 else not node.up
-    spans, at = [], 0.0
-    for turn in [*turns, end]:
-        if up:
-            spans.append((at, turn))
-        up, at = not up, turn
-    return spans
-
-
-def _covered(spans, low, end):
-    """Whether at every moment at least `low` of the spans are under way."""
-    changes = sorted(
-        [(a, 1) for a, _ in spans] + [(b, -1) for _, b in spans], key=lambda change: (change[0], -change[1])
-    )
-    depth = 0
-    if not changes or changes[0][0] > 0:
-        return False
-    for index, (at, change) in enumerate(changes):
-        depth += change
-        following = changes[index + 1][0] if index + 1 < len(changes) else end
-        if following > at and depth < low and at < end:
-            return False
-    return True
 
 
 def play(seed, world=None):
