@@ -22,9 +22,10 @@ from meshnode.files.acquisitions import (
     RemoveModel,
 )
 from meshnode.files.catalog import CatalogEntry, ModelCatalog
+from meshnode.files.hub_copies import HubCopies
 from meshnode.files.hub_mirror import forget_mirrors
 from meshnode.files.hub_source import HubSource
-from meshnode.files.jobs import ModelJobs, Part
+from meshnode.files.jobs import AcquireElsewhere, ModelJobs, Part
 from meshnode.files.part_file import forget_parts, newest_of
 from meshnode.files.peer_copies import PREFIX, PeerCopies
 from meshnode.files.peer_ports import PeerShards
@@ -209,7 +210,7 @@ class AcquisitionManager:
                     assert self._copies is not None
                     manifest = await self._copies.acquire(source, part)
                 else:
-                    manifest = await self._jobs.acquire(source, reference, part)
+                    manifest = await self._jobs.acquire(source, reference, part, self._others(source))
                 if not question.unasked:
                     await self._jobs.note_asked(manifest.id)
         except BaseException:  # cancellation too, which may come as a group; an error is shown by whoever catches it
@@ -218,6 +219,13 @@ class AcquisitionManager:
         self._set_trouble(manifest.id, None)
         _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
         return manifest
+
+    def _others(self, source: Source) -> AcquireElsewhere | None:
+        """Return what asks peers for a model of a hub, before the hub itself is asked."""
+        maker = self._supply.maker
+        if not isinstance(source, HubSource) or self._copies is None or maker is None:
+            return None
+        return partial(HubCopies(self._jobs, self._copies, maker).acquire, source)
 
     async def _spread(self, source: Source | ModelNames, reference: str) -> ModelManifest:
         peers, maker = self._supply.peers, self._supply.maker

@@ -43,6 +43,11 @@ class SharedShard:
     tensors: tuple[SharedTensor, ...]
 
     @property
+    def place(self) -> str:
+        """Where in the model it is, for people."""
+        return self.kind.value if self.block is None else f"{self.kind.value} {self.block}"
+
+    @property
     def descriptors(self) -> tuple[TensorDescriptor, ...]:
         """The tensors as a manifest has them."""
         return tuple(TensorDescriptor(each.name, each.ggml_type, each.shape, each.nbytes) for each in self.tensors)

@@ -26,10 +26,13 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, ShardId
 from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 
-__all__ = ["FetchShards", "ModelJobs", "Part"]
+__all__ = ["AcquireElsewhere", "FetchShards", "ModelJobs", "Part"]
 
 FetchShards = Callable[[tuple[ShardDescriptor, ...], Path], Awaitable[None]]
 """Puts shards into a staging folder, verified."""
+
+AcquireElsewhere = Callable[[Origin, "Part", CatalogEntry | None], Awaitable[ModelManifest | None]]
+"""Acquires part of a model, which may be known, from others that have it; None: they are of no use."""
 
 _Place = tuple[ShardKind, int | None]
 
@@ -77,8 +80,10 @@ class ModelJobs:
     turns: Turns = attrs.field(factory=Turns)
     _settling: trio.Lock = attrs.field(factory=trio.Lock, init=False)  # names are given and shards moved one at a time
 
-    async def acquire(self, source: Source, reference: str, part: Part) -> ModelManifest:
-        """Make sure that `part` of what `reference` names is held, besides what was held before.
+    async def acquire(
+        self, source: Source, reference: str, part: Part, others: AcquireElsewhere | None = None
+    ) -> ModelManifest:
+        """Make sure that `part` of what `reference` names is held, besides what was held before; `others` are asked first.
 
         What is there and unchanged is not read again. Raises FileError leafs, RequestError for blocks the model does not
         have, StoreError; the catalog is as before then.
@@ -92,12 +97,18 @@ class ModelJobs:
             manifest = entry.manifest  # the source is gone, but everything is here
         else:
             async with self.turns.of(origin.version):
-                manifest = await self._acquire(source, origin, part)
+                manifest = await self._acquire(source, origin, part, others)
         self.board.report(reference, "done", manifest.nbytes, manifest.nbytes)
         return manifest
 
-    async def _acquire(self, source: Source, origin: Origin, part: Part) -> ModelManifest:
+    async def _acquire(
+        self, source: Source, origin: Origin, part: Part, others: AcquireElsewhere | None
+    ) -> ModelManifest:
         entry = self.known(origin)
+        if others is not None and (entry is None or not self._is_complete(entry, part)):
+            manifest = await others(origin, part, entry)
+            if manifest is not None:
+                return manifest
         if entry is None:
             return await self._import(source, origin, None, _Wish(part=part))
         if not self._is_complete(entry, part):
@@ -207,28 +218,47 @@ class ModelJobs:
                     raise
                 self.catalog.forget_held(doomed)
 
+    async def make(
+        self,
+        source: Source,
+        origin: Origin,
+        manifest: ModelManifest,
+        shards: tuple[ShardDescriptor, ...],
+        staging: Path,
+    ) -> None:
+        """Make shards of a known model in a staging folder. Raises SourceUnavailable for other bytes, and FileError leafs."""
+        wish = _Wish(frozenset((shard.kind, shard.block) for shard in shards), more=False)
+        await self._make(source, origin, manifest, wish, staging)
+
     async def _import(self, source: Source, origin: Origin, entry: CatalogEntry | None, wish: _Wish) -> ModelManifest:
-        reference = origin.reference
-
-        def downloading(done: int, total: int) -> None:
-            self.board.report(reference, "downloading", done, total)
-
-        def importing(
-            done: int, total: int
-        ) -> None:  # in the importing thread, which it ends when the task is cancelled
-            trio.from_thread.check_cancelled()
-            trio.from_thread.run_sync(self.board.report, reference, "importing", done, total)
-
+        known = None if entry is None else entry.manifest
         async with self.staging() as staging:
-            known = None if entry is None else entry.manifest
-            needs = None if known is None else partial(wish.needs, block_count=known.config.block_count)
-            async with source.prepared(origin.exact, staging, downloading, needs) as opener:
-                manifest, aliases = await self.lanes.run("hashing", _read, opener, staging, wish, known, importing)
+            manifest, aliases = await self._make(source, origin, known, wish, staging)
             wanted = tuple(dict.fromkeys(shard.id for shard in manifest.shards if wish.wants(shard, manifest)))
             async with self._settling:
                 if entry is not None and not wish.here <= _places(entry, self.catalog.held(manifest.id)):
                     raise SourceUnavailable(f"a part of {manifest.name} has been removed meanwhile; add it again")
                 return await self._settle(CatalogEntry(manifest, wanted, (origin,), aliases), staging)
+
+    async def _make(
+        self, source: Source, origin: Origin, known: ModelManifest | None, wish: _Wish, staging: Path
+    ) -> tuple[ModelManifest, tuple[str, ...]]:
+        """Make the shards that are needed, and return the manifest and further names."""
+        reference = origin.reference
+
+        def downloading(done: int, total: int) -> None:
+            self.board.report(reference, "downloading", done, total)
+
+        # In the importing thread, which it ends when the task is cancelled.
+        def importing(done: int, total: int) -> None:
+            trio.from_thread.check_cancelled()
+            trio.from_thread.run_sync(self.board.report, reference, "importing", done, total)
+
+        needs = None if known is None else partial(wish.needs, block_count=known.config.block_count)
+        async with source.prepared(origin.exact, staging, downloading, needs) as opener:
+            manifest, aliases = await self.lanes.run("hashing", _read, opener, staging, wish, known, importing)
+        version = origin.version if origin.pinned else manifest.source_version
+        return attrs.evolve(manifest, source_version=version), aliases
 
     async def _settle(self, new: CatalogEntry, staging: Path) -> ModelManifest:
         """Put a model into the catalog and its shards in their place, both or neither."""
@@ -259,7 +289,9 @@ class ModelJobs:
         aliases = dict.fromkeys([*previous.aliases, *new.aliases, *([own] if catalog.is_free(own, model) else [])])
         return attrs.evolve(
             new,
-            manifest=previous.manifest,
+            manifest=attrs.evolve(
+                previous.manifest, source_version=new.manifest.source_version or previous.manifest.source_version
+            ),
             wanted=tuple(dict.fromkeys([*previous.wanted, *new.wanted])),
             origins=(*new.origins, *(old for old in previous.origins if new.version_of(old.reference) is None)),
             aliases=tuple(alias for alias in aliases if alias != previous.manifest.name),

@@ -51,7 +51,7 @@ class PeerCopies:
         """Have `part` of a model here, besides what is here already. Raises FileError leafs, RequestError."""
         reference = f"{PREFIX}{model.id}"
         entry = self.jobs.catalog.entry(ModelId(model.id))
-        manifest = await self._manifest(ModelId(model.id)) if entry is None else entry.manifest
+        manifest = await self.manifest(ModelId(model.id)) if entry is None else entry.manifest
         fetch = partial(self._fetch, manifest, reference)
         return await self.jobs.adopt(manifest, Origin(reference, model.id), part, fetch, aliases=model.aliases)
 
@@ -62,12 +62,15 @@ class PeerCopies:
     async def _fetch(
         self, manifest: ModelManifest, label: str, shards: tuple[ShardDescriptor, ...], staging: Path
     ) -> None:
+        await self.transfer(manifest, label, shards).run(staging)
+
+    def transfer(self, manifest: ModelManifest, label: str, shards: tuple[ShardDescriptor, ...]) -> ShardTransfer:
+        """Return the transfer of some shards."""
         jobs = self.jobs
         report = partial(jobs.board.report, label, "downloading")
-        transfer = ShardTransfer(manifest, shards, self.peers, jobs.catalog.paths.transfers, jobs.lanes, report)
-        await transfer.run(staging)
+        return ShardTransfer(manifest, shards, self.peers, jobs.catalog.paths.transfers, jobs.lanes, report)
 
-    async def _manifest(self, model: ModelId) -> ModelManifest:
+    async def manifest(self, model: ModelId) -> ModelManifest:
         """Ask one holder after the other. Raises SourceUnavailable with what they said."""
         reasons: list[str] = []
         for peer in sorted(self.peers.holders(model, None))[:_MANIFEST_TRIES]:

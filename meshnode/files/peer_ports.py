@@ -7,9 +7,10 @@ from typing import Protocol
 from meshnode.files.sources import ReportBytes
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, ShardId
+from meshnode.types.manifest import ShardDescriptor, ShardKind
 from meshnode.types.model_names import ModelNames
 
-__all__ = ["ChunkLine", "PeerShards"]
+__all__ = ["ChunkLine", "PeerShards", "holders_of"]
 
 
 class ChunkLine(Protocol):
@@ -39,6 +40,10 @@ class PeerShards(Protocol):
         """Return what peers hold, whole or in part."""
         ...
 
+    def of_repository(self, repository: str) -> frozenset[ModelId]:
+        """Return the models that peers say they have from a repository of a hub."""
+        ...
+
     def holders(
         self, model: ModelId, block: int | None, *, embedding: bool = False, head: bool = False
     ) -> frozenset[PeerId]:
@@ -56,3 +61,9 @@ class PeerShards(Protocol):
     def accuse(self, peer: PeerId, what: str) -> None:
         """Hold against a peer that it sent other bytes than the manifest says."""
         ...
+
+
+def holders_of(peers: PeerShards, model: ModelId, shard: ShardDescriptor) -> frozenset[PeerId]:
+    """Return who holds a shard of a model; whoever has anything of it has the tokenizer."""
+    is_embedding, is_head = shard.kind is ShardKind.EMBEDDING, shard.kind is ShardKind.HEAD
+    return peers.holders(model, shard.block, embedding=is_embedding, head=is_head)

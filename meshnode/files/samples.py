@@ -27,10 +27,10 @@ class Sample:
 
 
 def samples(share: Sequence[tuple[SharedShard, HashedBytes]]) -> Iterator[Sample]:
-    """Yield samples of a share, at least one."""
+    """Yield samples of a share, at least one if there is anything in it."""
     rng = random.SystemRandom()
     chunks = [(shard, hashed, chunk) for shard, hashed in share for chunk in range(len(hashed.chunks))]
-    for shard, hashed, chunk in rng.sample(chunks, max(1, int(_CHUNKS * len(chunks)))):
+    for shard, hashed, chunk in rng.sample(chunks, min(len(chunks), max(1, int(_CHUNKS * len(chunks))))):
         first, last = chunk * CHUNK_BYTES, min((chunk + 1) * CHUNK_BYTES, hashed.nbytes)
         start = rng.randint(first, max(first, last - _BYTES))
         yield Sample(shard, hashed, chunk, start, min(last, start + _BYTES))

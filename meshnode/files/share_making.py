@@ -75,16 +75,17 @@ class ShareMaker:
                 mirror.forget()
         return made
 
-    async def read(self, share: HubShare, shard: SharedShard, start: int, end: int) -> bytes:
+    async def read(
+        self, connections: httpx.AsyncClient, share: HubShare, shard: SharedShard, start: int, end: int
+    ) -> bytes:
         """Return bytes `start` to `end` (exclusive) of a shard, from the hub, making no more of it. Raises SourceUnavailable."""
         data = bytearray()
-        async with self.hub.connect() as connections:
-            for part in _parts_of(shard, start, end):
-                if isinstance(part, bytes):
-                    data += part
-                else:
-                    what = f"a sample of {share.repository}"
-                    data += await patiently(partial(self._range, connections, share, *part), what, self.pause)
+        for part in _parts_of(shard, start, end):
+            if isinstance(part, bytes):
+                data += part
+            else:
+                what = f"a sample of {share.repository}"
+                data += await patiently(partial(self._range, connections, share, *part), what, self.pause)
         return bytes(data)
 
     async def _range(

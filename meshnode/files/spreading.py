@@ -12,7 +12,6 @@ import attrs
 import msgspec
 import structlog
 import trio
-from blake3 import blake3
 
 from meshnode.errors import (
     MeshnodeError,
@@ -24,12 +23,12 @@ from meshnode.errors import (
 )
 from meshnode.files.division import divide
 from meshnode.files.hub_outline import Outline
+from meshnode.files.hub_proof import fetch_sample, prove
 from meshnode.files.hub_shares import HubShare, SharedShard, decode_made
 from meshnode.files.hub_source import HubSource
 from meshnode.files.importing import free_bytes
 from meshnode.files.jobs import ModelJobs, Part
-from meshnode.files.peer_ports import ChunkLine, PeerShards
-from meshnode.files.samples import Sample, samples
+from meshnode.files.peer_ports import PeerShards, holders_of
 from meshnode.files.shard_file import HashedBytes, write_shard
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.sources import Origin
@@ -37,7 +36,7 @@ from meshnode.files.transfer import ShardTransfer
 from meshnode.flow.lanes import Lanes
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import PeerId, short
-from meshnode.types.manifest import CHUNK_BYTES, ModelManifest, ShardDescriptor, ShardKind
+from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 from meshnode.types.segments import segments_of
 
 __all__ = ["Spreading"]
@@ -88,8 +87,7 @@ class _Work:
         """Return what a share was made into. Raises PeerMisbehaved where that is not what the model's manifest says."""
         for shard, hashed in zip(share.shards, made, strict=True):
             if self.said.get(shard, hashed) != hashed:
-                place = shard.kind.value if shard.block is None else f"block {shard.block}"
-                raise PeerMisbehaved(f"{who} has other bytes of {place} than the model's manifest says")
+                raise PeerMisbehaved(f"{who} has other bytes of {shard.place} than the model's manifest says")
         return dict(zip(share.shards, made, strict=True))
 
 
@@ -144,7 +142,7 @@ class Spreading:
             missing.append(shares.pop(peer))
         for blocks in missing:
             made.update(await self._make_here(work, work.share(blocks), progress))
-        manifest = outline.manifest(tokenizer, made) if known is None else known
+        manifest = known or attrs.evolve(outline.manifest(tokenizer, made), source_version=origin.version)
         for blocks in (own, *missing):
             fetch = partial(self._finish, manifest, origin.reference)
             manifest = await self.jobs.adopt(
@@ -157,8 +155,7 @@ class Spreading:
         """Whether a shard is held here or by somebody who can be reached."""
         if shard.kind is ShardKind.TOKENIZER or shard.id in self.jobs.catalog.held(manifest.id):
             return True
-        is_embedding, is_head = shard.kind is ShardKind.EMBEDDING, shard.kind is ShardKind.HEAD
-        return bool(self.peers.holders(manifest.id, shard.block, embedding=is_embedding, head=is_head))
+        return bool(holders_of(self.peers, manifest.id, shard))
 
     def _there(self, outline: Outline, known: ModelManifest | None) -> frozenset[SharedShard]:
         if known is None:
@@ -248,12 +245,8 @@ class Spreading:
         assert share is not None
         try:
             async with self.peers.line(peer) as line:
-                for sample in samples([(shard, made[shard]) for shard in share.shards]):
-                    given = await _fetch_chunk(line, sample)
-                    if given != await self.maker.read(share, sample.shard, sample.start, sample.end):
-                        raise PeerMisbehaved(
-                            f"{short(peer)} has other bytes than the hub in block {sample.shard.block}"
-                        )
+                said = {shard: made[shard] for shard in share.shards}
+                await prove(self.maker, share, said, partial(fetch_sample, line))
         except SourceUnavailable:
             raise
         except MeshnodeError as error:
@@ -291,20 +284,6 @@ class Spreading:
                 nursery.start_soon(keep, peer, blocks)
         for blocks in failed:
             await self.jobs.acquire(source, reference, Part(blocks))
-
-
-async def _fetch_chunk(line: ChunkLine, sample: Sample) -> bytes:
-    """Return the sampled bytes of a chunk, as the helper has it. Raises PeerError leafs, ShardCorrupt."""
-    taken: list[bytes] = []
-
-    def take(_number: int, data: bytes) -> None:
-        if blake3(data).hexdigest() != sample.hashed.chunks[sample.chunk]:
-            raise ShardCorrupt("a chunk has other bytes than were said of it")
-        taken.append(data)
-
-    await line.fetch(sample.hashed.id, sample.chunk, 1, take)
-    first = sample.chunk * CHUNK_BYTES
-    return taken[0][sample.start - first : sample.end - first]
 
 
 def _keep_tokenizer(outline: Outline, scratch: Path, folder: Path) -> HashedBytes:

@@ -3,7 +3,8 @@
 Who has nothing left to do races those who are slow for what they are asked for; the chunk that is whole first is kept.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -13,11 +14,11 @@ import trio
 from meshnode.errors import FileError, MeshnodeError, PeerMisbehaved, ShardCorrupt, SourceUnavailable
 from meshnode.files.chunk_plan import ChunkPlan, Run
 from meshnode.files.part_file import PartFile, open_part
-from meshnode.files.peer_ports import ChunkLine, PeerShards
+from meshnode.files.peer_ports import ChunkLine, PeerShards, holders_of
 from meshnode.files.sources import ReportBytes
 from meshnode.flow.lanes import Lanes
 from meshnode.types.ids import PeerId, ShardId, short
-from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
+from meshnode.types.manifest import ModelManifest, ShardDescriptor
 
 __all__ = ["ShardTransfer"]
 
@@ -49,6 +50,7 @@ class ShardTransfer:
     lanes: Lanes
     report: ReportBytes
     _parts: dict[ShardId, PartFile] = attrs.field(factory=dict, init=False)
+    _holders: Mapping[ShardId, frozenset[PeerId]] = attrs.field(factory=dict, init=False)
     _asked: dict[PeerId, _Asked] = attrs.field(factory=dict, init=False)  # who was asked longest ago comes first
     _overtaken: set[PeerId] = attrs.field(factory=set, init=False)  # who was slow, and so races with nobody
     _failures: dict[PeerId, int] = attrs.field(factory=dict, init=False)
@@ -61,18 +63,29 @@ class ShardTransfer:
         Raises SourceUnavailable when nobody gives what is missing, FileError when it cannot be written. What has come is kept
         for the next attempt then, and on cancellation too, which closes every connection.
         """
+        async with self.gathered() as parts:
+            if lacking := [shard for shard in self.shards if self._lacks(shard.id)]:
+                raise SourceUnavailable(self._explain(lacking))
+            for part in parts:
+                await self.lanes.run("disk", part.finish, staging)
+
+    @asynccontextmanager
+    async def gathered(self) -> AsyncIterator[tuple[PartFile, ...]]:
+        """Fetch as much as peers give, and give the parts that are whole then; those that nobody finishes are kept.
+
+        Raises FileError when a part cannot be written. Cancellation closes every connection.
+        """
         try:
             for shard in self.shards:
                 self._parts[shard.id] = await self.lanes.run("hashing", open_part, self.folder, shard)
             await self._fetch_all()
-            for part in self._parts.values():
-                await self.lanes.run("disk", part.finish, staging)
+            yield tuple(self._parts[shard] for shard in self._parts if not self._lacks(shard))
         finally:
             for part in self._parts.values():
                 part.close()
 
     async def _fetch_all(self) -> None:
-        holders = {shard.id: self._holders(shard) for shard in self.shards}
+        holders = self._holders = {shard.id: holders_of(self.peers, self.manifest.id, shard) for shard in self.shards}
         plan = ChunkPlan.of(holders, {shard: self._parts[shard.id].held for shard in self.shards})
         self._tell()
         candidates = sorted(frozenset[PeerId]().union(*holders.values()))
@@ -87,9 +100,6 @@ class ShardTransfer:
                     nursery.start_soon(self._fetch_from, peer, plan, limiter, whole)
         except* FileError as group:
             raise group.exceptions[0] from None
-        lacking = [shard for shard in self.shards if self._lacks(shard.id)]
-        if lacking:
-            raise SourceUnavailable(self._explain(lacking, holders))
 
     async def _sync(self, part: PartFile) -> None:
         """Bring a whole shard to the disk while others are still coming."""
@@ -167,14 +177,8 @@ class ShardTransfer:
         part = self._parts[shard]
         return len(part.held) < len(part.shard.chunks)
 
-    def _holders(self, shard: ShardDescriptor) -> frozenset[PeerId]:
-        kind = shard.kind
-        return self.peers.holders(
-            self.manifest.id, shard.block, embedding=kind is ShardKind.EMBEDDING, head=kind is ShardKind.HEAD
-        )
-
-    def _explain(self, lacking: Sequence[ShardDescriptor], holders: Mapping[ShardId, frozenset[PeerId]]) -> str:
-        nowhere = [shard for shard in lacking if not holders[shard.id]]
+    def _explain(self, lacking: Sequence[ShardDescriptor]) -> str:
+        nowhere = [shard for shard in lacking if not self._holders[shard.id]]
         text = f"{len(lacking)} of {len(self.shards)} shards of {self.manifest.name} could not be had from peers"
         if nowhere:
             text += f"; nobody has {', '.join(map(_place, nowhere[:5]))}"

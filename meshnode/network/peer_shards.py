@@ -30,6 +30,10 @@ class KnownHolders:
         found = {holding.model: holding for _, holding in self._holdings()}
         return tuple(ModelNames(holding.model, holding.name, holding.aliases) for holding in found.values())
 
+    def of_repository(self, repository: str) -> frozenset[ModelId]:
+        """Return the models that peers say they have from a repository of a hub."""
+        return frozenset(holding.model for _, holding in self._holdings() if holding.repository == repository)
+
     def holders(
         self, model: ModelId, block: int | None, *, embedding: bool = False, head: bool = False
     ) -> frozenset[PeerId]:

@@ -106,6 +106,7 @@ class ModelManifest:
     quantization: str  # the most common GGML type among block matrices, for people
     license: str | None = None
     source: str | None = None  # where it came from, for people
+    source_version: str | None = None  # which version of a hub's files, for who looks for the same
 
     @property
     def repository(self) -> str:

@@ -36,10 +36,18 @@ REFERENCE = "hf:someone/wide-GGUF"
 ROOM = 1 << 40
 
 
-def write(path, feed_forward):
+def write(path, feed_forward, **options):
     """Write a model of eight blocks, whose head shares its embedding."""
     return write_tiny_llama(
-        path, name="Wide", quantization="Q8_0", blocks=8, hidden=512, heads=4, feed_forward=feed_forward, tied=True
+        path,
+        name="Wide",
+        quantization="Q8_0",
+        blocks=8,
+        hidden=512,
+        heads=4,
+        feed_forward=feed_forward,
+        tied=True,
+        **options,
     )
 
 
@@ -122,6 +130,10 @@ class Mesh:
                 for each in member.node.catalog.manifests()
             }.values()
         )
+
+    def of_repository(self, repository):
+        manifests = [each for member in self.members.values() for each in member.node.catalog.manifests()]
+        return frozenset(each.id for each in manifests if each.repository == repository)
 
     def holders(self, model, block, *, embedding=False, head=False):
         def has(member):
@@ -247,6 +259,45 @@ async def test_what_nobody_holds_of_a_known_model_is_divided_and_the_rest_left(w
     sent = hub.sent_bytes
     assert await world.spread() == manifest
     assert hub.sent_bytes == sent
+
+
+async def test_who_adds_what_members_have_has_it_from_them(world, hub, wide, wide_id):
+    world.mesh.helping = ("b", "c")
+    await world.spread()
+    sent, stranger, helper = hub.sent_bytes, world.mesh.members["d"].node, world.mesh.members["b"].node
+    for node, blocks in ((stranger, BlockRange(2, 4)), (helper, None)):
+        assert (await node.mailbox.ask(AcquireModel(REFERENCE, blocks))).id == wide_id
+        assert node.catalog.entry(wide_id).origins[0].reference == REFERENCE
+    assert helper.catalog.held(wide_id) == {shard.id for shard in helper.catalog.entry(wide_id).manifest.shards}
+    assert {
+        each.block for each in helper.catalog.entry(wide_id).manifest.shards if stranger.catalog.is_held(each.id)
+    } == {
+        None,
+        2,
+        3,
+    }
+    assert hub.sent_bytes - sent < wide.stat().st_size / 5  # headers and samples, twice
+    assert not list(stranger.catalog.paths.transfers.iterdir())
+
+
+async def test_what_no_member_has_comes_from_the_hub(world, hub, wide, wide_id):
+    await world.asker.mailbox.ask(AcquireModel(REFERENCE, BlockRange(0, 5)))
+    sent, node = hub.sent_bytes, world.mesh.members["b"].node
+    assert (await node.mailbox.ask(AcquireModel(REFERENCE))).id == wide_id
+    assert len(node.catalog.held(wide_id)) == len({shard.id for shard in node.catalog.entry(wide_id).manifest.shards})
+    assert hub.sent_bytes - sent < 0.6 * wide.stat().st_size
+
+
+async def test_what_is_not_the_hubs_is_not_taken_for_it(world, data, hub, wide_id, tmp_path):
+    other = write(tmp_path / "wide-Q8_0.gguf", 128, seed=9)
+    liar, origin = world.mesh.members["b"].node, await data.sources[0].look(REFERENCE)
+    lie = await liar.mailbox.ask(AcquireModel(str(other)))
+    claimed = attrs.evolve(lie, source=f"someone/wide-GGUF@{hub.commit('someone/wide-GGUF')[:12]}/x")
+    claimed = attrs.evolve(claimed, source_version=origin.version)
+    await liar.catalog.put(attrs.evolve(liar.catalog.entry(lie.id), manifest=claimed))
+    assert lie.id != wide_id
+    assert (await world.asker.mailbox.ask(AcquireModel(REFERENCE))).id == wide_id
+    assert [manifest.id for manifest in world.asker.catalog.manifests()] == [wide_id]
 
 
 async def test_without_anybody_who_gives_room_it_is_said_what_to_do(world):

@@ -1,0 +1,175 @@
+"""Models of a hub from peers that have them, and from the hub only what no peer gives.
+
+A manifest says from which version of a repository its model was made, and whoever sends one may lie. So a manifest that this node
+did not make is taken for the hub's only if the headers on the hub say the same of every shard but its weights, and samples of the
+weights of all shards are what the hub has; else everything comes from the hub.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import attrs
+import structlog
+from blake3 import blake3
+
+from meshnode.errors import MeshnodeError, SourceUnavailable
+from meshnode.files.catalog import CatalogEntry
+from meshnode.files.hub_mirror import forget_mirror
+from meshnode.files.hub_outline import Outline
+from meshnode.files.hub_proof import fetch_sample, prove
+from meshnode.files.hub_reference import HubReference
+from meshnode.files.hub_source import HubSource
+from meshnode.files.jobs import ModelJobs, Part
+from meshnode.files.part_file import forget_parts
+from meshnode.files.peer_copies import PeerCopies
+from meshnode.files.peer_ports import holders_of
+from meshnode.files.samples import Sample
+from meshnode.files.share_making import ShareMaker
+from meshnode.files.sources import Origin
+from meshnode.types.ids import ShardId, short
+from meshnode.types.manifest import ModelManifest, ShardDescriptor
+
+__all__ = ["HubCopies"]
+
+_MOST_ASKED = 16  # manifests of models of one repository
+_log = structlog.get_logger(__name__)
+
+
+class _NotTheSame(MeshnodeError):
+    """What peers have cannot be taken for what the hub has."""
+
+
+@attrs.frozen(eq=False)
+class HubCopies:
+    """Looks among peers for what a hub has."""
+
+    jobs: ModelJobs
+    copies: PeerCopies
+    maker: ShareMaker  # asks the hub for samples
+
+    async def acquire(
+        self, source: HubSource, origin: Origin, part: Part, entry: CatalogEntry | None
+    ) -> ModelManifest | None:
+        """Have `part` of a model here, which `entry` knows already or peers may know; None when peers are of no use.
+
+        Raises FileError leafs, RequestError, StoreError.
+        """
+        if entry is not None:
+            return await self._adopt(source, origin, part, entry.manifest, None)
+        for manifest, outline in await self._candidates(source, origin):
+            try:
+                return await self._adopt(source, origin, part, manifest, outline)
+            except _NotTheSame as error:
+                _log.warning("not the hub's model", reference=origin.reference, id=short(manifest.id), why=str(error))
+        return None
+
+    async def _adopt(
+        self, source: HubSource, origin: Origin, part: Part, manifest: ModelManifest, outline: Outline | None
+    ) -> ModelManifest:
+        fetch = partial(self._fetch, source, origin, manifest, outline)
+        return await self.jobs.adopt(manifest, origin, part, fetch, aliases=() if outline is None else outline.aliases)
+
+    async def _candidates(self, source: HubSource, origin: Origin) -> list[tuple[ModelManifest, Outline]]:
+        """Return manifests that are said to be of this version, and are as far as the headers tell."""
+        said = await self._said_to_be(origin)
+        if not said:
+            return []
+        async with self.jobs.staging() as scratch:
+            outline = await source.outline(origin.exact, scratch)
+        tokenizer = blake3(outline.tokenizer).hexdigest()
+        found: list[tuple[ModelManifest, Outline]] = []
+        for manifest in said:
+            try:
+                outline.described(manifest)
+            except SourceUnavailable:
+                continue
+            if manifest.shards[0].id == tokenizer:
+                facts = attrs.evolve(manifest, name=outline.name, license=outline.license, source=outline.origin)
+                found.append((facts, outline))
+        return found
+
+    async def _said_to_be(self, origin: Origin) -> list[ModelManifest]:
+        here = {entry.manifest.id: entry.manifest for entry in self.jobs.catalog.entries()}
+        manifests = list(here.values())
+        repository = HubReference.parse(origin.reference).repository
+        for model in sorted(self.copies.peers.of_repository(repository) - here.keys())[:_MOST_ASKED]:
+            try:
+                manifests.append(await self.copies.manifest(model))
+            except MeshnodeError as error:
+                _log.info("manifest not had", model=short(model), why=str(error))
+        return [manifest for manifest in manifests if manifest.source_version == origin.version]
+
+    async def _fetch(
+        self,
+        source: HubSource,
+        origin: Origin,
+        manifest: ModelManifest,
+        outline: Outline | None,
+        shards: tuple[ShardDescriptor, ...],
+        staging: Path,
+    ) -> None:
+        """Put shards into `staging`, from peers as far as they have them. What has come from peers is kept if the hub fails."""
+        jobs, peers, folder = self.jobs, self.copies.peers, self.jobs.catalog.paths.transfers
+        had = tuple(shard for shard in shards if holders_of(peers, manifest.id, shard))
+        async with self.copies.transfer(manifest, origin.reference, had).gathered() as parts:
+            came = {part.shard.id: part.path for part in parts}
+            rest = tuple(shard for shard in shards if shard.id not in came)
+            if outline is not None:
+                await self._prove(outline, manifest, came, frozenset(shard.id for shard in rest))
+            if rest:
+                try:
+                    await jobs.make(source, origin, manifest, rest, staging)
+                except SourceUnavailable as error:  # has other bytes, or is not there, which is found out next
+                    if outline is None:
+                        raise
+                    raise _NotTheSame(str(error)) from error
+                await jobs.lanes.run("disk", forget_parts, folder, frozenset(shard.id for shard in rest), 0.0)
+            elif outline is not None:
+                for file in outline.whole.files:  # of which the headers have come
+                    await jobs.lanes.run("disk", forget_mirror, folder, file.oid)
+            for part in parts:
+                await jobs.lanes.run("disk", part.finish, staging)
+        from_peers = sum(part.shard.nbytes for part in parts)
+        from_hub = sum(shard.nbytes for shard in rest)
+        _log.info("shards fetched", reference=origin.reference, from_peers=from_peers, from_hub=from_hub)
+
+    async def _prove(
+        self, outline: Outline, manifest: ModelManifest, came: Mapping[ShardId, Path], coming: frozenset[ShardId]
+    ) -> None:
+        """Test all shards, also those that are not wanted here, but for those that are going to be made from the hub's bytes.
+
+        Raises _NotTheSame, SourceUnavailable.
+        """
+        catalog = self.jobs.catalog
+        here = {shard: catalog.path(shard) for shard in catalog.held(manifest.id)} | dict(came)
+        where = {shard.id: shard for shard in manifest.shards}
+
+        async def sampled(sample: Sample) -> bytes:
+            if (path := here.get(sample.hashed.id)) is not None:
+                return await self.jobs.lanes.run("disk", _read, path, sample.start, sample.end)
+            return await self._ask(manifest, where[sample.hashed.id], sample)
+
+        said = {shard: hashed for shard, hashed in outline.described(manifest).items() if hashed.id not in coming}
+        try:
+            await prove(self.maker, outline.whole, said, sampled)
+        except SourceUnavailable:
+            raise
+        except MeshnodeError as error:
+            raise _NotTheSame(str(error)) from error
+
+    async def _ask(self, manifest: ModelManifest, shard: ShardDescriptor, sample: Sample) -> bytes:
+        peers = self.copies.peers
+        for peer in sorted(holders_of(peers, manifest.id, shard)):
+            try:
+                async with peers.line(peer) as line:
+                    return await fetch_sample(line, sample)
+            except MeshnodeError as error:
+                _log.info("sample not had", peer=short(peer), why=str(error))
+        raise _NotTheSame(f"nobody gives {sample.shard.place} to compare it")
+
+
+def _read(path: Path, start: int, end: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
