@@ -144,7 +144,8 @@ class AutoShardManager:
             waited=lambda segment: known.waited(segment, now),
         )
         self._fetching |= {segment: _fetch(state, shared.own, segment) for segment in decision.acquire}
-        shared.room.set(self._room())
+        if decision.acquire:
+            shared.room.set(self._room())  # what is claimed here nobody else is to fetch
         for segment in decision.acquire:
             nursery.start_soon(self._acquire, segment, self._fetching[segment])
         here = shared.models.known()
