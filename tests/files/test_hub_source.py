@@ -92,6 +92,12 @@ async def test_of_a_known_model_only_the_ranges_of_the_missing_shards_come(node_
         (block,) = [shard for shard in manifest.shards if shard.block == 3]
         assert block.id in node.catalog.held(manifest.id)
         assert block.nbytes - 4096 <= hub.sent_bytes <= block.nbytes + 4 * BLOCK_BYTES < big.stat().st_size
+        (origin,) = node.catalog.entry(manifest.id).origins
+        hub.push(REPOSITORY, **{"big-Q8_0.gguf": b"a newer version"})
+        assert (
+            await node.mailbox.ask(AcquireModel(origin.exact, BlockRange(2, 3), unasked=True)) == manifest
+        )  # as placement
+        assert hub.sent_bytes <= 2 * block.nbytes + 8 * BLOCK_BYTES
 
 
 async def test_a_damaged_shard_is_made_again_from_the_commit_it_came_from(node_data, hub):
