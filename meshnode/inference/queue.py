@@ -17,7 +17,7 @@ __all__ = ["FairQueue"]
 _log = structlog.get_logger(__name__)
 _IDLE_PATIENCE = 2.0  # seconds a turn may lie idle while another generation waits for one
 
-Idle = Callable[[str], AbstractContextManager[None]]
+_Idle = Callable[[str], AbstractContextManager[None]]
 """To be held, with the id of the request, while a turn lies idle."""
 
 
@@ -48,7 +48,7 @@ class FairQueue:
         return sum(map(len, self._waiting.values()))
 
     @asynccontextmanager
-    async def turn(self, client: str) -> AsyncIterator[Idle]:
+    async def turn(self, client: str) -> AsyncIterator[_Idle]:
         """Hold one of the turns; yields what to hold as well while it lies idle, for its reader takes nothing.
 
         Cancellation while waiting leaves the line. Raises Overloaded when the line is full, and out of what it yields when the

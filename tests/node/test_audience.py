@@ -47,7 +47,7 @@ def screen():
 
 
 @pytest.fixture
-async def started(catalog, channels, screen, nursery, autojump_clock):
+async def started(catalog, channels, screen, nursery):
     views = ModelViews(catalog, channels.loaded, channels.intent, NoPeers(), 0)
     event = trio.Event()
     nursery.start_soon(
@@ -57,21 +57,23 @@ async def started(catalog, channels, screen, nursery, autojump_clock):
     return event
 
 
-async def test_the_address_is_told_once_the_api_answers(started, screen):
+async def test_the_address_is_told_once_the_api_answers(started, screen, autojump_clock):
     assert screen.heard == []
     started.set()
     await trio.sleep(5)
     assert screen.heard == [("http://here", False)]
 
 
-async def test_a_model_on_its_way_counts_as_one(started, screen, channels):
+async def test_a_model_on_its_way_counts_as_one(started, screen, channels, autojump_clock):
     channels.intent.set(Intent(("starter",), frozenset()))
     started.set()
     await trio.sleep(1)
     assert screen.heard == [("http://here", True)]
 
 
-async def test_a_model_is_told_when_it_answers_and_only_the_first_time(started, screen, channels, make_entry):
+async def test_a_model_is_told_when_it_answers_and_only_the_first_time(
+    started, screen, channels, make_entry, autojump_clock
+):
     started.set()
     manifest = make_entry("tiny").manifest
     model = Loaded(manifest, is_ready=False)
@@ -84,7 +86,7 @@ async def test_a_model_is_told_when_it_answers_and_only_the_first_time(started, 
     assert screen.heard[1:] == ["tiny"]
 
 
-async def test_only_what_is_under_way_is_shown(started, screen, channels):
+async def test_only_what_is_under_way_is_shown(started, screen, channels, autojump_clock):
     rows = [AcquisitionProgress("a", "done", 1, 1), AcquisitionProgress("b", "importing", 1, 2)]
     channels.progress.set((*rows, AcquisitionProgress("c", "failed", error="no")))
     await trio.sleep(1)
