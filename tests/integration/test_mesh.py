@@ -19,14 +19,14 @@ STORY = {
     "model": "starter",
     "messages": [{"role": "user", "content": "Tell me a long story about a lighthouse."}],
     "temperature": 0,
-    "max_tokens": 48,
+    "max_tokens": 32,
 }
 BODIES = {"greedy": STORY, "seeded": STORY | {"temperature": 0.8, "seed": 7}}
 NAME = "smollm2-135m-instruct"
 HOLDERS = {"a": "0:10", "b": "10:20", "c": "20:30", "a2": "0:10", "b2": "10:20"}
 NODES = ("asker", *HOLDERS)
-# Short prompts: a stage reads slowly, and pages of earlier ones have tests of their own.
-SAID = {name: attrs.evolve(ASKED[name], sentences=1) for name in ("ended", "cut", "stopped", "formed", "called")}
+# Short prompts: a stage reads slowly, and pages of earlier ones have tests of their own. What else can be asked, one node is.
+SAID = {name: attrs.evolve(ASKED[name], sentences=1) for name in ("ended", "cut", "called")}
 TEXTS = ["A cat.", "The sea, the sea, the open sea."]
 
 
@@ -109,7 +109,7 @@ def test_every_interface_says_what_one_node_says_all_at_once(mesh, place):
     with ThreadPoolExecutor(len(SAID)) as pool:
         for name, told in zip(SAID, pool.map(lambda asked: told_by_all(http, asked), SAID.values()), strict=True):
             assert told == dict.fromkeys(told, mesh.told[name]), name
-    assert [mesh.told[name].reason for name in SAID] == ["stop", "length", "stop", "stop", "tool_calls"]
+    assert [mesh.told[name].reason for name in SAID] == ["stop", "length", "tool_calls"]
     assert vectors(http, TEXTS) == mesh.vectors
 
 
@@ -173,8 +173,11 @@ def bury(mesh, name, number):
         mesh.end(name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-@pytest.mark.parametrize("place", [0, 1], ids=["coordinator", "stage"])
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [(0, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)],  # the next test kills a stage
+    ids=["coordinator-killed", "coordinator-frozen", "stage-frozen"],
+)
 def test_a_node_that_is_lost_costs_a_pause_and_not_a_letter(mesh, place, number):
     meanwhile, struck = strike(mesh, lambda names: names[place], number)
     asked = [("asker", "greedy"), ("c", "seeded")]
@@ -234,7 +237,8 @@ def test_a_node_of_another_network_is_refused(mesh):
 
 def test_an_invitation_leads_into_the_mesh_and_is_not_needed_twice(mesh):
     code = json.loads(command("invite", "--json", "--data-dir", mesh.folder("b")))["code"]
-    mesh.start("guest")  # of the same network, but it knows nobody
+    careful = {"MESHNODE_INFERENCE_PRIVACY": "pool_and_lan"}  # this machine is as near as can be
+    mesh.start("guest", **careful)  # of the same network, but it knows nobody
     try:
         assert mesh.status("guest")["peers"] == []
         settings = {"MESHNODE_NETWORK_NETWORK_ID": mesh.network_id}
@@ -262,17 +266,15 @@ def test_an_invitation_can_be_taken_before_the_first_start(mesh):
 
 def test_a_request_goes_no_further_than_the_settings_of_its_node_allow(mesh):
     plans = {
-        "private": {"blocks": "0:10", "MESHNODE_INFERENCE_PRIVACY": "this_node_only"},
-        "careful": {"MESHNODE_INFERENCE_PRIVACY": "pool_and_lan"},
+        "private": {"blocks": "0:1", "MESHNODE_INFERENCE_PRIVACY": "this_node_only"},
         "thrower": {"blocks": "14:15", "MESHNODE_INFERENCE_BOOMERANG": "true"},
     }
     with guests(mesh, **plans):
         for name in plans:
             meets_all(mesh, name)
-        refused, near, thrown = together(mesh, [(name, "greedy") for name in plans])
+        refused, thrown = together(mesh, [(name, "greedy") for name in plans])
         assert refused.status == 503
-        assert "blocks 10:30 of 30" in refused.error["message"]
-        assert near.outcome == mesh.undisturbed["greedy"].outcome  # this machine is as near as can be
+        assert "blocks 1:30 of 30" in refused.error["message"]
         assert thrown.outcome == mesh.undisturbed["greedy"].outcome
         stages = list(
             zip(mesh.names(thrown.route), (stage.split()[1] for stage in thrown.route.split(" > ")), strict=True)
