@@ -24,10 +24,15 @@ def server(path: Path, threads: int, context: int, parallel: int = 1) -> xllamac
 
 def tokenize(llama: xllamacpp.Server, text: str) -> list[int]:
     """Return the ids of a text."""
-    body = json.dumps({"content": text, "parse_special": True}).encode()
-    request = urllib.request.Request(llama.listening_address + "/tokenize", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request) as reply:
-        return json.load(reply)["tokens"]
+    return _post(llama, "/tokenize", {"content": text, "parse_special": True})["tokens"]
+
+
+def greedy(llama: xllamacpp.Server, prompt: Sequence[int], count: int) -> list[int]:
+    """Return the `count` likeliest tokens, one after the other, none of which ends the answer."""
+    request = {
+        "prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": True, "cache_prompt": False, "ignore_eos": True,
+    }  # fmt: skip
+    return _post(llama, "/completion", request)["tokens"]
 
 
 def tokens_per_second(llama: xllamacpp.Server, prompt: Sequence[int], count: int) -> tuple[float, float]:
@@ -55,3 +60,10 @@ def perplexity(llama: xllamacpp.Server, tokens: Sequence[int]) -> float:
     if [token["id"] for token in said] != list(tokens[1:]):
         raise SystemExit("llama.cpp did not follow the text it was to be measured on")
     return math.exp(-sum(token["logprob"] for token in said) / len(said))
+
+
+def _post(llama: xllamacpp.Server, path: str, body: object) -> dict[str, list[int]]:
+    head = {"content-type": "application/json"}
+    request = urllib.request.Request(llama.listening_address + path, json.dumps(body).encode(), head)
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)

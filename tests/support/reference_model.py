@@ -5,13 +5,14 @@ import functools
 import gguf
 import torch
 
-__all__ = ["reference"]
+__all__ = ["load", "reference"]
 
 F = torch.nn.functional
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path):
+def load(path):
+    """Return the weights of a GGUF file, float32, by name, and its metadata."""
     reader = gguf.GGUFReader(path)
     weights = {
         tensor.name: torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype("float32"))
@@ -24,7 +25,7 @@ def _load(path):
 
 def reference(path, tokens, *, last=False):
     """Return the logits of every position, float32 [n, vocabulary], or of the last one alone."""
-    weights, field = _load(path)
+    weights, field = load(path)
     heads, kv_heads = field["llama.attention.head_count"], field["llama.attention.head_count_kv"]
     size = field["llama.rope.dimension_count"]
     frequencies = field["llama.rope.freq_base"] ** (-torch.arange(0, size, 2).float() / size)
