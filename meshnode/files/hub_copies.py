@@ -1,8 +1,8 @@
 """Models of a hub from peers that have them, and from the hub only what no peer gives.
 
-A manifest says from which version of a repository its model was made, and whoever sends one may lie. So a manifest that this node
-did not make is taken for the hub's only if the headers on the hub say the same of every shard but its weights, and samples of the
-weights of all shards are what the hub has; else everything comes from the hub.
+A manifest says from which version of a repository its model was made, and whoever sends one may lie. So a manifest that this
+node did not make is taken for the hub's only if the headers on the hub say the same of every shard, and if the weights are the
+hub's: by its own hashes where all of them are here, by samples of all shards where a part is. Else everything comes from the hub.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from meshnode.errors import MeshnodeError, SourceUnavailable
 from meshnode.files.catalog import CatalogEntry
+from meshnode.files.file_proof import are_the_files
 from meshnode.files.hub_mirror import forget_mirror
 from meshnode.files.hub_outline import Outline
 from meshnode.files.hub_proof import fetch_sample, prove
@@ -139,7 +140,7 @@ class HubCopies:
     ) -> None:
         """Test all shards, also those that are not wanted here, but for those that are going to be made from the hub's bytes.
 
-        Raises _NotTheSame, SourceUnavailable.
+        Where all are here, the hub's hashes of its files say it for certain. Raises _NotTheSame, SourceUnavailable.
         """
         catalog = self.jobs.catalog
         here = {shard: catalog.path(shard) for shard in catalog.held(manifest.id)} | dict(came)
@@ -151,6 +152,13 @@ class HubCopies:
             return await self._ask(manifest, where[sample.hashed.id], sample)
 
         said = {shard: hashed for shard, hashed in outline.described(manifest).items() if hashed.id not in coming}
+        paths = {shard: here[hashed.id] for shard, hashed in said.items() if hashed.id in here}
+        if len(paths) == len(outline.whole.shards):
+            is_same = await are_the_files(self.maker, outline.whole, paths)
+            if is_same is not None:
+                if not is_same:
+                    raise _NotTheSame("its files, put together again, have other hashes than the hub says")
+                return
         try:
             await prove(self.maker, outline.whole, said, sampled)
         except SourceUnavailable:

@@ -84,14 +84,19 @@ class ShareMaker:
             if isinstance(part, bytes):
                 data += part
             else:
-                what = f"a sample of {share.repository}"
-                data += await patiently(partial(self._range, connections, share, *part), what, self.pause)
+                tensor, first, last = part
+                data += await self.fetch(connections, share, tensor.file, first, last)
         return bytes(data)
 
+    async def fetch(self, connections: httpx.AsyncClient, share: HubShare, file: int, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end` (exclusive) of one of a share's files. Raises SourceUnavailable."""
+        ask = partial(self._range, connections, share, share.files[file], start, end)
+        return await patiently(ask, f"a part of {share.files[file].path} of {share.repository}", self.pause)
+
     async def _range(
-        self, connections: httpx.AsyncClient, share: HubShare, tensor: SharedTensor, start: int, end: int
+        self, connections: httpx.AsyncClient, share: HubShare, file: HubFile, start: int, end: int
     ) -> bytes:
-        file, data = share.files[tensor.file], bytearray()
+        data = bytearray()
         async with self.hub.open_range(connections, _repository(share), file, start, end) as pieces:
             async for piece in pieces:
                 data += piece

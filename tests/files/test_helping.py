@@ -10,13 +10,14 @@ from support.tiny_gguf import write_tiny_llama
 from meshnode.errors import Overloaded, RequestError
 from meshnode.files.hub_client import Hub
 from meshnode.files.hub_mirror import open_mirror
-from meshnode.files.hub_shares import HubShare, decode_made, decode_share
+from meshnode.files.hub_shares import HubShare, decode_made, decode_share, encode_made
 from meshnode.files.hub_source import HubSource
-from meshnode.files.shard_file import hash_pieces
+from meshnode.files.shard_file import HashedBytes, hash_pieces
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.share_records import Leftovers, ShareRecords
 from meshnode.files.shelf import Helping
 from meshnode.flow.lanes import Lanes
+from meshnode.types.manifest import CHUNK_BYTES
 
 pytestmark = [
     pytest.mark.processes,
@@ -203,6 +204,10 @@ async def test_a_share_travels_as_it_is(share):
     assert decode_share(msgspec.msgpack.encode(share)) == share
     with pytest.raises(ValueError, match="shorter"):
         decode_made(msgspec.msgpack.encode([]), share)
+    sizes = [HashedBytes("0" * 64, ("0" * 64,) * -(-each.nbytes // CHUNK_BYTES), each.nbytes) for each in share.shards]
+    assert decode_made(encode_made(sizes), share) == tuple(sizes)
+    with pytest.raises(ValueError, match="is said to have"):
+        decode_made(encode_made([attrs.evolve(sizes[0], nbytes=sizes[0].nbytes + 1), *sizes[1:]]), share)
     assert isinstance(share, HubShare)
 
 
