@@ -51,3 +51,8 @@ def test_a_model_that_nobody_has_comes_once_to_four_nodes_and_answers(tmp_path, 
         sent = hub.sent_bytes
         assert spread() == f"added {NAME}\n"
         assert hub.sent_bytes == sent
+        # Another one that wants all of it has it from the others, and from the hub the headers alone.
+        assert command("models", "add", "hf:someone/story-GGUF", "--data-dir", mesh.folder("b")) == f"added {NAME}\n"
+        assert hub.sent_bytes - sent < 0.15 * starter_gguf.stat().st_size
+        (there,) = json.loads(command("models", "list", "--json", "--data-dir", mesh.folder("b")))["models"]
+        assert there["shards_held"] == there["shards"]
