@@ -5,12 +5,14 @@ import signal
 import attrs
 import psutil
 import pytest
+import torch
 import trio
 from support.stages import stage_of, tiny_manifest
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.engine.executor import Generation, StageReservation, StageStep
 from meshnode.engine.process_executor import ProcessExecutor
+from meshnode.engine.stage_model import Rows, StageModel
 from meshnode.errors import EngineError, OutOfMemory, RequestError, SessionLost, WorkerLost
 from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import SamplingParameters
@@ -47,29 +49,18 @@ async def started(nursery, spec, **options):
     return executor
 
 
-async def test_it_generates_and_leaves_nothing_behind(spec, nursery):
+async def test_an_answer_depends_on_its_request_alone_and_leaves_nothing_behind(spec, nursery):
+    """Asked again, resumed, in the company of others, and up to an end token or the end of the context."""
     executor = await started(nursery, spec)
     first = await collect(executor, generation())
     assert len(first) == 20
     assert await collect(executor, generation()) == first
-    stats = await executor.stats()
-    assert (stats.sessions, stats.cache_bytes_used) == (0, 0)
-    assert stats.decode_tokens >= 38
-    assert stats.weight_bytes > 0
-    nursery.cancel_scope.cancel()
 
-
-async def test_an_answer_resumes_with_the_same_tokens(spec, nursery):
-    executor = await started(nursery, spec)
     for sampling in (GREEDY, SamplingParameters(seed=11, temperature=1.2, top_p=0.95)):
         whole = await collect(executor, generation(40, sampling=sampling))
         resumed = attrs.evolve(generation(40 - 13, sampling=sampling), tokens=(5, 6, 7, *whole[:13]), prompt_length=3)
         assert await collect(executor, resumed) == whole[13:]
-    nursery.cancel_scope.cancel()
 
-
-async def test_what_else_is_in_the_batch_changes_nothing(spec, nursery):
-    executor = await started(nursery, spec)
     prompts = [tuple(range(3, 3 + length)) for length in (1, 5, 40, 150, 2, 90, 7, 11, 60, 3)]
     alone = [await collect(executor, generation(25, prompt)) for prompt in prompts]
     together = {}
@@ -81,43 +72,39 @@ async def test_what_else_is_in_the_batch_changes_nothing(spec, nursery):
         for index, prompt in enumerate(prompts):
             crowd.start_soon(one, index, prompt)
     assert [together[index] for index in range(len(prompts))] == alone
+
+    ends = attrs.evolve(generation(20), end_tokens=frozenset({first[4]}))
+    assert await collect(executor, ends) == first[: first.index(first[4]) + 1]
+    assert len(await collect(executor, generation(5000))) == spec.context_length - 3
+
+    stats = await executor.stats()
+    assert (stats.sessions, stats.cache_bytes_used) == (0, 0)
+    assert stats.decode_tokens >= 38
+    assert stats.weight_bytes > 0
     nursery.cancel_scope.cancel()
 
 
-async def test_it_ends_at_an_end_token_and_at_the_context(spec, nursery):
-    executor = await started(nursery, attrs.evolve(spec, context_length=64))
-    tokens = await collect(executor, generation(30))
-    ends = attrs.evolve(generation(30), end_tokens=frozenset({tokens[4]}))
-    assert await collect(executor, ends) == tokens[: tokens.index(tokens[4]) + 1]
-    assert len(await collect(executor, generation(500))) == 61
-    nursery.cancel_scope.cancel()
+async def test_who_does_not_read_pauses_alone_who_leaves_frees_its_memory_and_cancelling_stops_the_process(spec):
+    async with trio.open_nursery() as nursery:
+        executor = await started(nursery, spec)
+        pid = workers()[0].pid
+        async with executor.generate(generation(900)) as slow:
+            await anext(aiter(slow))
+            assert len(await collect(executor, generation(300, session="quick"))) == 300
+            before = (await executor.stats()).decode_tokens
+            await trio.sleep(0.2)
+            assert (await executor.stats()).decode_tokens == before
+            assert len([event.token async for event in slow]) == 899
 
-
-async def test_leaving_frees_the_memory(spec, nursery):
-    executor = await started(nursery, spec)
-    with trio.move_on_after(10):
         async with executor.generate(generation(900)) as tokens:
             assert (await anext(aiter(tokens))).token >= 0
             assert (await executor.stats()).cache_bytes_used > 0
-    for _ in range(500):
-        if not (await executor.stats()).cache_bytes_used:
-            break
-        await trio.sleep(0.01)
-    assert (await executor.stats()).sessions == 0
-    nursery.cancel_scope.cancel()
-
-
-async def test_a_slow_reader_pauses_only_itself(spec, nursery):
-    executor = await started(nursery, spec)
-    async with executor.generate(generation(900)) as slow:
-        await anext(aiter(slow))
-        assert len(await collect(executor, generation(300, session="quick"))) == 300
-        before = (await executor.stats()).decode_tokens
-        await trio.sleep(0.2)
-        assert (await executor.stats()).decode_tokens == before
-        rest = [event.token async for event in slow]
-    assert len(rest) == 899
-    nursery.cancel_scope.cancel()
+        with trio.fail_after(10):
+            while (await executor.stats()).cache_bytes_used:
+                pass
+        assert (await executor.stats()).sessions == 0
+        nursery.cancel_scope.cancel()
+    assert not psutil.pid_exists(pid)
 
 
 async def test_too_much_is_refused_and_keeps_nothing(spec, nursery):
@@ -162,31 +149,31 @@ async def test_a_frozen_worker_is_found_out(spec):
     assert workers() == []
 
 
-async def test_cancelling_stops_the_process(spec):
-    async with trio.open_nursery() as nursery:
-        executor = ProcessExecutor(spec)
-        await nursery.start(executor.run)
-        pid = workers()[0].pid
-        nursery.cancel_scope.cancel()
-    assert not psutil.pid_exists(pid)
-
-
 async def test_a_load_that_cannot_be_says_why(spec):
-    for broken, error, words in (
-        (attrs.evolve(spec, cache_bytes=1 << 50), OutOfMemory, "cache_bytes"),
-        (attrs.evolve(spec, device="cuda"), EngineError, "CUDA"),
-    ):
-        with pytest.RaisesGroup(pytest.RaisesExc(error, match=words), flatten_subgroups=True):
-            await ProcessExecutor(broken).run()
+    """Too little memory: test_worker.py."""
+    with pytest.RaisesGroup(pytest.RaisesExc(EngineError, match="CUDA"), flatten_subgroups=True):
+        await ProcessExecutor(attrs.evolve(spec, device="cuda")).run()
+
+
+def greedy(spec, prompt, count):
+    """Return the answer of the whole model, in this process."""
+    stage, tokens = StageModel.load(spec), list(prompt)
+    cache = stage.open_cache(len(prompt) + count)
+    rows = tokens
+    for _ in range(count):
+        (logits,) = stage.forward([Rows(cache, torch.tensor(rows))])
+        rows = [int(logits[-1].argmax())]
+        tokens += rows
+    cache.close()
+    return tokens[len(prompt) :]
 
 
 async def test_two_stages_make_the_same_tokens_as_one(spec, tmp_path):
     manifest = tiny_manifest(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "shards")
     async with trio.open_nursery() as nursery:
-        whole = await started(nursery, stage_of(manifest, tmp_path / "shards"))
         first = await started(nursery, stage_of(manifest, tmp_path / "shards", 0, 1))
         second = await started(nursery, stage_of(manifest, tmp_path / "shards", 1, 2))
-        expected = await collect(whole, generation(12))
+        expected = greedy(stage_of(manifest, tmp_path / "shards"), (5, 6, 7), 12)
         tokens, found = [5, 6, 7], []
         session = SessionId("ring")
         position = 0

@@ -78,8 +78,18 @@ class Worker:
         self.process.wait()
 
 
+@pytest.fixture(scope="module")
+def shared(spec):
+    """A worker for the tests that leave it running; each has exchanges of its own."""
+    yield from ready(spec)
+
+
 @pytest.fixture
 def worker(spec):
+    yield from ready(spec)
+
+
+def ready(spec):
     made = Worker(spec)
     assert made.until(Ready, Failed).message.device == "cpu"
     yield made
@@ -90,32 +100,31 @@ def generation(count):
     return Generation(SessionId("s"), (5, 6, 7), 3, count, SamplingParameters(temperature=0))
 
 
-def test_kinds_of_a_newer_version_are_skipped(worker):
+def test_kinds_of_a_newer_version_are_skipped(shared):
     strange = msgspec.msgpack.encode({"type": "teleport", "where": "elsewhere"})
-    worker.socket.sendall(encode_frame(Frame(1, 5, strange), FrameLimits({1: 1 << 20})))
-    worker.socket.sendall(encode_frame(Frame(77, 6, strange), FrameLimits({77: 1 << 20})))
-    worker.ask(7, Release(SessionId("nobody")))
-    assert worker.until(Released, Failed).exchange == 7
+    shared.socket.sendall(encode_frame(Frame(1, 5, strange), FrameLimits({1: 1 << 20})))
+    shared.socket.sendall(encode_frame(Frame(77, 6, strange), FrameLimits({77: 1 << 20})))
+    shared.ask(7, Release(SessionId("nobody")))
+    assert shared.until(Released, Failed).exchange == 7
 
 
-def test_it_answers_pings_in_the_middle_of_work_and_stops_what_is_cancelled(worker):
-    worker.ask(2, Generate(generation(900), 1000))
-    worker.until(Progress)
-    worker.ask(3, Ping())
-    assert worker.until(Pong).exchange == 3
-    worker.ask(2, Cancel())
-    worker.ask(4, StatsRequest())
-    stats = worker.until(Stats).message.stats
+def test_it_answers_pings_in_the_middle_of_work_and_stops_what_is_cancelled(shared):
+    shared.ask(2, Generate(generation(900), 1000))
+    shared.until(Progress)
+    shared.ask(3, Ping())
+    assert shared.until(Pong).exchange == 3
+    shared.ask(2, Cancel())
+    shared.ask(4, StatsRequest())
+    stats = shared.until(Stats).message.stats
     assert (stats.sessions, stats.cache_bytes_used) == (0, 0)
     assert stats.decode_tokens < 899
 
 
-def test_the_stop_of_a_service_manager_is_the_daemons_to_pass_on(worker):
-    worker.process.send_signal(signal.SIGTERM)
-    worker.process.send_signal(signal.SIGTERM)
-    worker.ask(2, Generate(generation(5), 64))
-    while not worker.until(Progress).message.ended:
-        pass
+def test_the_stop_of_a_service_manager_is_the_daemons_to_pass_on(shared):
+    shared.process.send_signal(signal.SIGTERM)
+    shared.process.send_signal(signal.SIGTERM)
+    shared.ask(8, StatsRequest())
+    assert shared.until(Stats).exchange == 8
 
 
 def test_it_ends_with_its_socket_whatever_it_is_doing(worker):
