@@ -132,7 +132,8 @@ async def serve_api(
 ) -> None:
     """Serve until `draining` is set, then accept no more, let open requests end within graceful_timeout, and return.
 
-    Cancellation closes everything at once. The listeners stay open: they belong to the caller.
+    Cancellation closes everything at once, but not the listeners: they belong to the caller, and outlive a crash. Draining closes
+    them, since nobody will serve who comes then: they are refused at once, and do not wait in the backlog for the end.
     """
     config, context = _config(limits), WorkerContext(None)
     wrapped = wrap_app(_entry(app), config.wsgi_max_body_size, "asgi")
@@ -175,6 +176,8 @@ async def serve_api(
             task_status.started()
             await draining.wait()
             accepting.cancel_scope.cancel()
+        for listener in listeners:
+            await listener.aclose()
         await context.terminated.set()
         connections.cancel_scope.deadline = trio.current_time() + limits.graceful_timeout
 

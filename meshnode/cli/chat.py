@@ -108,12 +108,12 @@ def chat(
       meshnode chat --json --seed 1 "Roll a die" | jq -r .text
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
     prompt = _prompt(prompt)
-    if prompt is None and as_json:
-        raise click.UsageError("--json needs a PROMPT, or text on standard input")
     given = {"model": model, "system": system, "temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     loaded = settings(
         data_dir, port, as_json, api_key=api_key, **{f"chat_{name}": value for name, value in given.items()}
     )
+    if prompt is None and loaded.config.cli.json:
+        raise click.UsageError("--json needs a PROMPT, or text on standard input")
     client = Client(locate(loaded), find_api_key(loaded))
     asked = loaded.config.chat
     sampling = {"temperature": asked.temperature, "max_tokens": asked.max_tokens, "seed": asked.seed}

@@ -11,11 +11,10 @@ import click
 
 from meshnode.cli.address import find_api_key, is_named, locate
 from meshnode.cli.failures import CommandFailed, NodeDown
-from meshnode.cli.options import json_option, node_options, settings
+from meshnode.cli.options import BLOCKS, json_option, node_options, settings
 from meshnode.cli.printing import print_json, print_models, print_wishes
 from meshnode.cli.progress import ProgressBar
 from meshnode.config.loading import LoadedConfig
-from meshnode.types.blocks import BlockRange
 
 if TYPE_CHECKING:
     from meshnode.cli.client import Client
@@ -72,12 +71,14 @@ def list_(*, data_dir: Path | None, port: int | None, api_key: str | None, as_js
 
 @models.command()
 @click.argument("reference")
-@click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]")
+@click.option(
+    "--blocks", type=BLOCKS, metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]"
+)
 @click.option(
     "--spread",
     is_flag=True,
     default=None,
-    help="Divide a hub's model among the nodes that give room; each fetches a share.",
+    help="Divide a hub's model among the nodes that give room; each fetches a share.  [env: MESHNODE_SPREAD]",
 )
 @node_options
 @json_option
@@ -119,11 +120,6 @@ def add(
         raise click.UsageError(
             "--blocks and --spread exclude each other: spreading decides which blocks are held where"
         )
-    if blocks is not None:
-        try:
-            BlockRange.parse(blocks)
-        except ValueError as error:
-            raise click.UsageError(f"--blocks: {error}") from error
     path = os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111  # these two raise for no text at all
     if os.path.exists(path) and reference != "starter":  # noqa: PTH110
         reference = path  # the node has another working folder
@@ -202,7 +198,9 @@ def export(
 
 @models.command("import")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]")
+@click.option(
+    "--blocks", type=BLOCKS, metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]"
+)
 @node_options
 @json_option
 @click.pass_context

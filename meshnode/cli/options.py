@@ -9,10 +9,29 @@ import click
 
 from meshnode.config.loading import LoadedConfig, load_config
 from meshnode.config.paths import DataPaths, default_data_dir
+from meshnode.types.blocks import BlockRange
 
-__all__ = ["data_dir_option", "json_option", "node_options", "settings", "settings_file"]
+__all__ = ["BLOCKS", "data_dir_option", "json_option", "node_options", "settings", "settings_file"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Blocks(click.ParamType[str]):
+    """A range of blocks as people write it, `A:B`; it stays what they wrote."""
+
+    name = "blocks"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value`, or refuse it as wrong usage."""
+        try:
+            BlockRange.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+BLOCKS = _Blocks()
+"""The type of `--blocks`."""
 
 
 def data_dir_option(function: F) -> F:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from meshnode.cli.options import data_dir_option
+from meshnode.cli.options import BLOCKS, data_dir_option
 from meshnode.cli.screen import Screen
 from meshnode.config.loading import load_config
 
@@ -20,7 +20,9 @@ __all__ = ["run"]
 @click.option(
     "--model", "models", multiple=True, metavar="REF", help="Model to serve; may be repeated.  [env: MESHNODE_MODEL]"
 )
-@click.option("--blocks", metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]")
+@click.option(
+    "--blocks", type=BLOCKS, metavar="A:B", help="Hold only blocks A up to but not B.  [env: MESHNODE_BLOCKS]"
+)
 @click.option("--threads", type=click.IntRange(0, 1024), help="CPU threads; 0 for all cores.  [env: MESHNODE_THREADS]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.  [env: MESHNODE_DEVICE]")
 @click.option(

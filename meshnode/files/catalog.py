@@ -120,7 +120,7 @@ class ModelCatalog:
     def _unknown(self, name: str, candidates: list[str]) -> str:
         if candidates:
             return f"the model name {name[:80]!r} is ambiguous: {', '.join(candidates)}"
-        there_is = ", ".join(manifest.name for manifest in self.manifests()) or "none yet"
+        there_is = ", ".join(_names(entry).listed() for entry in self.entries()) or "none yet"
         return f"there is no model {name[:80]!r}; models here: {there_is}"
 
     def held(self, model: ModelId) -> frozenset[ShardId]:

@@ -66,7 +66,7 @@ async def _obey(supervisor: Supervisor, signals: AsyncIterator[int], restart: Re
 async def _tell_of_start(supervisor: Supervisor, manager: ServiceManager, url: str) -> None:
     await supervisor.started.wait()
     manager.ready(f"serving on {url}")
-    _log.info("node is ready", url=url)
+    _log.info("node is serving", url=url)
 
 
 async def _tell_of_stop(supervisor: Supervisor, manager: ServiceManager, restart: Restart | None) -> None:

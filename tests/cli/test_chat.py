@@ -69,9 +69,12 @@ def test_a_bad_option_in_the_environment_is_a_configuration_error(answering, inv
     assert "MESHNODE_CHAT_TEMPERATURE" in result.stderr
 
 
-def test_json_needs_a_prompt_where_a_conversation_would_begin(answering, invoke, monkeypatch):
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_json_needs_a_prompt_where_a_conversation_would_begin(answering, invoke, monkeypatch, by):
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True)
-    result = invoke("chat", "--json")
+    if by == "variable":
+        monkeypatch.setenv("MESHNODE_JSON", "1")
+    result = invoke("chat", *(("--json",) if by == "flag" else ()))
     assert result.exit_code == 2
     assert "PROMPT" in result.stderr
 

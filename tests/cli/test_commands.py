@@ -283,7 +283,10 @@ def test_a_node_that_goes_away_during_an_acquisition_is_one_line(node, invoke, m
 
 
 def test_bad_blocks_are_wrong_usage(invoke):
-    assert invoke("models", "add", "starter", "--blocks", "3:1").exit_code == 2
+    for command in (("models", "add", "starter"), ("run",)):
+        refused = invoke(*command, "--blocks", "3:1")
+        assert refused.exit_code == 2
+        assert "--blocks" in refused.output
 
 
 def test_removing_quotes_the_name_and_passes_a_404_on(node, invoke):

@@ -97,7 +97,7 @@ def test_a_node_on_a_terminal_lets_a_browser_in_unless_told_not_to(tmp_path, ext
     with subprocess.Popen(command, env=env, stdout=theirs, stderr=subprocess.PIPE, text=True) as process:
         try:
             for line in process.stderr:
-                if json.loads(line)["event"] == "node is ready":
+                if json.loads(line)["event"] == "node is serving":
                     break
             url = json.loads(line)["url"]
             if extra:
