@@ -21,15 +21,9 @@ def check(session: nox.Session) -> None:
 
 @nox.session
 def test(session: nox.Session) -> None:
-    """The whole default suite, and that no line or branch of what keeps all else alive goes untested; arguments go to pytest."""
+    """The whole default suite; arguments go to pytest."""
     session.install(*INSTALL)
     session.run("pytest", *session.posargs)
-    if not session.posargs:
-        parts = ("supervise", "flow")
-        measured = [f"--cov=meshnode.{part}" for part in parts]
-        session.run(
-            "pytest", "-q", *(f"tests/{part}" for part in parts), *measured, "--cov-branch", "--cov-fail-under=100"
-        )
 
 
 @nox.session
