@@ -31,9 +31,9 @@ def test_the_pooling_is_the_checkpoints(tmp_path, said, meant):
 
 
 async def test_a_change_of_the_pooling_is_a_change_of_the_source(tmp_path):
-    before = await SafetensorsFolder().version(str(write_tiny_bert(tmp_path)))
+    before = await SafetensorsFolder().look(str(write_tiny_bert(tmp_path)))
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    assert await SafetensorsFolder().version(str(tmp_path)) != before
+    assert (await SafetensorsFolder().look(str(tmp_path))).version != before.version
 
 
 @pytest.mark.parametrize(
