@@ -283,16 +283,23 @@ class AcquisitionManager:
         return manifest
 
     async def _drop(self, question: DropBlocks) -> ModelManifest:
-        entry = self._catalog.entry(question.model)
-        async with self._jobs.turns.of(*(origin.reference for origin in entry.origins) if entry is not None else ()):
-            entry = self._catalog.entry(question.model)
-            if entry is None:
-                raise UnknownModel(f"there is no model {question.model[:12]} any more", param="model")
-            if entry.asked:
-                raise RequestError(f"a person has asked for {entry.manifest.name} here", param="model")
+        entry = self._droppable(question.model)
+        names = tuple(origin.reference for origin in entry.origins)
+        if not self._jobs.turns.is_free(*names):  # what others vouched for may be gone when an hour's download is done
+            raise Unavailable(f"{entry.manifest.name} is being worked on; nothing of it is dropped meanwhile")
+        async with self._jobs.turns.of(*names):
+            entry = self._droppable(question.model)
             await self._jobs.shrink(entry, question.blocks)
         _log.info("blocks dropped", model=entry.manifest.name, blocks=str(question.blocks))
         return entry.manifest
+
+    def _droppable(self, model: ModelId) -> CatalogEntry:
+        entry = self._catalog.entry(model)
+        if entry is None:
+            raise UnknownModel(f"there is no model {model[:12]} any more", param="model")
+        if entry.asked:
+            raise RequestError(f"a person has asked for {entry.manifest.name} here", param="model")
+        return entry
 
     def _way_to(self, reference: str) -> tuple[Source | ModelNames, str]:
         """Return what a reference leads to and how it is written for good.

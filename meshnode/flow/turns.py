@@ -25,6 +25,10 @@ class Turns:
                 await stack.enter_async_context(lock)
             yield
 
+    def is_free(self, *names: str) -> bool:
+        """Whether nobody works on any of these names, so that `of` would not wait."""
+        return not any(name in self._locks and self._locks[name].locked() for name in names)
+
     def _forget(self, name: str) -> None:
         lock = self._locks.get(name)
         if lock is not None and not lock.locked():

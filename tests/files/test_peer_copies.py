@@ -191,6 +191,28 @@ async def test_what_came_unasked_is_let_go_until_a_person_asks_for_it(world, dat
             await again.mailbox.ask(DropBlocks(model, BlockRange(2, 3)))
 
 
+async def test_nothing_is_let_go_of_a_model_that_is_being_fetched(world):
+    """Who vouched for the other copies did so a moment ago, and may not hours later."""
+    fetch = AcquireModel(f"mesh:{world.manifest.id}", BlockRange(0, 1), unasked=True)
+    world.add("a")
+    await world.taker.mailbox.ask(fetch)
+    reached, held = trio.Event(), world.taker.catalog.held(world.manifest.id)
+
+    async def stay():
+        reached.set()
+        await trio.sleep_forever()
+
+    world.peers.givers.clear()
+    world.add("b", after=stay)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.taker.mailbox.ask, attrs.evolve(fetch, blocks=BlockRange(1, 3)))
+        await reached.wait()
+        with trio.fail_after(10), pytest.raises(Unavailable, match="being worked on"):
+            await world.taker.mailbox.ask(DropBlocks(world.manifest.id, BlockRange(0, 1)))
+        nursery.cancel_scope.cancel()
+    assert held <= world.taker.catalog.held(world.manifest.id)
+
+
 async def test_what_one_has_is_not_asked_of_another(world):
     a, b = world.add("a", blocks=range(2), ends=False), world.add("b", blocks=range(2, 3))
     await world.taker.mailbox.ask(AcquireModel("wide"))

@@ -21,6 +21,7 @@ async def _hold(turns, release, *names, task_status=trio.TASK_STATUS_IGNORED):
 async def test_the_same_name_waits_and_another_does_not(turns, nursery, autojump_clock):
     release = trio.Event()
     await nursery.start(_hold, turns, release, "a", "b")
+    assert [turns.is_free(*names) for names in (("a",), ("c", "b"), ("c",), ())] == [False, False, True, True]
     with trio.fail_after(1):
         await nursery.start(_hold, turns, trio.Event(), "c")
     for name in ("a", "b"):
@@ -32,6 +33,7 @@ async def test_the_same_name_waits_and_another_does_not(turns, nursery, autojump
     with trio.fail_after(1):
         async with turns.of("a", "b"):
             pass
+    assert turns.is_free("a", "b")
 
 
 async def test_two_who_name_two_in_opposite_order_do_not_wait_for_each_other(turns, nursery, autojump_clock):
