@@ -13,6 +13,7 @@ import trio
 
 from meshnode.errors import FileError, MeshnodeError, PeerMisbehaved, ShardCorrupt, SourceUnavailable
 from meshnode.files.chunk_plan import ChunkPlan, Run
+from meshnode.files.importing import require_space
 from meshnode.files.part_file import PartFile, open_part
 from meshnode.files.peer_ports import ChunkLine, PeerShards, holders_of
 from meshnode.files.sources import ReportBytes
@@ -73,11 +74,14 @@ class ShardTransfer:
     async def gathered(self) -> AsyncIterator[tuple[PartFile, ...]]:
         """Fetch as much as peers give, and give the parts that are whole then; those that nobody finishes are kept.
 
-        Raises FileError when a part cannot be written. Cancellation closes every connection.
+        Raises FileError when there is no room for what is missing, before anybody is asked, and when a part cannot be written.
+        Cancellation closes every connection.
         """
         try:
             for shard in self.shards:
                 self._parts[shard.id] = await self.lanes.run("hashing", open_part, self.folder, shard)
+            if missing := sum(part.shard.nbytes - part.done_bytes for part in self._parts.values()):
+                await self.lanes.run("disk", require_space, self.folder, missing)
             await self._fetch_all()
             yield tuple(self._parts[shard] for shard in self._parts if not self._lacks(shard))
         finally:

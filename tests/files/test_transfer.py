@@ -1,5 +1,6 @@
 """One transfer on virtual time: whoever has nothing left to do overtakes those who are slow."""
 
+import shutil
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -8,6 +9,9 @@ import pytest
 import trio
 from blake3 import blake3
 
+from meshnode.errors import FileError
+from meshnode.files import importing
+from meshnode.files.part_file import open_part
 from meshnode.files.shard_file import shard_file_name
 from meshnode.files.transfer import ShardTransfer
 from meshnode.flow.lanes import Lanes
@@ -89,3 +93,25 @@ async def test_whoever_is_slow_is_overtaken_at_the_end(tmp_path, autojump_clock,
     assert trio.current_time() <= within
     assert len([number for peer, number in peers.given if peer == "a"]) <= slow
     assert len(peers.given) + peers.lost <= COUNT + list(paces.values()).count(paces["a"])  # one of each who is slow
+
+
+async def test_without_room_for_what_is_missing_nobody_is_asked(tmp_path, autojump_clock, monkeypatch):
+    staging, peers = tmp_path / "staging", Peers({"a": 0.5})
+    staging.mkdir()
+    part = open_part(tmp_path, SHARD)
+    for number in range(8):
+        part.write(number, chunk(number))
+    part.close()
+    usage, missing = shutil.disk_usage(tmp_path), len(WHOLE) - 8 * CHUNK_BYTES
+
+    def transfer(free):
+        monkeypatch.setattr(importing.shutil, "disk_usage", lambda _: usage._replace(free=free))
+        manifest = SimpleNamespace(id="model", name="a model")
+        return ShardTransfer(manifest, [SHARD], peers, tmp_path, InlineLanes(), lambda done, total: None)
+
+    with pytest.raises(FileError, match=r"needs 4 MB, and .* free some"):
+        await transfer(missing + importing._SPARE_BYTES - 1).run(staging)
+    assert peers.given == []
+    await transfer(missing + importing._SPARE_BYTES).run(staging)
+    assert (staging / shard_file_name(SHARD.id)).read_bytes() == WHOLE
+    assert len(peers.given) == COUNT - 8
