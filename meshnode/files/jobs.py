@@ -2,7 +2,7 @@
 
 Every method is safe to cancel at any point: what is half done lies in the staging folder and goes with it, and the steps that
 make a model appear or disappear are shielded. The caller sees to it that no two of them work on one reference at a time; that no
-two fetch the same bytes under different references is seen to here.
+two fetch the same bytes under different references is seen to here, and that none undoes what another one has settled.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from meshnode.errors import FileError, MeshnodeError, RequestError, SourceUnavailable
+from meshnode.errors import FileError, MeshnodeError, RequestError, SourceUnavailable, UnknownModel
 from meshnode.files.catalog import CatalogEntry, ModelCatalog
 from meshnode.files.importing import import_model, import_shards
 from meshnode.files.layout import is_kept
@@ -117,7 +117,10 @@ class ModelJobs:
             return await self._import(source, origin, entry, wish)
         if entry.version_of(origin.reference) is None:  # it came under another name
             async with self._settling:
-                await self.catalog.put(attrs.evolve(entry, origins=(origin, *entry.origins)))
+                now = self.catalog.entry(entry.manifest.id)
+                if now is None or not self._is_complete(now, part):
+                    raise _removed_meanwhile(entry.manifest)
+                await self.catalog.put(attrs.evolve(now, origins=(origin, *now.origins)))
         return entry.manifest
 
     def known(self, origin: Origin) -> CatalogEntry | None:
@@ -150,21 +153,27 @@ class ModelJobs:
         """Make sure that `part` (None: nothing more) of a known model is held, besides what was kept before.
 
         `fetch` puts what is missing into the staging folder, verified. Raises what it raises, RequestError for blocks the model
-        does not have, StoreError; the catalog is as before then.
+        does not have, SourceUnavailable when a part has been removed meanwhile, StoreError; the catalog is as before then.
         """
         count = manifest.config.block_count
         if part is not None and part.blocks is not None and part.blocks.end > count:
             raise RequestError(f"the model has blocks 0:{count}; {part.blocks} asks for more", param="blocks")
         entry, held = self.catalog.entry(manifest.id), self.catalog.held(manifest.id)
         before = () if entry is None else entry.wanted
-        more = () if part is None else (each.id for each in manifest.shards if part.keeps(each.kind, each.block, count))
-        wanted = tuple(dict.fromkeys((*before, *more)))
+        keeps = [] if part is None else [each for each in manifest.shards if part.keeps(each.kind, each.block, count)]
+        more = tuple(dict.fromkeys(shard.id for shard in keeps))
+        wanted = frozenset((*before, *more))
         missing = tuple(shard for shard in manifest.shards if shard.id in wanted and shard.id not in held)
+        fetched = frozenset(shard.id for shard in missing)
         async with self.staging() as staging:
             await fetch(missing, staging)
             async with self._settling:
+                # Under another reference somebody may have removed what was not missing; what is kept besides is merged.
+                is_gone = part is None and self.catalog.entry(manifest.id) is None
+                if is_gone or not all(shard in fetched or self.catalog.is_held(shard) for shard in more):
+                    raise _removed_meanwhile(manifest)
                 origins = () if origin is None else (origin,)
-                manifest = await self._settle(CatalogEntry(manifest, wanted, origins, aliases), staging)
+                manifest = await self._settle(CatalogEntry(manifest, more, origins, aliases), staging)
         label = entry.label if origin is None and entry is not None else (origin or Origin(manifest.name, "")).reference
         self.board.report(label, "done", manifest.nbytes, manifest.nbytes)
         return manifest
@@ -177,46 +186,56 @@ class ModelJobs:
                 await self.catalog.put(attrs.evolve(entry, asked=True))
 
     async def remove(self, entry: CatalogEntry) -> None:
-        """Forget a model and delete the shards that no other model keeps. Raises FileError or StoreError; it is kept then."""
-        model, paths = entry.manifest.id, self.catalog.paths
+        """Forget a model and delete the shards that no other model keeps.
+
+        Raises UnknownModel when it is gone already, FileError or StoreError; it is kept then.
+        """
         async with self._settling, self.staging() as staging:
-            doomed = self.catalog.only_wanted_by(model)
-            with trio.CancelScope(shield=True):
-                try:
-                    await self.lanes.run("disk", park, staging, paths.shards, doomed)
-                    await self.catalog.remove(model)
-                except MeshnodeError:
-                    await self.lanes.run("disk", publish, staging, paths.shards, doomed)
-                    raise
-                await self.lanes.run("disk", delete_quarantined, paths.quarantine, doomed)
+            await self._remove(self._still(entry), staging)
+
+    async def _remove(self, entry: CatalogEntry, staging: Path) -> None:
+        model, paths = entry.manifest.id, self.catalog.paths
+        doomed = self.catalog.only_wanted_by(model)
+        with trio.CancelScope(shield=True):
+            try:
+                await self.lanes.run("disk", park, staging, paths.shards, doomed)
+                await self.catalog.remove(model)
+            except MeshnodeError:
+                await self.lanes.run("disk", publish, staging, paths.shards, doomed)
+                raise
+            await self.lanes.run("disk", delete_quarantined, paths.quarantine, doomed)
 
     async def shrink(self, entry: CatalogEntry, blocks: BlockRange) -> None:
         """Keep a model without these blocks, or not at all if no weights are left.
 
-        Raises FileError or StoreError; all is kept then.
+        Raises UnknownModel when it is gone already, FileError or StoreError; all is kept then.
         """
         manifest, paths = entry.manifest, self.catalog.paths
         count = manifest.config.block_count
-        gone = {
-            shard.id
-            for shard in manifest.shards
-            if shard.kind is not ShardKind.TOKENIZER and is_kept(shard.kind, shard.block, blocks, count)
-        }
-        weights = {shard.id for shard in manifest.shards if shard.kind is not ShardKind.TOKENIZER}
-        wanted = tuple(shard for shard in entry.wanted if shard not in gone)
-        if weights.isdisjoint(wanted):
-            await self.remove(entry)
-            return
+        weights = {shard.id: shard for shard in manifest.shards if shard.kind is not ShardKind.TOKENIZER}
+        gone = {shard.id for shard in weights.values() if is_kept(shard.kind, shard.block, blocks, count)}
         async with self._settling, self.staging() as staging:
+            now = self._still(entry)
+            wanted = tuple(shard for shard in now.wanted if shard not in gone)
+            if weights.keys().isdisjoint(wanted):
+                await self._remove(now, staging)
+                return
             doomed = tuple(shard for shard in self.catalog.only_wanted_by(manifest.id) if shard in gone)
             with trio.CancelScope(shield=True):
                 try:
                     await self.lanes.run("disk", park, staging, paths.shards, doomed)
-                    await self.catalog.put(attrs.evolve(entry, wanted=wanted))
+                    await self.catalog.put(attrs.evolve(now, wanted=wanted))
                 except MeshnodeError:
                     await self.lanes.run("disk", publish, staging, paths.shards, doomed)
                     raise
                 self.catalog.forget_held(doomed)
+
+    def _still(self, entry: CatalogEntry) -> CatalogEntry:
+        """Return what has become of an entry while others settled. Raises UnknownModel."""
+        now = self.catalog.entry(entry.manifest.id)
+        if now is None:
+            raise UnknownModel(f"{entry.manifest.name} has been removed meanwhile", param="name")
+        return now
 
     async def make(
         self,
@@ -237,7 +256,7 @@ class ModelJobs:
             wanted = tuple(dict.fromkeys(shard.id for shard in manifest.shards if wish.wants(shard, manifest)))
             async with self._settling:
                 if entry is not None and not wish.here <= _places(entry, self.catalog.held(manifest.id)):
-                    raise SourceUnavailable(f"a part of {manifest.name} has been removed meanwhile; add it again")
+                    raise _removed_meanwhile(manifest)
                 return await self._settle(CatalogEntry(manifest, wanted, (origin,), aliases), staging)
 
     async def _make(
@@ -316,6 +335,10 @@ class ModelJobs:
         finally:
             with trio.CancelScope(shield=True):
                 await self.lanes.run("disk", discard, folder)
+
+
+def _removed_meanwhile(manifest: ModelManifest) -> SourceUnavailable:
+    return SourceUnavailable(f"a part of {manifest.name} has been removed meanwhile; add it again")
 
 
 def _places(entry: CatalogEntry, shards: Collection[ShardId]) -> frozenset[_Place]:

@@ -7,6 +7,7 @@ import attrs
 import msgspec
 import pytest
 import trio
+import trio.testing
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.errors import (
@@ -16,13 +17,19 @@ from meshnode.errors import (
     RequestError,
     SourceUnavailable,
     Unavailable,
+    UnknownModel,
 )
 from meshnode.files import part_file
-from meshnode.files.acquisitions import AcquireModel, DropBlocks
+from meshnode.files.acquisitions import AcquireModel, DropBlocks, RemoveModel
 from meshnode.files.foreign_manifests import decode_manifest, encode_manifest
+from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.manifests import manifest_id
 from meshnode.files.part_file import forget_parts, open_part
+from meshnode.files.progress import ProgressBoard
 from meshnode.files.shelf import CatalogShelf
+from meshnode.files.sources import Origin
+from meshnode.flow.lanes import Lanes
+from meshnode.flow.latest import Latest
 from meshnode.store.memory import MemoryStore
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import CHUNK_BYTES, ShardKind
@@ -343,6 +350,87 @@ async def test_a_flipped_bit_on_disk_is_mended_by_a_peer(world, data):
             while not is_whole(world, again):  # noqa: ASYNC110  # nobody is told
                 await trio.sleep(0.02)
     assert len(world.given()) == len(world.chunks()) + len(block.chunks)
+
+
+# Two who work on one model under different references
+
+
+async def test_what_is_removed_while_more_of_it_comes_is_not_had_by_halves(world, model, data):
+    taker, gate, reached = world.taker, trio.Event(), trio.Event()
+    await taker.mailbox.ask(AcquireModel(str(model), BlockRange(0, 1)))
+
+    def after():
+        reached.set()
+        return gate.wait()
+
+    async def add():
+        with pytest.raises(SourceUnavailable, match="removed meanwhile; add it again"):
+            await taker.mailbox.ask(AcquireModel(f"mesh:{world.manifest.id}"))
+
+    world.add("a", after=after)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(add)
+        await reached.wait()
+        await taker.mailbox.ask(RemoveModel("wide"))
+        gate.set()
+    assert taker.catalog.manifests() == ()
+    assert data.files("shards") == data.files("partial") == []
+    await taker.mailbox.ask(AcquireModel(f"mesh:{world.manifest.id}"))
+    assert is_whole(world)
+
+
+async def test_blocks_are_dropped_from_what_a_model_has_become(world, model, data):
+    taker, jobs = world.taker, jobs_of(world)
+    await taker.mailbox.ask(AcquireModel(str(model), BlockRange(0, 1)))
+    before = taker.catalog.entry(world.manifest.id)
+    await taker.mailbox.ask(AcquireModel(str(model), BlockRange(1, 2)))
+    await jobs.shrink(before, BlockRange(0, 1))
+    entry = taker.catalog.entry(world.manifest.id)
+    assert {shard.block for shard in world.manifest.shards if shard.id in entry.wanted} == {None, 1}
+    assert {path.stem for path in data.files("shards")} == set(entry.wanted) == taker.catalog.held(world.manifest.id)
+    await jobs.remove(before)
+    for work in (jobs.remove(before), jobs.shrink(before, BlockRange(0, 1))):
+        with pytest.raises(UnknownModel, match="removed meanwhile"):
+            await work
+
+
+@attrs.define(eq=False)
+class HeldUp(Lanes):
+    """Does nothing before the gate opens."""
+
+    gate: trio.Event = attrs.field(factory=trio.Event)
+
+    async def run(self, lane, function, *args, abandon_on_cancel=False):
+        await self.gate.wait()
+        return await super().run(lane, function, *args, abandon_on_cancel=abandon_on_cancel)
+
+
+async def test_a_further_name_is_not_given_to_what_is_removed_at_that_moment(world, model):
+    lanes, catalog = HeldUp(), world.taker.catalog
+    await world.taker.mailbox.ask(AcquireModel(str(model)))
+    entry, jobs = catalog.entry(world.manifest.id), jobs_of(world, lanes)
+    await catalog.put(attrs.evolve(entry, origins=(Origin("one", "bytes", "one@1"),)))
+
+    class Other:
+        async def look(self, reference):
+            await trio.lowlevel.checkpoint()
+            return Origin(reference, "bytes", "two@1")
+
+    async def add():
+        with pytest.raises(SourceUnavailable, match="removed meanwhile; add it again"):
+            await jobs.acquire(Other(), "two", Part())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(jobs.remove, entry)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(add)
+        await trio.testing.wait_all_tasks_blocked()
+        lanes.gate.set()
+    assert catalog.manifests() == ()
+
+
+def jobs_of(world, lanes=None):
+    return ModelJobs(world.taker.catalog, lanes or Lanes(), ProgressBoard(Latest(())))
 
 
 # Manifests
