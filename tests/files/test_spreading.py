@@ -284,9 +284,11 @@ async def test_what_no_member_has_comes_from_the_hub(world, hub, wide, wide_id):
 
 
 @pytest.mark.parametrize(
-    "blocks", [None, BlockRange(0, 2)], ids=["one byte is wrong", "all are, of which a part is wanted"]
+    ("blocks", "given"),
+    [(None, None), (None, BlockRange(1, 8)), (BlockRange(0, 2), None)],
+    ids=["one byte is wrong", "one byte is, and a block is kept back", "all are, of which a part is wanted"],
 )
-async def test_what_is_not_the_hubs_is_not_taken_for_it(world, data, hub, wide, wide_id, tmp_path, blocks):
+async def test_what_is_not_the_hubs_is_not_taken_for_it(world, data, hub, wide, wide_id, tmp_path, blocks, given):
     other = tmp_path / "wide-Q8_0.gguf"
     if blocks is None:
         altered = bytearray(wide.read_bytes())
@@ -295,7 +297,7 @@ async def test_what_is_not_the_hubs_is_not_taken_for_it(world, data, hub, wide, 
     else:
         write(other, 128, seed=9)
     liar, origin = world.mesh.members["b"].node, await data.sources[0].look(REFERENCE)
-    lie = await liar.mailbox.ask(AcquireModel(str(other)))
+    lie = await liar.mailbox.ask(AcquireModel(str(other), given))
     source = f"someone/wide-GGUF@{hub.commit('someone/wide-GGUF')[:12]}/x"
     claimed = attrs.evolve(lie, source=source, source_version=origin.version)
     await liar.catalog.put(attrs.evolve(liar.catalog.entry(lie.id), manifest=claimed))
