@@ -33,7 +33,7 @@ class CatalogEntry:
 
     manifest: ModelManifest
     wanted: tuple[ShardId, ...]
-    origins: tuple[Origin, ...] = ()  # newest first; empty: what it came from has become something else
+    origins: tuple[Origin, ...] = ()  # newest first; empty: what it came from is something else now
     aliases: tuple[str, ...] = ()  # further names
     asked: bool = False  # a person wants it here
 
@@ -233,8 +233,14 @@ def _names(entry: CatalogEntry) -> ModelNames:
 
 def _without_claims(other: CatalogEntry, entry: CatalogEntry) -> CatalogEntry:
     claimed = {origin.reference for origin in entry.origins}
+    # What a reference named before, its pinned form names for good: the model can still be made again from there.
+    pinned = (
+        origin if origin.reference not in claimed else attrs.evolve(origin, reference=origin.pinned)
+        for origin in other.origins
+    )
+    kept = {origin.reference: origin for origin in pinned if origin.reference and origin.reference not in claimed}
     return attrs.evolve(
         other,
         aliases=tuple(alias for alias in other.aliases if alias not in entry.aliases),
-        origins=tuple(origin for origin in other.origins if origin.reference not in claimed),
+        origins=tuple(kept.values()),
     )

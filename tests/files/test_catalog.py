@@ -123,6 +123,19 @@ async def test_a_reference_and_an_alias_belong_to_whoever_claimed_them_last(data
         assert current.resolve("starter") == second.manifest
 
 
+@pytest.mark.parametrize("besides", [(), (Origin("hf:a/b@1", "1", "hf:a/b@1"),)])
+async def test_a_version_that_is_no_longer_the_newest_keeps_where_it_will_always_be(data, besides):
+    catalog = await _open(data)
+    named, file = Origin("hf:a/b", "1", "hf:a/b@1"), Origin("/m.gguf", "1")
+    first = entry("one", origins=(named, *besides, file))
+    newer = entry("two", hidden=128, origins=(Origin("hf:a/b", "2", "hf:a/b@2"),))
+    await catalog.put(first)
+    await catalog.put(newer)
+    assert catalog.entry(first.manifest.id).origins == (Origin("hf:a/b@1", "1", "hf:a/b@1"), file)
+    assert catalog.by_reference("hf:a/b") == newer
+    assert catalog.by_reference("hf:a/b@1").manifest == first.manifest
+
+
 async def test_a_name_in_use_gets_the_beginning_of_the_id(data):
     catalog = await _open(data)
     made = entry("tiny", aliases=("other",))
