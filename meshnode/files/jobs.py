@@ -247,22 +247,23 @@ class ModelJobs:
     ) -> None:
         """Make shards of a known model in a staging folder. Raises SourceUnavailable for other bytes, and FileError leafs."""
         wish = _Wish(frozenset((shard.kind, shard.block) for shard in shards), more=False)
-        await self._make(source, origin, manifest, wish, staging)
+        async with self._made(source, origin, manifest, wish, staging):
+            pass
 
     async def _import(self, source: Source, origin: Origin, entry: CatalogEntry | None, wish: _Wish) -> ModelManifest:
         known = None if entry is None else entry.manifest
-        async with self.staging() as staging:
-            manifest, aliases = await self._make(source, origin, known, wish, staging)
+        async with self.staging() as staging, self._made(source, origin, known, wish, staging) as (manifest, aliases):
             wanted = tuple(dict.fromkeys(shard.id for shard in manifest.shards if wish.wants(shard, manifest)))
             async with self._settling:
-                if entry is not None and not wish.here <= _places(entry, self.catalog.held(manifest.id)):
-                    raise _removed_meanwhile(manifest)
-                return await self._settle(CatalogEntry(manifest, wanted, (origin,), aliases), staging)
+                if entry is None or wish.here <= _places(entry, self.catalog.held(manifest.id)):
+                    return await self._settle(CatalogEntry(manifest, wanted, (origin,), aliases), staging)
+        raise _removed_meanwhile(manifest)
 
-    async def _make(
+    @asynccontextmanager
+    async def _made(
         self, source: Source, origin: Origin, known: ModelManifest | None, wish: _Wish, staging: Path
-    ) -> tuple[ModelManifest, tuple[str, ...]]:
-        """Make the shards that are needed, and return the manifest and further names."""
+    ) -> AsyncIterator[tuple[ModelManifest, tuple[str, ...]]]:
+        """Make the shards that are needed; yields the manifest and further names. What has come is kept until it is left well."""
         reference = origin.reference
 
         def downloading(done: int, total: int) -> None:
@@ -276,8 +277,8 @@ class ModelJobs:
         needs = None if known is None else partial(wish.needs, block_count=known.config.block_count)
         async with source.prepared(origin.exact, staging, downloading, needs) as opener:
             manifest, aliases = await self.lanes.run("hashing", _read, opener, staging, wish, known, importing)
-        version = origin.version if origin.pinned else manifest.source_version
-        return attrs.evolve(manifest, source_version=version), aliases
+            version = origin.version if origin.pinned else manifest.source_version
+            yield attrs.evolve(manifest, source_version=version), aliases
 
     async def _settle(self, new: CatalogEntry, staging: Path) -> ModelManifest:
         """Put a model into the catalog and its shards in their place, both or neither."""

@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import trio
+from support.full_store import FullStore
 from support.hub_server import run_hub
 from support.tiny_checkpoint import write_tiny_checkpoint
 from support.tiny_gguf import write_tiny_llama
 
-from meshnode.errors import FileError, InvalidModelFile, RequestError, SourceUnavailable, UnsupportedModel
+from meshnode.errors import FileError, InvalidModelFile, RequestError, SourceUnavailable, StoreError, UnsupportedModel
 from meshnode.files.acquisitions import AcquireModel, RemoveModel
 from meshnode.files.hub_client import Hub
 from meshnode.files.hub_mirror import BLOCK_BYTES, forget_mirror, open_mirror
@@ -396,3 +397,14 @@ def test_a_full_disk_is_said(tmp_path):
     mirror.close()
     with pytest.raises(FileError, match="cannot write"):
         mirror.write(0, b"0123456789")
+
+
+async def test_what_has_come_is_kept_when_the_catalog_cannot_be_written(node_data, hub, big):
+    good, node_data.store = node_data.store, FullStore()
+    async with node_data.running() as node:
+        with pytest.raises(StoreError):
+            await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}"))
+    node_data.store = good
+    async with node_data.running() as node:
+        await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}"))
+    assert hub.sent_bytes < 1.2 * big.stat().st_size

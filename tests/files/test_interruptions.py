@@ -10,6 +10,7 @@ import subprocess
 import pytest
 import trio
 import trio.testing
+from support.full_store import FullStore
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.errors import FileError, StoreError
@@ -18,15 +19,6 @@ from meshnode.files.acquisitions import AcquireModel, RemoveModel
 from meshnode.flow.lanes import Lanes
 from meshnode.store.memory import MemoryStore
 from meshnode.store.opening import open_store
-
-
-class FullStore(MemoryStore):
-    """A store whose disk is full."""
-
-    async def commit(self, batch, *, sync=False):
-        if not any(key.startswith(b"models/") for key, _ in batch.changes):
-            return await super().commit(batch, sync=sync)
-        raise StoreError("the store cannot grow: the disk is full")
 
 
 @pytest.fixture
