@@ -284,7 +284,7 @@ class AcquisitionManager:
 
     async def _drop(self, question: DropBlocks) -> ModelManifest:
         entry = self._droppable(question.model)
-        names = tuple(origin.reference for origin in entry.origins)
+        names = (f"{PREFIX}{question.model}", *(origin.reference for origin in entry.origins))
         if not self._jobs.turns.is_free(*names):  # what others vouched for may be gone when an hour's download is done
             raise Unavailable(f"{entry.manifest.name} is being worked on; nothing of it is dropped meanwhile")
         async with self._jobs.turns.of(*names):

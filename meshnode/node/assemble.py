@@ -167,7 +167,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
         )
         return ApiServer(dependencies, listeners, _serving_limits(config), pulse)
 
-    watches = config.hub.watch and not Hub.of(os.environ, offline=config.node.offline).offline
+    watches = _may_ask_hubs(config)
     builders = Builders(
         network=mesh.builders(),
         acquisition=build_acquisition,
@@ -214,15 +214,19 @@ def _helping(opened: Opened, channels: Channels, lanes: Lanes, held: CatalogMode
     return Helping(ShareMaker(hub, lanes, opened.catalog.paths, lent=True), keeper)
 
 
+def _may_ask_hubs(config: NodeConfig) -> bool:
+    """Whether this node asks hubs of its own accord."""
+    return config.hub.watch and not Hub.of(os.environ, offline=config.node.offline).offline
+
+
 def _build_placement(
     opened: Opened, channels: Channels, mesh: Mesh, router: RouterResources, held: CatalogModels, pulse: Pulse
 ) -> AutoShardManager:
-    may_ask_hubs = opened.config.hub.watch and not opened.config.node.offline
     resources = PlacementResources(
         own=mesh.peer,
         members=mesh.view,
         models=held,
-        shards=MailboxShards(channels.acquisitions, opened.catalog, may_ask_hubs),
+        shards=MailboxShards(channels.acquisitions, opened.catalog, _may_ask_hubs(opened.config)),
         ledger=opened.ledger,
         demand=router.demand,
         is_busy=lambda: channels.offering.value.sessions > 0,
