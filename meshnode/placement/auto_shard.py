@@ -10,7 +10,7 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import MeshnodeError, RequestError, SourceUnavailable, StoreError
+from meshnode.errors import MeshnodeError, RequestError, SourceUnavailable, StoreError, Unavailable
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.flow.rates import FadingRates
@@ -207,6 +207,10 @@ class AutoShardManager:
     async def _keep(self, share: Entrusted) -> None:
         """Hold a share as if it had been fetched from somebody. Raises MeshnodeError leafs; nothing is held then."""
         shared = self._resources
+        if not self._settings.disk_bytes:
+            raise Unavailable("this node gives no room to others' models: its resources.disk_bytes is 0")
+        if share.model in shared.ledger.refused():
+            raise Unavailable(f"a person has removed {short(share.model)} from this node, which takes no share of it")
         segments = [
             Segment(share.model, index)
             for index, blocks in enumerate(segments_of(share.block_count))

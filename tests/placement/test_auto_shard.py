@@ -4,7 +4,7 @@ import pytest
 import trio
 from support.placement_mesh import BLOCK, COUNT, HOUR, open_mesh
 
-from meshnode.errors import RequestError, SourceUnavailable
+from meshnode.errors import RequestError, SourceUnavailable, Unavailable
 from meshnode.placement.ledger import open_ledger
 from meshnode.placement.models import Segment
 from meshnode.placement.ports import Entrusted
@@ -279,6 +279,21 @@ async def test_a_share_made_for_somebody_is_held_of_its_own_accord(autojump_cloc
         assert helper.room.value.pinned == (), "nobody asked for it here, so it may be let go again"
         with pytest.raises(RequestError, match="no share"):
             await helper.entrusted.ask(Entrusted("m", BlockRange(0, 1), COUNT))
+
+
+@pytest.mark.parametrize(("gib", "why"), [(0, "gives no room"), (4, "has removed")])
+async def test_nobody_is_made_to_hold_what_its_owner_does_not_want(autojump_clock, gib, why):
+    async with open_mesh() as mesh:
+        giver, helper = await mesh.add("a"), await mesh.add("b", gib=gib)
+        giver.put("m")
+        if gib:
+            helper.put("m")
+            await trio.sleep(HOUR)
+            helper.held.pop("m")
+            await trio.sleep(HOUR)
+        with pytest.raises(Unavailable, match=why):
+            await helper.entrusted.ask(Entrusted("m", BlockRange(0, 16), COUNT))
+        assert not helper.held
 
 
 async def test_a_share_that_cannot_be_had_is_not_held(autojump_clock):
