@@ -39,9 +39,8 @@ class Origin:
 
     reference: str
     version: str  # a short text that changes when what `reference` names changes
-    pinned: str = (
-        ""  # a reference that will always name this version, where there are such; the version tells bytes then
-    )
+    # A reference that will always name this version, where there are such; the version tells bytes then.
+    pinned: str = ""
 
     @property
     def exact(self) -> str:

@@ -19,9 +19,8 @@ __all__ = ["Bar", "OwnStage", "RouteFinder"]
 
 _UNKNOWN_ROUND_TRIP = 0.05  # seconds, for a peer known by hearsay
 _SHUNNED = 60.0  # seconds: a peer that fails sessions in secret does so once a minute
-_FIRST_BAR = (
-    5.0  # seconds; doubled at each loss, so that six losses of one session at one peer last longer than it waits
-)
+# Seconds; doubled at each loss, so that six losses of one session at one peer last longer than it waits.
+_FIRST_BAR = 5.0
 _LOOK_AGAIN = 0.1  # seconds; a worker that comes back tells nobody
 
 

@@ -151,9 +151,8 @@ class Connections:
 
     async def open_stream(self, peer: PeerId, protocol: str) -> LibP2PStream:
         """Open a stream on the best connection. Raises PeerUnreachable."""
-        connections = sorted(
-            self._live(ID.from_base58(peer)), key=_is_relayed
-        )  # direct ones first, and the oldest of those
+        # Direct ones first, and the oldest of those.
+        connections = sorted(self._live(ID.from_base58(peer)), key=_is_relayed)
         if not connections:
             raise PeerUnreachable(f"there is no connection to {short(peer)}")
         connection = connections[0]

@@ -46,9 +46,8 @@ class MemoryPlan:
     _limits: MemoryLimits = MemoryLimits()
     _device: str = "auto"  # engine.device
     _promises: dict[object, _Promise] = attrs.field(factory=dict, init=False)
-    _gpu_free: int | None = attrs.field(
-        default=None, init=False
-    )  # bytes, when a worker that is still there last looked
+    # Bytes, when a worker that is still there last looked.
+    _gpu_free: int | None = attrs.field(default=None, init=False)
 
     def settle(self, owner: object, spec: StageSpec) -> StageSpec:
         """Return the spec with a budget for its caches: half of what neither its weights nor other models have been promised.

@@ -117,7 +117,7 @@ class MailboxShards:
 
 @attrs.frozen(eq=False)
 class EntrustedShares:
-    """Hands shares to the AutoShardManager, within the room that it tells others of."""
+    """Hands shares to the AutoShardManager, and says what room is left before one is made."""
 
     models: CatalogModels
     told: Latest[Room | None]

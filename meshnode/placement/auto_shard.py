@@ -210,7 +210,9 @@ class AutoShardManager:
         if not self._settings.disk_bytes:
             raise Unavailable("this node gives no room to others' models: its resources.disk_bytes is 0")
         if share.model in shared.ledger.refused():
-            raise Unavailable(f"a person has removed {short(share.model)} from this node, which takes no share of it")
+            raise Unavailable(
+                f"a person has removed {short(share.model)} here: no share of it is taken until it is added again"
+            )
         segments = [
             Segment(share.model, index)
             for index, blocks in enumerate(segments_of(share.block_count))

@@ -53,9 +53,8 @@ class LettingGo:
     async def _is_kept(self, segment: Segment, blocks: BlockRange) -> bool:
         lacking = self._state.least(segment.model)
         others = {*self._state.arrived(segment)} - {self._own} - self._silent
-        for peer in sorted(
-            others, key=lambda each: -luck(Segment(segment.model, -1), each)
-        ):  # the one who stays comes first
+        # The one who stays comes first.
+        for peer in sorted(others, key=lambda each: -luck(Segment(segment.model, -1), each)):
             try:
                 lacking -= await self._others.keeps(peer, segment.model, blocks)
             except MeshnodeError as error:
