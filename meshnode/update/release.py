@@ -31,6 +31,7 @@ __all__ = [
     "Release",
     "Seen",
     "Verified",
+    "check_expiry",
     "check_python",
     "check_rollback",
     "choose_artifact",
@@ -128,6 +129,15 @@ def verify_release(
     release = _decode_release(signed)
     _check_release(release, channel, now)
     return Verified(release, blake3(signed).hexdigest())
+
+
+def check_expiry(release: Release, now: datetime.datetime) -> None:
+    """Raise ReleaseRefused for a release that has expired."""
+    if release.expires <= now:
+        raise ReleaseRefused(
+            f"the release expired at {release.expires:%Y-%m-%d %H:%M} UTC: the publisher has stopped, somebody holds "
+            "newer ones back, or this machine's clock is wrong"
+        )
 
 
 def check_rollback(verified: Verified, seen: Seen) -> None:
@@ -238,11 +248,7 @@ def _check_release(release: Release, channel: str, now: datetime.datetime) -> No
         raise ReleaseRefused(f"this is a release of channel {release.channel!r}, and updates.channel is {channel!r}")
     if release.expires.tzinfo is None:
         raise ReleaseRefused("the release does not say in which time zone it expires")
-    if release.expires <= now:
-        raise ReleaseRefused(
-            f"the release expired at {release.expires:%Y-%m-%d %H:%M} UTC: the publisher has stopped, somebody holds "
-            "newer ones back, or this machine's clock is wrong"
-        )
+    check_expiry(release, now)
     if release.sequence < 1:
         raise ReleaseRefused(f"the release has sequence {release.sequence}; the first is 1")
     try:

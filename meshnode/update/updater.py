@@ -15,7 +15,15 @@ from meshnode.errors import UpdateBlocked
 from meshnode.flow.lanes import Lanes
 from meshnode.update.fetching import Limits, connect, fetch_artifact, fetch_document
 from meshnode.update.pointer import load_pointer, load_seen, save_seen
-from meshnode.update.release import Release, Verified, check_python, check_rollback, choose_artifact, verify_release
+from meshnode.update.release import (
+    Release,
+    Verified,
+    check_expiry,
+    check_python,
+    check_rollback,
+    choose_artifact,
+    verify_release,
+)
 from meshnode.update.slots import DOWNLOADS, fill_slot, remove_slots
 from meshnode.update.trial import activate
 
@@ -95,6 +103,7 @@ class Updater:
             raise UpdateBlocked(
                 f"meshnode {release.version} was tried here and taken back: {failed[release.version]}; wait for a newer one"
             )
+        check_expiry(release, self.now())  # a node may have been busy for days since it was looked at
         check_python(release, platform.python_version())
         artifact = choose_artifact(release, self.platform)
         wheel = self.folder / DOWNLOADS / f"meshnode-{release.version}-py3-none-any.whl"  # whatever it was called there

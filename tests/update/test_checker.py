@@ -243,6 +243,12 @@ async def test_what_cannot_be_installed_leaves_everything_as_it_was(site, update
     assert not list((tmp_path / "updates").rglob("meshnode"))
 
 
+async def test_what_has_expired_since_it_was_looked_at_is_not_even_fetched(tmp_path):
+    publisher = Publisher("https://nowhere.invalid/release.json", RAW_KEYS, 2, "stable")
+    with pytest.raises(ReleaseRefused, match="expired"):
+        await Updater(publisher, tmp_path, "1.0", Lanes(), now=lambda: LATER).install(make_release(WHEEL))
+
+
 @pytest.mark.processes
 async def test_a_failed_version_is_not_even_fetched(site, updater, tmp_path):
     save_pointer(tmp_path / "updates", Pointer(failed={"9.0.0": "it ended with status 1"}))
