@@ -25,7 +25,7 @@ from meshnode.files.catalog import CatalogEntry, ModelCatalog
 from meshnode.files.hub_copies import HubCopies
 from meshnode.files.hub_mirror import forget_mirrors
 from meshnode.files.hub_source import HubSource
-from meshnode.files.jobs import AcquireElsewhere, ModelJobs, Part
+from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.part_file import forget_parts, newest_of
 from meshnode.files.peer_copies import PREFIX, PeerCopies
 from meshnode.files.peer_ports import PeerShards
@@ -78,6 +78,7 @@ class AcquisitionManager:
     _health: HealthBoard
     _pulse: Pulse
     _copies: PeerCopies | None = attrs.field(default=None, init=False)
+    _hub_copies: HubCopies | None = attrs.field(default=None, init=False)  # asks peers before a hub
     _jobs: ModelJobs = attrs.field(init=False)
     _board: ProgressBoard = attrs.field(init=False)
     _troubles: dict[ModelId, str] = attrs.field(factory=dict, init=False)  # why a model lacks shards
@@ -88,6 +89,8 @@ class AcquisitionManager:
         self._jobs = ModelJobs(self._catalog, self._lanes, self._board)
         if self._supply.peers is not None:
             self._copies = PeerCopies(self._jobs, self._supply.peers)
+            if self._supply.maker is not None:
+                self._hub_copies = HubCopies(self._jobs, self._copies, self._supply.maker)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; models are verified in the background.
@@ -136,22 +139,31 @@ class AcquisitionManager:
                 _log.warning("files.not_tidied", error=str(error))
 
     async def _check(self, model: ModelId) -> None:
-        """Verify a model, and repair what fails."""
+        """Verify a model, and repair what fails. Whoever wants more of it, under whatever name, waits until this is done."""
         entry = self._catalog.entry(model)
         if entry is None:
             return
-        async with self._jobs.turns.of(*(origin.reference for origin in entry.origins)):
-            if await verify_model(entry, self._catalog, self._lanes, self._board):
+        async with self._jobs.turns.of(f"{PREFIX}{model}", *_turns(entry)):
+            entry = self._catalog.entry(model)
+            if entry is not None and await self._is_verified(entry):
                 self._board.forget(entry.label)
-            else:
+            elif entry is not None:
                 await self._repair(entry)
+            self._catalog.note_checked(model)
+
+    async def _is_verified(self, entry: CatalogEntry) -> bool:
+        async with self._jobs.turns.of(*(origin.version for origin in entry.origins)):
+            return await verify_model(entry, self._catalog, self._lanes, self._board)
 
     async def _repair(self, entry: CatalogEntry) -> None:
         reason = "it is not known where it came from; add the model again"
         for origin in entry.origins:
             try:
                 source, _ = self._source_of(origin.reference)
-                await self._jobs.repair(source, entry, origin)
+                if isinstance(source, HubSource) and self._hub_copies is not None:
+                    await self._hub_copies.repair(source, origin, entry.manifest)
+                else:
+                    await self._jobs.repair(source, entry, origin)
             except MeshnodeError as error:
                 reason = str(error)
             else:
@@ -210,7 +222,7 @@ class AcquisitionManager:
                     assert self._copies is not None
                     manifest = await self._copies.acquire(source, part)
                 else:
-                    manifest = await self._jobs.acquire(source, reference, part, self._others(source))
+                    manifest = await self._acquire(source, reference, part)
                 if not question.unasked:
                     await self._jobs.note_asked(manifest.id)
         except BaseException:  # cancellation too, which may come as a group; an error is shown by whoever catches it
@@ -220,12 +232,11 @@ class AcquisitionManager:
         _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
         return manifest
 
-    def _others(self, source: Source) -> AcquireElsewhere | None:
-        """Return what asks peers for a model of a hub, before the hub itself is asked."""
-        maker = self._supply.maker
-        if not isinstance(source, HubSource) or self._copies is None or maker is None:
-            return None
-        return partial(HubCopies(self._jobs, self._copies, maker).acquire, source)
+    async def _acquire(self, source: Source, reference: str, part: Part) -> ModelManifest:
+        others = None
+        if isinstance(source, HubSource) and self._hub_copies is not None:
+            others = partial(self._hub_copies.acquire, source)
+        return await self._jobs.acquire(source, reference, part, others)
 
     async def _spread(self, source: Source | ModelNames, reference: str) -> ModelManifest:
         peers, maker = self._supply.peers, self._supply.maker
@@ -260,7 +271,7 @@ class AcquisitionManager:
     async def _remove(self, name: str) -> ModelManifest:
         manifest = self._catalog.resolve(name)
         entry = self._catalog.entry(manifest.id)
-        async with self._jobs.turns.of(*(origin.reference for origin in entry.origins) if entry is not None else ()):
+        async with self._jobs.turns.of(*_turns(entry)):
             entry = self._catalog.entry(manifest.id)
             if entry is None:
                 raise UnknownModel(f"{manifest.name} has been removed meanwhile", param="name")
@@ -274,7 +285,7 @@ class AcquisitionManager:
     async def _export(self, question: ExportModel) -> ModelManifest:
         manifest = self._catalog.resolve(question.name)
         entry = self._catalog.entry(manifest.id)
-        async with self._jobs.turns.of(*(origin.reference for origin in entry.origins) if entry is not None else ()):
+        async with self._jobs.turns.of(*_turns(entry)):
             held = [(shard, self._catalog.path(shard)) for shard in sorted(self._catalog.held(manifest.id))]
             if not held:
                 raise UnknownModel(f"nothing of {manifest.name} is here and verified", param="name")
@@ -284,7 +295,7 @@ class AcquisitionManager:
 
     async def _drop(self, question: DropBlocks) -> ModelManifest:
         entry = self._droppable(question.model)
-        names = (f"{PREFIX}{question.model}", *(origin.reference for origin in entry.origins))
+        names = (f"{PREFIX}{question.model}", *_turns(entry))
         if not self._jobs.turns.is_free(*names):  # what others vouched for may be gone when an hour's download is done
             raise Unavailable(f"{entry.manifest.name} is being worked on; nothing of it is dropped meanwhile")
         async with self._jobs.turns.of(*names):
@@ -345,6 +356,13 @@ class AcquisitionManager:
 
 def _part(question: AcquireModel) -> Part:
     return Part(question.blocks, question.both_ends)
+
+
+def _turns(entry: CatalogEntry | None) -> tuple[str, ...]:
+    """Return what work on a model waits for: its references, or its id where it has none."""
+    if entry is None:
+        return ()
+    return tuple(origin.reference for origin in entry.origins) or (f"{PREFIX}{entry.manifest.id}",)
 
 
 def _named(question: Question) -> str:

@@ -83,6 +83,10 @@ class ModelCatalog:
     _configured_aliases: Mapping[str, str]  # alias -> model name, from the settings
     _entries: dict[ModelId, CatalogEntry]
     _held: dict[ShardId, int] = attrs.field(factory=dict, init=False)  # verified shards and their sizes
+    # Models that were here at the start, and are still to be verified, or what is damaged of them to be had again.
+    _unchecked: set[ModelId] = attrs.field(
+        default=attrs.Factory(lambda self: set(self._entries), takes_self=True), init=False
+    )
     revision: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)
 
     def manifests(self) -> tuple[ModelManifest, ...]:
@@ -129,6 +133,10 @@ class ModelCatalog:
         return (
             frozenset(shard.id for shard in entry.manifest.shards if shard.id in self._held) if entry else frozenset()
         )
+
+    def unchecked(self) -> frozenset[ModelId]:
+        """Return the models of which more may be here than is held: they are being verified, or waiting for it."""
+        return frozenset(self._unchecked & self._entries.keys())
 
     def is_held(self, shard: ShardId) -> bool:
         """Whether a shard is here and verified."""
@@ -207,6 +215,10 @@ class ModelCatalog:
         gone = frozenset(shards)
         self._held = {shard: nbytes for shard, nbytes in self._held.items() if shard not in gone}
         self._bump()
+
+    def note_checked(self, model: ModelId) -> None:
+        """State that no more of a model is here than is held."""
+        self._unchecked.discard(model)
 
     def count_quarantined(self) -> None:
         """Count a shard that was set aside."""

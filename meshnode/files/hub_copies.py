@@ -66,6 +66,11 @@ class HubCopies:
                 _log.warning("not the hub's model", reference=origin.reference, id=short(manifest.id), why=str(error))
         return None
 
+    async def repair(self, source: HubSource, origin: Origin, manifest: ModelManifest) -> None:
+        """Have again what is kept of a model and not here. Raises SourceUnavailable when neither has it, and FileError."""
+        async with self.jobs.turns.of(origin.version):
+            await self.jobs.adopt(manifest, None, None, partial(self._fetch, source, origin, manifest, None))
+
     async def _adopt(
         self, source: HubSource, origin: Origin, part: Part, manifest: ModelManifest, outline: Outline | None
     ) -> ModelManifest:

@@ -47,6 +47,10 @@ class CatalogModels:
         """Return what is in the catalog: a shard that is set aside or not checked yet has not been removed by anybody."""
         return frozenset(manifest.id for manifest in self.catalog.manifests())
 
+    def unchecked(self) -> frozenset[ModelId]:
+        """Return what the catalog has not looked at yet since the start."""
+        return self.catalog.unchecked()
+
     def pinned(self) -> frozenset[ModelId]:
         """Return what the catalog says that a person added, or named to run."""
         return self.catalog.asked()
@@ -64,7 +68,9 @@ class CatalogModels:
 
     def awaited_bytes(self, besides: Set[ModelId]) -> int:
         """Return what the downloads and imports under way still lack, as far as their size is known."""
+        entries = [entry for entry in map(self.catalog.entry, besides) if entry is not None]
         own = {f"{PREFIX}{model}" for model in besides}
+        own |= {origin.exact for entry in entries for origin in entry.origins}
         return sum(
             max(0, each.total_bytes - each.done_bytes)
             for each in self.acquiring.value

@@ -133,14 +133,14 @@ class AutoShardManager:
         state = self._state(self._room())
         droppable = frozenset() if shared.is_busy() else self._own_accord()
         kept = state.members[shared.own].held - droppable
-        known, refused = self._recollection, shared.ledger.refused() | removed
+        known, unwanted = self._recollection, shared.ledger.refused() | removed | shared.models.unchecked()
         known.look(state, now, shared.shards.comes_from_outside)
         decision = decide(
             state,
             shared.own,
             kept=kept,
             limit=self._settings.limit - len(self._fetching),
-            can_fetch=lambda segment: segment.model not in refused and known.can_fetch(segment, now),
+            can_fetch=lambda segment: segment.model not in unwanted and known.can_fetch(segment, now),
             waited=lambda segment: known.waited(segment, now),
         )
         self._fetching |= {segment: _fetch(state, shared.own, segment) for segment in decision.acquire}

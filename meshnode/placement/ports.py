@@ -48,6 +48,10 @@ class OwnModels(Protocol):
         """Return the models of which something is kept here, verified or not."""
         ...
 
+    def unchecked(self) -> frozenset[ModelId]:
+        """Return the models that are still being verified since the start: more of them may be here than `holdings` says."""
+        ...
+
     def pinned(self) -> frozenset[ModelId]:
         """Return the models that a person wants here, also those that were fetched before without anybody asking."""
         ...
@@ -61,7 +65,7 @@ class OwnModels(Protocol):
         ...
 
     def awaited_bytes(self, besides: Set[ModelId]) -> int:
-        """Return how many bytes the downloads that are under way still lack, those of `besides` from peers left out."""
+        """Return how many bytes the downloads under way still lack; what the node began itself of `besides` is left out."""
         ...
 
     def loaded(self) -> frozenset[ModelId]:

@@ -1,6 +1,7 @@
 """Models from peers: what comes is what the manifest says, whoever lies, stops or dies on the way, and no byte comes twice."""
 
 import os
+import threading
 from contextlib import asynccontextmanager
 
 import attrs
@@ -19,8 +20,8 @@ from meshnode.errors import (
     Unavailable,
     UnknownModel,
 )
-from meshnode.files import part_file
-from meshnode.files.acquisitions import AcquireModel, DropBlocks, RemoveModel
+from meshnode.files import part_file, verification
+from meshnode.files.acquisitions import AcquireModel, DropBlocks, ExportModel, RemoveModel
 from meshnode.files.foreign_manifests import decode_manifest, encode_manifest
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.manifests import manifest_id
@@ -350,6 +351,29 @@ async def test_a_flipped_bit_on_disk_is_mended_by_a_peer(world, data):
             while not is_whole(world, again):  # noqa: ASYNC110  # nobody is told
                 await trio.sleep(0.02)
     assert len(world.given()) == len(world.chunks()) + len(block.chunks)
+
+
+async def test_what_is_here_is_waited_for_and_not_fetched_while_it_is_verified(
+    world, data, model, tmp_path, monkeypatch
+):
+    await world.taker.mailbox.ask(AcquireModel(str(model)))
+    world.add("a")
+    gate, verify = threading.Event(), verification.verify_shard
+
+    def slowly(*args):
+        gate.wait(20)
+        verify(*args)
+
+    monkeypatch.setattr(verification, "verify_shard", slowly)
+    async with data.running() as again, trio.open_nursery() as nursery:
+        assert again.catalog.unchecked() == {world.manifest.id}
+        nursery.start_soon(again.mailbox.ask, AcquireModel(f"mesh:{world.manifest.id}"))
+        nursery.start_soon(again.mailbox.ask, ExportModel("wide", str(tmp_path / "stick")))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        gate.set()
+    assert world.given() == []
+    assert len(list((tmp_path / "stick").glob("*.shard"))) == len({shard.id for shard in world.manifest.shards})
+    assert again.catalog.unchecked() == frozenset()
 
 
 # Two who work on one model under different references

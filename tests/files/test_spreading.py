@@ -272,6 +272,12 @@ async def test_who_adds_what_members_have_has_it_from_them(world, hub, wide, wid
         3,
     }
     assert hub.sent_bytes - sent < wide.stat().st_size / 5  # headers and samples, twice
+    sent, damaged = hub.sent_bytes, helper.catalog.entry(wide_id).manifest.shards[2]
+    helper.catalog.path(damaged.id).unlink()
+    helper.catalog.forget_held([damaged.id])
+    await helper.manager._check(wide_id)  # as at the start
+    assert helper.catalog.is_held(damaged.id)
+    assert hub.sent_bytes == sent, "members are asked first"
     assert not list(stranger.catalog.paths.transfers.iterdir())
 
 

@@ -27,6 +27,9 @@ class Catalog:
     def manifests(self):
         return self.known
 
+    def entry(self, model):
+        return CatalogEntry(None, (), (Origin("hf:o/own", "1", "hf:o/own@abc"),)) if model == "m" else None
+
 
 @attrs.frozen
 class Entries:
@@ -76,13 +79,14 @@ def test_what_downloads_still_lack_is_known_and_those_of_its_own_can_be_left_out
         acquiring=(
             AcquisitionProgress("hf:o/r", "downloading", 30, 100),
             AcquisitionProgress("mesh:m", "downloading", 5, 10),
+            AcquisitionProgress("hf:o/own@abc", "downloading", 1, 2),  # what nobody has any more
             AcquisitionProgress("starter", "done", 7, 7),
             AcquisitionProgress("/tmp/x.gguf", "importing", 1, 4),
             AcquisitionProgress("hf:o/unknown", "downloading", 9, 0),
             AcquisitionProgress("hf:o/failed", "failed", error="gone"),
         )
     )
-    assert models.awaited_bytes(frozenset()) == 70 + 5 + 3
+    assert models.awaited_bytes(frozenset()) == 70 + 5 + 1 + 3
     assert models.awaited_bytes({"m"}) == 70 + 3
 
 
