@@ -14,7 +14,7 @@ from meshnode.types.peers import Liveness, PeerInfo, Room
 __all__ = ["candidates", "facts_of"]
 
 _STEPS = {
-    Trust.SEEN: "it trends on the hub",
+    Trust.SEEN: "nothing speaks against it any more; the next look at the hub counts",
     Trust.WANTED: "a person asked for it",
     Trust.VERIFIED: "its downloads or requests speak for it",
     Trust.POPULAR: "several nodes hold it",
@@ -57,7 +57,7 @@ def candidates(
 
 def _wish(standing: Standing, rules: TrustRules, now: float) -> Wish:
     found, is_blocked = standing.found, standing.trust is Trust.SEEN
-    reasons = objections(found, rules, now) if is_blocked else (_STEPS[standing.trust],)
+    reasons = (is_blocked and objections(found, rules, now)) or (_STEPS[standing.trust],)
     return Wish(
         model=None,
         name=found.repository,

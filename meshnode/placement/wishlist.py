@@ -19,7 +19,7 @@ class Wish:
     model: ModelId | None  # None: of a hub, and nobody knows its bytes yet
     name: str
     status: str  # hosting, serveable, wanted, unreachable, candidate or blocked
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...]  # one at least
     copies: int  # of the segment that has the fewest, those on their way counted
     target: int  # copies that the mesh wants; 0: nobody wants it
     demand: float  # requests per hour, all members together
@@ -50,6 +50,8 @@ def _wish(state: MeshState, own: PeerId, facts: ModelFacts, name: str, decision:
         reasons.append("no member gives room for more of it" if is_wanted else "nobody asks for it")
     elif min(counts) < target.low:
         reasons.append(f"{min(counts)} copies of its rarest part, and {target.copies} are wanted")
+    else:
+        reasons.append(f"{min(counts)} copies of its rarest part are enough")
     if any(segment.model == facts.model for segment in decision.acquire):
         reasons.append("this node is going to fetch a part of it")
     elif is_wanted and not held and facts.segment_bytes(0) > state.free[own]:

@@ -69,6 +69,10 @@ async def test_what_is_here_is_no_candidate(catalog, make_entry):
     (blocked,) = candidates([attrs.evolve(standing, trust=Trust.SEEN)], (), TrustRules(frozenset()), NOW)
     assert blocked.status == "blocked"
     assert "20000 downloads" in blocked.reasons[0]
+    (cleared,) = candidates(
+        [attrs.evolve(standing, trust=Trust.SEEN)], (), RULES, NOW
+    )  # old enough since the last look
+    assert cleared.reasons == ("nothing speaks against it any more; the next look at the hub counts",)
     assert candidates([standing], [from_hub(make_entry("tiny")).manifest], RULES, NOW) == ()
 
 

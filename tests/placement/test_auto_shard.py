@@ -256,6 +256,14 @@ async def test_the_wishlist_says_what_is_lacking_and_why(autojump_clock):
         await trio.sleep(3 * HOUR)
         seen = {wish.name: wish for wish in mesh.nodes["x1"].wishes.value}
         assert (seen["idle"].copies, seen["idle"].target) == (2, 2)
+        for _ in range(3):
+            mesh.nodes["x1"].demand.note("other")
+        mesh.nodes["x0"].put("other")
+        mesh.nodes["roomy"].put("other")
+        await trio.sleep(HOUR)
+        rows = [wish for node in mesh.alive() for wish in node.wishes.value]
+        assert all(wish.reasons for wish in rows)
+        assert "2 copies of its rarest part are enough" in {reason for wish in rows for reason in wish.reasons}
 
 
 @pytest.mark.parametrize(
