@@ -29,6 +29,7 @@ from meshnode.files.samples import Sample
 from meshnode.files.shard_file import shard_file_name
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.sources import Origin
+from meshnode.flow.turns import Turns
 from meshnode.types.ids import ShardId, short
 from meshnode.types.manifest import ModelManifest, ShardDescriptor
 
@@ -49,6 +50,7 @@ class HubCopies:
     jobs: ModelJobs
     copies: PeerCopies
     maker: ShareMaker  # asks the hub for samples
+    asked: Turns = attrs.field(factory=Turns, init=False)  # peers for samples: one has few connections for us
 
     async def acquire(
         self, source: HubSource, origin: Origin, part: Part, entry: CatalogEntry | None
@@ -182,7 +184,7 @@ class HubCopies:
         peers = self.copies.peers
         for peer in sorted(holders_of(peers, manifest.id, shard)):
             try:
-                async with peers.line(peer) as line:
+                async with self.asked.of(peer), peers.line(peer) as line:
                     return await fetch_sample(line, sample)
             except MeshnodeError as error:
                 _log.info("sample not had", peer=short(peer), why=str(error))

@@ -2,9 +2,10 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 
+import trio
 from blake3 import blake3
 
-from meshnode.errors import PeerMisbehaved, ShardCorrupt
+from meshnode.errors import MeshnodeError, PeerMisbehaved, ShardCorrupt
 from meshnode.files.hub_shares import HubShare, SharedShard
 from meshnode.files.peer_ports import ChunkLine
 from meshnode.files.samples import Sample, samples
@@ -14,6 +15,8 @@ from meshnode.types.manifest import CHUNK_BYTES
 
 __all__ = ["fetch_sample", "prove"]
 
+_AT_ONCE = 4  # samples
+
 
 async def prove(
     maker: ShareMaker,
@@ -21,15 +24,25 @@ async def prove(
     said: Mapping[SharedShard, HashedBytes],
     sampled: Callable[[Sample], Awaitable[bytes]],
 ) -> None:
-    """Compare some of what shards are made of, which `sampled` returns, with what the hub has.
+    """Compare some of what shards are made of, which `sampled` returns, with what the hub has, several samples at a time.
 
     Raises PeerMisbehaved where that is something else, SourceUnavailable when the hub cannot be asked, and what `sampled` does.
     """
     async with maker.hub.connect() as connections:
-        for sample in samples(list(said.items())):
-            given = await sampled(sample)
-            if given != await maker.read(connections, share, sample.shard, sample.start, sample.end):
-                raise PeerMisbehaved(f"other bytes than the hub has in {sample.shard.place}")
+        left = samples(list(said.items()))
+
+        async def compare() -> None:
+            for sample in left:
+                given = await sampled(sample)
+                if given != await maker.read(connections, share, sample.shard, sample.start, sample.end):
+                    raise PeerMisbehaved(f"other bytes than the hub has in {sample.shard.place}")
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(_AT_ONCE):
+                    nursery.start_soon(compare)
+        except* MeshnodeError as group:
+            raise group.exceptions[0] from None
 
 
 async def fetch_sample(line: ChunkLine, sample: Sample) -> bytes:

@@ -29,6 +29,7 @@ from meshnode.files.hub_source import HubSource
 from meshnode.files.importing import free_bytes
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.peer_ports import PeerShards, holders_of
+from meshnode.files.samples import Sample
 from meshnode.files.shard_file import HashedBytes, write_shard
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.sources import Origin
@@ -245,8 +246,13 @@ class Spreading:
         assert share is not None
         try:
             async with self.peers.line(peer) as line:
-                said = {shard: made[shard] for shard in share.shards}
-                await prove(self.maker, share, said, partial(fetch_sample, line))
+                turn = trio.Lock()  # a line gives one thing at a time
+
+                async def sampled(sample: Sample) -> bytes:
+                    async with turn:
+                        return await fetch_sample(line, sample)
+
+                await prove(self.maker, share, {shard: made[shard] for shard in share.shards}, sampled)
         except SourceUnavailable:
             raise
         except MeshnodeError as error:
