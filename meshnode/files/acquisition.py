@@ -89,8 +89,9 @@ class AcquisitionManager:
         self._jobs = ModelJobs(self._catalog, self._lanes, self._board)
         if self._supply.peers is not None:
             self._copies = PeerCopies(self._jobs, self._supply.peers)
-            if self._supply.maker is not None:
-                self._hub_copies = HubCopies(self._jobs, self._copies, self._supply.maker)
+            hub = next((source for source in self._supply.sources if isinstance(source, HubSource)), None)
+            if hub is not None and self._supply.maker is not None:
+                self._hub_copies = HubCopies(hub, self._jobs, self._copies, self._supply.maker)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; models are verified in the background.
@@ -161,7 +162,7 @@ class AcquisitionManager:
             try:
                 source, _ = self._source_of(origin.reference)
                 if isinstance(source, HubSource) and self._hub_copies is not None:
-                    await self._hub_copies.repair(source, origin, entry.manifest)
+                    await self._hub_copies.repair(origin, entry.manifest)
                 else:
                     await self._jobs.repair(source, entry, origin)
             except MeshnodeError as error:
@@ -214,6 +215,7 @@ class AcquisitionManager:
             return await self._import(folder, question)
         part = _part(question)
         source, reference = self._way_to(question.reference)
+        hub_copies = self._hub_copies if isinstance(source, HubSource) else None
         try:
             async with self._jobs.turns.of(reference):
                 if question.spread:
@@ -222,21 +224,18 @@ class AcquisitionManager:
                     assert self._copies is not None
                     manifest = await self._copies.acquire(source, part)
                 else:
-                    manifest = await self._acquire(source, reference, part)
+                    others = None if hub_copies is None else hub_copies.acquire
+                    manifest = await self._jobs.acquire(source, reference, part, others)
                 if not question.unasked:
-                    await self._jobs.note_asked(manifest.id)
+                    await self._jobs.revise(manifest.id, _asked)
+                if self._hub_copies is not None and (hub_copies or not question.unasked):  # else no hub is to be asked
+                    await self._hub_copies.confirm(manifest.id)
         except BaseException:  # cancellation too, which may come as a group; an error is shown by whoever catches it
             self._board.forget(reference)
             raise
         self._set_trouble(manifest.id, None)
         _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
         return manifest
-
-    async def _acquire(self, source: Source, reference: str, part: Part) -> ModelManifest:
-        others = None
-        if isinstance(source, HubSource) and self._hub_copies is not None:
-            others = partial(self._hub_copies.acquire, source)
-        return await self._jobs.acquire(source, reference, part, others)
 
     async def _spread(self, source: Source | ModelNames, reference: str) -> ModelManifest:
         peers, maker = self._supply.peers, self._supply.maker
@@ -256,7 +255,7 @@ class AcquisitionManager:
             fetch = partial(self._copy, folder, reference)
             manifest = await self._jobs.adopt(manifest, Origin(reference, manifest.id), _part(question), fetch)
             if not question.unasked:
-                await self._jobs.note_asked(manifest.id)
+                await self._jobs.revise(manifest.id, _asked)
         self._set_trouble(manifest.id, None)
         _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
         return manifest
@@ -363,6 +362,10 @@ def _turns(entry: CatalogEntry | None) -> tuple[str, ...]:
     if entry is None:
         return ()
     return tuple(origin.reference for origin in entry.origins) or (f"{PREFIX}{entry.manifest.id}",)
+
+
+def _asked(entry: CatalogEntry) -> CatalogEntry:
+    return attrs.evolve(entry, asked=True)
 
 
 def _named(question: Question) -> str:

@@ -36,6 +36,7 @@ class CatalogEntry:
     origins: tuple[Origin, ...] = ()  # newest first; empty: what it came from is something else now
     aliases: tuple[str, ...] = ()  # further names
     asked: bool = False  # a person wants it here
+    sampled: bool = False  # samples alone have borne out, so far, that it is what a hub has
 
     @property
     def label(self) -> str:

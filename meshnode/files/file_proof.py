@@ -15,7 +15,7 @@ from meshnode.files.shard_file import SafetensorsLayout
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.source_file import FileRegion, open_source_file
 
-__all__ = ["are_the_files"]
+__all__ = ["differences"]
 
 _PADDING = 32  # bytes that lie between tensors are zeros
 _MOST_GAPS = 64
@@ -38,8 +38,10 @@ class _Place:
                 yield piece
 
 
-async def are_the_files(maker: ShareMaker, share: HubShare, paths: Mapping[SharedShard, Path]) -> bool | None:
-    """Say whether `paths`, of all shards of a share, have what its files have; None where that cannot be told.
+async def differences(maker: ShareMaker, share: HubShare, paths: Mapping[SharedShard, Path]) -> tuple[str, ...] | None:
+    """Return the name of a file that is another one than `paths`, of all shards of a share, are made of, or of such a shard.
+
+    Nothing where all is the same, None where that cannot be told.
 
     The shards' hashes are known to be right. Raises SourceUnavailable when the hub does not answer, FileError when a shard cannot
     be read.
@@ -52,8 +54,8 @@ async def are_the_files(maker: ShareMaker, share: HubShare, paths: Mapping[Share
                 return None
             others = {start: await maker.fetch(connections, share, number, start, end) for start, end in gaps}
             if await maker.lanes.run("hashing", _sha256, places, others, file.nbytes) != file.sha256:
-                return False
-    return await maker.lanes.run("hashing", _are_made_of, paths)
+                return (file.path,)
+    return await maker.lanes.run("hashing", _odd_ones, paths)
 
 
 def _places(number: int, paths: Mapping[SharedShard, Path]) -> Iterator[_Place]:
@@ -100,17 +102,17 @@ def _sha256(places: Sequence[_Place], others: Mapping[int, bytes], nbytes: int) 
     return hasher.hexdigest()
 
 
-def _are_made_of(paths: Mapping[SharedShard, Path]) -> bool:
-    """Whether shards have the headers they must have, and the same bytes where they share a tensor. Blocking."""
+def _odd_ones(paths: Mapping[SharedShard, Path]) -> tuple[str, ...]:
+    """Return a shard that has not the header it must have, or other bytes of a tensor that it shares. Blocking."""
     firsts: dict[tuple[int, int], _Place] = {}
     for shard, path in paths.items():
         header = SafetensorsLayout.of(shard.descriptors).header
         with open_source_file(path) as file:
             if file.prefix(len(header)) != header:
-                return False
+                return (shard.place,)
         for tensor, at in _tensors(shard):
             place = _Place(tensor.offset, tensor.nbytes, path, at)
             first = firsts.setdefault((tensor.file, tensor.offset), place)
             if first is not place and any(a != b for a, b in zip(first.pieces(), place.pieces(), strict=True)):
-                return False
-    return True
+                return (shard.place,)
+    return ()

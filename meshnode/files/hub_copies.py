@@ -13,9 +13,9 @@ import attrs
 import structlog
 from blake3 import blake3
 
-from meshnode.errors import MeshnodeError, SourceUnavailable
+from meshnode.errors import InvalidModelFile, MeshnodeError, SourceUnavailable
 from meshnode.files.catalog import CatalogEntry
-from meshnode.files.file_proof import are_the_files
+from meshnode.files.file_proof import differences
 from meshnode.files.hub_mirror import forget_mirror
 from meshnode.files.hub_outline import Outline
 from meshnode.files.hub_proof import fetch_sample, prove
@@ -30,7 +30,7 @@ from meshnode.files.shard_file import shard_file_name
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.sources import Origin
 from meshnode.flow.turns import Turns
-from meshnode.types.ids import ShardId, short
+from meshnode.types.ids import ModelId, ShardId, short
 from meshnode.types.manifest import ModelManifest, ShardDescriptor
 
 __all__ = ["HubCopies"]
@@ -47,45 +47,84 @@ class _NotTheSame(MeshnodeError):
 class HubCopies:
     """Looks among peers for what a hub has."""
 
+    source: HubSource
     jobs: ModelJobs
     copies: PeerCopies
     maker: ShareMaker  # asks the hub for samples
     asked: Turns = attrs.field(factory=Turns, init=False)  # peers for samples: one has few connections for us
 
-    async def acquire(
-        self, source: HubSource, origin: Origin, part: Part, entry: CatalogEntry | None
-    ) -> ModelManifest | None:
+    async def acquire(self, origin: Origin, part: Part, entry: CatalogEntry | None) -> ModelManifest | None:
         """Have `part` of a model here, which `entry` knows already or peers may know; None when peers are of no use.
 
         Raises FileError leafs, RequestError, StoreError.
         """
         if entry is not None:
-            return await self._adopt(source, origin, part, entry.manifest, None)
-        for manifest, outline in await self._candidates(source, origin):
+            return await self._adopt(origin, part, entry.manifest, None)
+        for manifest, outline in await self._candidates(origin):
             try:
-                return await self._adopt(source, origin, part, manifest, outline)
+                return await self._adopt(origin, part, manifest, outline)
             except _NotTheSame as error:
                 _log.warning("not the hub's model", reference=origin.reference, id=short(manifest.id), why=str(error))
         return None
 
-    async def repair(self, source: HubSource, origin: Origin, manifest: ModelManifest) -> None:
+    async def repair(self, origin: Origin, manifest: ModelManifest) -> None:
         """Have again what is kept of a model and not here. Raises SourceUnavailable when neither has it, and FileError."""
         async with self.jobs.turns.of(origin.version):
-            await self.jobs.adopt(manifest, None, None, partial(self._fetch, source, origin, manifest, None))
+            await self.jobs.adopt(manifest, None, None, partial(self._fetch, origin, manifest, None))
+
+    async def confirm(self, model: ModelId) -> None:
+        """Prove a model by the hub's own hashes, once all of it is here, that samples alone have spoken for.
+
+        Raises FileError, InvalidModelFile for one that is something else, which is no more said to be of the hub then. Where
+        the hub does not answer, the next who asks for the model has it proved.
+        """
+        entry, held = self.jobs.catalog.entry(model), self.jobs.catalog.held(model)
+        if entry is None or not entry.sampled or not held.issuperset(shard.id for shard in entry.manifest.shards):
+            return
+        for origin in [each for each in entry.origins if each.pinned]:
+            try:
+                await self._confirm(origin, entry.manifest)
+            except SourceUnavailable as error:
+                _log.info("model not proved", model=entry.manifest.name, error=str(error))
+
+    async def _confirm(self, origin: Origin, manifest: ModelManifest) -> None:
+        async with self.jobs.staging() as scratch:
+            outline = await self.source.outline(origin.exact, scratch)
+        said = outline.described(manifest)
+        paths = {shard: self.jobs.catalog.path(hashed.id) for shard, hashed in said.items()}
+        different = await differences(self.maker, outline.whole, paths)
+        await self._forget_headers(outline)
+        if different:
+            await self.jobs.revise(manifest.id, _disowned)
+            raise InvalidModelFile(
+                f"{manifest.name} is not what {origin.exact} is: {different[0]} is another one there, and samples had not shown "
+                f"it. It stays as a model of its own; remove {manifest.name}, and add {origin.reference} again"
+            )
+        if different is not None:
+            await self.jobs.revise(manifest.id, _proved)
 
     async def _adopt(
-        self, source: HubSource, origin: Origin, part: Part, manifest: ModelManifest, outline: Outline | None
+        self, origin: Origin, part: Part, manifest: ModelManifest, outline: Outline | None
     ) -> ModelManifest:
-        fetch = partial(self._fetch, source, origin, manifest, outline)
-        return await self.jobs.adopt(manifest, origin, part, fetch, aliases=() if outline is None else outline.aliases)
+        is_proved = False
 
-    async def _candidates(self, source: HubSource, origin: Origin) -> list[tuple[ModelManifest, Outline]]:
+        async def fetch(shards: tuple[ShardDescriptor, ...], staging: Path) -> None:
+            nonlocal is_proved
+            is_proved = await self._fetch(origin, manifest, outline, shards, staging)
+
+        aliases, is_news = () if outline is None else outline.aliases, outline is not None
+        adopted = await self.jobs.adopt(manifest, origin, part, fetch, aliases=aliases, sampled=is_news)
+        if is_proved:
+            await self.jobs.revise(adopted.id, _proved)
+        return adopted
+
+    async def _candidates(self, origin: Origin) -> list[tuple[ModelManifest, Outline]]:
         """Return manifests that are said to be of this version, and are as far as the headers tell."""
         said = await self._said_to_be(origin)
         if not said:
             return []
         async with self.jobs.staging() as scratch:
-            outline = await source.outline(origin.exact, scratch)
+            outline = await self.source.outline(origin.exact, scratch)
         tokenizer = blake3(outline.tokenizer).hexdigest()
         found: list[tuple[ModelManifest, Outline]] = []
         for manifest in said:
@@ -111,24 +150,27 @@ class HubCopies:
 
     async def _fetch(
         self,
-        source: HubSource,
         origin: Origin,
         manifest: ModelManifest,
         outline: Outline | None,
         shards: tuple[ShardDescriptor, ...],
         staging: Path,
-    ) -> None:
-        """Put shards into `staging`, from peers as far as they have them. What has come from peers is kept if the hub fails."""
+    ) -> bool:
+        """Put shards into `staging`, from peers as far as they have them, and return whether the hub's hashes prove the model.
+
+        What has come from peers is kept if the hub fails.
+        """
+        is_proved = False
         jobs, peers, folder = self.jobs, self.copies.peers, self.jobs.catalog.paths.transfers
         had = tuple(shard for shard in shards if holders_of(peers, manifest.id, shard))
         async with self.copies.transfer(manifest, origin.reference, had).gathered() as parts:
             came = {part.shard.id: part.path for part in parts}
             rest = tuple(shard for shard in shards if shard.id not in came)
             if outline is not None:
-                await self._prove(outline, manifest, came, frozenset(shard.id for shard in rest))
+                is_proved = await self._prove(outline, manifest, came, frozenset(shard.id for shard in rest))
             if rest:
                 try:
-                    await jobs.make(source, origin, manifest, rest, staging)
+                    await jobs.make(self.source, origin, manifest, rest, staging)
                 except SourceUnavailable as error:  # has other bytes, or is not there, which is found out next
                     if outline is None:
                         raise
@@ -139,22 +181,28 @@ class HubCopies:
                     shard.id for shard in manifest.shards
                 }:  # who lies keeps one block back
                     made = {shard.id: staging / shard_file_name(shard.id) for shard in rest}
-                    await self._prove(outline, manifest, came | made, frozenset())
+                    is_proved = await self._prove(outline, manifest, came | made, frozenset())
             elif outline is not None:
-                for file in outline.whole.files:  # of which the headers have come
-                    await jobs.lanes.run("disk", forget_mirror, folder, file.oid)
+                await self._forget_headers(outline)
             for part in parts:
                 await jobs.lanes.run("disk", part.finish, staging)
         from_peers = sum(part.shard.nbytes for part in parts)
         from_hub = sum(shard.nbytes for shard in rest)
         _log.info("shards fetched", reference=origin.reference, from_peers=from_peers, from_hub=from_hub)
+        return is_proved
+
+    async def _forget_headers(self, outline: Outline) -> None:
+        """Delete what has come of the files, where no more is to come. Raises FileError."""
+        for file in outline.whole.files:
+            await self.jobs.lanes.run("disk", forget_mirror, self.jobs.catalog.paths.transfers, file.oid)
 
     async def _prove(
         self, outline: Outline, manifest: ModelManifest, came: Mapping[ShardId, Path], coming: frozenset[ShardId]
-    ) -> None:
+    ) -> bool:
         """Test all shards, also those that are not wanted here, but for those that are going to be made from the hub's bytes.
 
-        Where all are here, the hub's hashes of its files say it for certain. Raises _NotTheSame, SourceUnavailable.
+        Where all are here, the hub's hashes of its files say it for certain: return whether they do. Raises _NotTheSame,
+        SourceUnavailable.
         """
         catalog = self.jobs.catalog
         here = {shard: catalog.path(shard) for shard in catalog.held(manifest.id)} | dict(came)
@@ -168,17 +216,18 @@ class HubCopies:
         said = {shard: hashed for shard, hashed in outline.described(manifest).items() if hashed.id not in coming}
         paths = {shard: here[hashed.id] for shard, hashed in said.items() if hashed.id in here}
         if len(paths) == len(outline.whole.shards):
-            is_same = await are_the_files(self.maker, outline.whole, paths)
-            if is_same is not None:
-                if not is_same:
-                    raise _NotTheSame("its files, put together again, have other hashes than the hub says")
-                return
+            different = await differences(self.maker, outline.whole, paths)
+            if different:
+                raise _NotTheSame(f"{different[0]}, put together again, has another hash than the hub says")
+            if different is not None:
+                return True
         try:
             await prove(self.maker, outline.whole, said, sampled)
         except SourceUnavailable:
             raise
         except MeshnodeError as error:
             raise _NotTheSame(str(error)) from error
+        return False
 
     async def _ask(self, manifest: ModelManifest, shard: ShardDescriptor, sample: Sample) -> bytes:
         peers = self.copies.peers
@@ -189,6 +238,18 @@ class HubCopies:
             except MeshnodeError as error:
                 _log.info("sample not had", peer=short(peer), why=str(error))
         raise _NotTheSame(f"nobody gives {sample.shard.place} to compare it")
+
+
+def _proved(entry: CatalogEntry) -> CatalogEntry:
+    return attrs.evolve(entry, sampled=False)
+
+
+def _disowned(entry: CatalogEntry) -> CatalogEntry:
+    """Return a model that does not say any more that it came from a hub, to members neither."""
+    manifest = attrs.evolve(entry.manifest, source=None, source_version=None)
+    return attrs.evolve(
+        entry, manifest=manifest, origins=tuple(each for each in entry.origins if not each.pinned), sampled=False
+    )
 
 
 def _read(path: Path, start: int, end: int) -> bytes:

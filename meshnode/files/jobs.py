@@ -28,7 +28,7 @@ from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 
 __all__ = ["AcquireElsewhere", "FetchShards", "ModelJobs", "Part"]
 
-FetchShards = Callable[[tuple[ShardDescriptor, ...], Path], Awaitable[None]]
+FetchShards = Callable[[tuple[ShardDescriptor, ...], Path], Awaitable[object]]
 """Puts shards into a staging folder, verified."""
 
 AcquireElsewhere = Callable[[Origin, "Part", CatalogEntry | None], Awaitable[ModelManifest | None]]
@@ -149,11 +149,14 @@ class ModelJobs:
         part: Part | None,
         fetch: FetchShards,
         aliases: tuple[str, ...] = (),
+        *,
+        sampled: bool = False,
     ) -> ModelManifest:
         """Make sure that `part` (None: nothing more) of a known model is held, besides what was kept before.
 
-        `fetch` puts what is missing into the staging folder, verified. Raises what it raises, RequestError for blocks the model
-        does not have, SourceUnavailable when a part has been removed meanwhile, StoreError; the catalog is as before then.
+        `sampled`: only samples say that it is what the origin has. `fetch` puts what is missing into the staging folder,
+        verified. Raises what it raises, RequestError for blocks the model does not have, SourceUnavailable when a part has been
+        removed meanwhile, StoreError; the catalog is as before then.
         """
         count = manifest.config.block_count
         if part is not None and part.blocks is not None and part.blocks.end > count:
@@ -173,17 +176,18 @@ class ModelJobs:
                 if is_gone or not all(shard in fetched or self.catalog.is_held(shard) for shard in more):
                     raise _removed_meanwhile(manifest)
                 origins = () if origin is None else (origin,)
-                manifest = await self._settle(CatalogEntry(manifest, more, origins, aliases), staging)
+                new = CatalogEntry(manifest, more, origins, aliases, sampled=sampled)
+                manifest = await self._settle(new, staging)
         label = entry.label if origin is None and entry is not None else (origin or Origin(manifest.name, "")).reference
         self.board.report(label, "done", manifest.nbytes, manifest.nbytes)
         return manifest
 
-    async def note_asked(self, model: ModelId) -> None:
-        """Note that a person wants a model here. Raises StoreError."""
+    async def revise(self, model: ModelId, revised: Callable[[CatalogEntry], CatalogEntry]) -> None:
+        """Replace what is known of a model, if it is still there, by what has been found out. Raises StoreError."""
         async with self._settling:
             entry = self.catalog.entry(model)
-            if entry is not None and not entry.asked:
-                await self.catalog.put(attrs.evolve(entry, asked=True))
+            if entry is not None and (new := revised(entry)) != entry:
+                await self.catalog.put(new)
 
     async def remove(self, entry: CatalogEntry) -> None:
         """Forget a model and delete the shards that no other model keeps.
@@ -316,6 +320,7 @@ class ModelJobs:
             origins=(*new.origins, *(old for old in previous.origins if new.version_of(old.reference) is None)),
             aliases=tuple(alias for alias in aliases if alias != previous.manifest.name),
             asked=previous.asked,
+            sampled=new.sampled or previous.sampled,
         )
 
     def _is_complete(self, entry: CatalogEntry, part: Part) -> bool:

@@ -147,7 +147,12 @@ class Spreading:
         for blocks in (own, *missing):
             fetch = partial(self._finish, manifest, origin.reference)
             manifest = await self.jobs.adopt(
-                manifest, origin, Part(blocks, both_ends=True), fetch, aliases=outline.aliases
+                manifest,
+                origin,
+                Part(blocks, both_ends=True),
+                fetch,
+                aliases=outline.aliases,
+                sampled=known is None and bool(shares),
             )
         await self.lanes.run("disk", self._forget, [work.own_share(own), *map(work.share, missing)])
         return manifest, shares

@@ -7,7 +7,7 @@ from support.tiny_checkpoint import write_tiny_checkpoint
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.config.paths import DataPaths
-from meshnode.files.file_proof import are_the_files
+from meshnode.files.file_proof import differences
 from meshnode.files.hub_client import Hub
 from meshnode.files.hub_source import HubSource
 from meshnode.files.importing import import_model
@@ -26,8 +26,10 @@ def checkpoint(folder):
     write_tiny_checkpoint(folder, files=2)
 
 
-@pytest.mark.parametrize("write", [gguf, checkpoint])
-async def test_shards_are_what_the_files_have_or_are_not(tmp_path, write):
+@pytest.mark.parametrize(
+    ("write", "file"), [(gguf, "m-00001-of-00002.gguf"), (checkpoint, "model-00002-of-00002.safetensors")]
+)
+async def test_shards_are_what_the_files_have_or_are_not(tmp_path, write, file):
     lanes, paths = Lanes(), DataPaths(tmp_path / "data")
     folder, shards, scratch = (tmp_path / name for name in ("model", "shards", "scratch"))
     for each in (shards, scratch, scratch / "1", scratch / "2"):
@@ -44,15 +46,15 @@ async def test_shards_are_what_the_files_have_or_are_not(tmp_path, write):
                 manifest = import_model(model, shards, lambda _kind, _block: True, lambda _done, _total: None)
         outline = await source.outline("hf:some/one", scratch / "2")
         where = {shard: shards / shard_file_name(each.id) for shard, each in outline.described(manifest).items()}
-        assert await are_the_files(maker, outline.whole, where) is True
+        assert await differences(maker, outline.whole, where) == ()
         changed = [attrs.evolve(each, sha256=None) for each in outline.whole.files]
-        assert await are_the_files(maker, attrs.evolve(outline.whole, files=tuple(changed)), where) is None
+        assert await differences(maker, attrs.evolve(outline.whole, files=tuple(changed)), where) is None
         ends = {shard.kind.value: path for shard, path in where.items() if shard.block is None}
         # In a tensor, one that another shard has too, and in a shard's own header.
-        for kind, place in {"embedding": -1, "head": 200}.items():
+        for kind, place, odd in (("embedding", -1, file), ("head", 200, "head")):
             honest = ends[kind].read_bytes()
             altered = bytearray(honest)
             altered[place] ^= 1
             ends[kind].write_bytes(altered)
-            assert await are_the_files(maker, outline.whole, where) is False
+            assert await differences(maker, outline.whole, where) == (odd,)
             ends[kind].write_bytes(honest)

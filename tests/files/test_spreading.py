@@ -9,7 +9,7 @@ import trio
 from support.hub_server import run_hub
 from support.tiny_gguf import write_tiny_llama
 
-from meshnode.errors import PeerUnreachable, RequestError, SourceUnavailable, Unavailable
+from meshnode.errors import InvalidModelFile, PeerUnreachable, RequestError, SourceUnavailable, Unavailable
 from meshnode.files import spreading
 from meshnode.files.acquisitions import AcquireModel
 from meshnode.files.hub_client import Hub
@@ -261,6 +261,7 @@ async def test_who_adds_what_members_have_has_it_from_them(world, hub, wide, wid
     assert (await stranger.mailbox.ask(AcquireModel(REFERENCE, BlockRange(2, 4)))).id == wide_id
     monkeypatch.delattr("meshnode.files.hub_copies.prove")  # samples are for who has not all of it
     assert (await helper.mailbox.ask(AcquireModel(REFERENCE))).id == wide_id
+    assert [node.catalog.entry(wide_id).sampled for node in (stranger, helper)] == [True, False]
     for node in (stranger, helper):
         assert node.catalog.entry(wide_id).origins[0].reference == REFERENCE
     assert helper.catalog.held(wide_id) == {shard.id for shard in helper.catalog.entry(wide_id).manifest.shards}
@@ -278,6 +279,8 @@ async def test_who_adds_what_members_have_has_it_from_them(world, hub, wide, wid
     await helper.manager._check(wide_id)  # as at the start
     assert helper.catalog.is_held(damaged.id)
     assert hub.sent_bytes == sent, "members are asked first"
+    await stranger.mailbox.ask(AcquireModel(REFERENCE))
+    assert not stranger.catalog.entry(wide_id).sampled
     assert not list(stranger.catalog.paths.transfers.iterdir())
 
 
@@ -287,6 +290,16 @@ async def test_what_no_member_has_comes_from_the_hub(world, hub, wide, wide_id):
     assert (await node.mailbox.ask(AcquireModel(REFERENCE))).id == wide_id
     assert len(node.catalog.held(wide_id)) == len({shard.id for shard in node.catalog.entry(wide_id).manifest.shards})
     assert hub.sent_bytes - sent < 0.6 * wide.stat().st_size
+
+
+async def lie_of(world, data, hub, path, blocks=None):
+    """Have a member say that it has what the hub has, and return the id of what it has instead."""
+    liar, origin = world.mesh.members["b"].node, await data.sources[0].look(REFERENCE)
+    lie = await liar.mailbox.ask(AcquireModel(str(path), blocks))
+    source = f"someone/wide-GGUF@{hub.commit('someone/wide-GGUF')[:12]}/x"
+    claimed = attrs.evolve(lie, source=source, source_version=origin.version)
+    await liar.catalog.put(attrs.evolve(liar.catalog.entry(lie.id), manifest=claimed))
+    return lie.id
 
 
 @pytest.mark.parametrize(
@@ -302,14 +315,33 @@ async def test_what_is_not_the_hubs_is_not_taken_for_it(world, data, hub, wide, 
         other.write_bytes(altered)
     else:
         write(other, 128, seed=9)
-    liar, origin = world.mesh.members["b"].node, await data.sources[0].look(REFERENCE)
-    lie = await liar.mailbox.ask(AcquireModel(str(other), given))
-    source = f"someone/wide-GGUF@{hub.commit('someone/wide-GGUF')[:12]}/x"
-    claimed = attrs.evolve(lie, source=source, source_version=origin.version)
-    await liar.catalog.put(attrs.evolve(liar.catalog.entry(lie.id), manifest=claimed))
-    assert lie.id != wide_id
+    assert await lie_of(world, data, hub, other, given) != wide_id
     assert (await world.asker.mailbox.ask(AcquireModel(REFERENCE, blocks))).id == wide_id
     assert [manifest.id for manifest in world.asker.catalog.manifests()] == [wide_id]
+
+
+async def test_what_samples_have_not_shown_comes_out_when_all_of_it_is_here(
+    world, data, hub, wide, wide_id, tmp_path, monkeypatch
+):
+    other = tmp_path / "wide-Q8_0.gguf"
+    altered = bytearray(wide.read_bytes())
+    altered[-5000] ^= 1
+    other.write_bytes(altered)
+    asker, lie = world.asker, await lie_of(world, data, hub, other)
+
+    async def sees_nothing(*_):
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr("meshnode.files.hub_copies.prove", sees_nothing)
+    assert (await asker.mailbox.ask(AcquireModel(REFERENCE, BlockRange(0, 2)))).id == lie
+    await asker.mailbox.ask(AcquireModel(f"{PREFIX}{lie}", BlockRange(2, 4)))
+    assert asker.catalog.entry(lie).sampled
+    with pytest.raises(InvalidModelFile, match=r"wide-Q8_0\.gguf is another one there"):
+        await asker.mailbox.ask(AcquireModel(f"{PREFIX}{lie}"))
+    left = asker.catalog.entry(lie)
+    assert [each.reference for each in left.origins] == [f"{PREFIX}{lie}"]
+    assert (left.sampled, left.manifest.source_version) == (False, None)
+    assert (await asker.mailbox.ask(AcquireModel(REFERENCE))).id == wide_id
 
 
 async def test_without_anybody_who_gives_room_it_is_said_what_to_do(world):
