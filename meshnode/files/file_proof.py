@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from meshnode.files.hub_shares import HubShare, SharedShard, SharedTensor
+from meshnode.files.hub_shares import HubShare, SharedShard
 from meshnode.files.shard_file import SafetensorsLayout
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.source_file import FileRegion, open_source_file
@@ -60,18 +60,9 @@ async def differences(maker: ShareMaker, share: HubShare, paths: Mapping[SharedS
 
 def _places(number: int, paths: Mapping[SharedShard, Path]) -> Iterator[_Place]:
     for shard, path in paths.items():
-        for tensor, at in _tensors(shard):
+        for tensor, at in shard.placed():
             if tensor.file == number:
                 yield _Place(tensor.offset, tensor.nbytes, path, at)
-
-
-def _tensors(shard: SharedShard) -> Iterator[tuple[SharedTensor, int]]:
-    """Yield a shard's tensors, each with where it begins there."""
-    layout, named = SafetensorsLayout.of(shard.descriptors), {tensor.name: tensor for tensor in shard.tensors}
-    at = len(layout.header)
-    for ordered in layout.tensors:
-        yield named[ordered.name], at
-        at += ordered.nbytes
 
 
 def _gaps(places: Sequence[_Place], nbytes: int) -> list[tuple[int, int]]:
@@ -110,7 +101,7 @@ def _odd_ones(paths: Mapping[SharedShard, Path]) -> tuple[str, ...]:
         with open_source_file(path) as file:
             if file.prefix(len(header)) != header:
                 return (shard.place,)
-        for tensor, at in _tensors(shard):
+        for tensor, at in shard.placed():
             place = _Place(tensor.offset, tensor.nbytes, path, at)
             first = firsts.setdefault((tensor.file, tensor.offset), place)
             if first is not place and any(a != b for a, b in zip(first.pieces(), place.pieces(), strict=True)):

@@ -25,6 +25,7 @@ from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.part_file import forget_parts
 from meshnode.files.peer_copies import PeerCopies
 from meshnode.files.peer_ports import holders_of
+from meshnode.files.salvage import Salvage, blocks_from_parts, is_anything_begun, parts_from_blocks
 from meshnode.files.samples import Sample
 from meshnode.files.shard_file import shard_file_name
 from meshnode.files.share_making import ShareMaker
@@ -163,12 +164,18 @@ class HubCopies:
         is_proved = False
         jobs, peers, folder = self.jobs, self.copies.peers, self.jobs.catalog.paths.transfers
         had = tuple(shard for shard in shards if holders_of(peers, manifest.id, shard))
+        known = outline or await self._outline_for_salvage(origin, manifest, shards)
+        await self._salvage(parts_from_blocks, known, manifest, had)
         async with self.copies.transfer(manifest, origin.reference, had).gathered() as parts:
             came = {part.shard.id: part.path for part in parts}
             rest = tuple(shard for shard in shards if shard.id not in came)
             if outline is not None:
                 is_proved = await self._prove(outline, manifest, came, frozenset(shard.id for shard in rest))
             if rest:
+                if (
+                    outline is None
+                ):  # else the manifest is not proved yet, and must not spoil what has come from the hub
+                    await self._salvage(blocks_from_parts, known, manifest, rest)
                 try:
                     await jobs.make(self.source, origin, manifest, rest, staging)
                 except SourceUnavailable as error:  # has other bytes, or is not there, which is found out next
@@ -182,14 +189,43 @@ class HubCopies:
                 }:  # who lies keeps one block back
                     made = {shard.id: staging / shard_file_name(shard.id) for shard in rest}
                     is_proved = await self._prove(outline, manifest, came | made, frozenset())
-            elif outline is not None:
-                await self._forget_headers(outline)
+            elif known is not None:
+                await self._forget_headers(known)
             for part in parts:
                 await jobs.lanes.run("disk", part.finish, staging)
         from_peers = sum(part.shard.nbytes for part in parts)
         from_hub = sum(shard.nbytes for shard in rest)
         _log.info("shards fetched", reference=origin.reference, from_peers=from_peers, from_hub=from_hub)
         return is_proved
+
+    async def _outline_for_salvage(
+        self, origin: Origin, manifest: ModelManifest, shards: tuple[ShardDescriptor, ...]
+    ) -> Outline | None:
+        """Return what says how shards and files go together, if a part of either has come and the hub answers."""
+        jobs, folder = self.jobs, self.jobs.catalog.paths.transfers
+        if not await jobs.lanes.run("disk", is_anything_begun, folder, shards):
+            return None
+        try:
+            async with jobs.staging() as scratch:
+                outline = await self.source.outline(origin.exact, scratch)
+            outline.described(manifest)
+        except SourceUnavailable as error:
+            _log.info("what has come of the files is left", reference=origin.reference, why=str(error))
+            return None
+        return outline
+
+    async def _salvage(
+        self, how: Salvage, outline: Outline | None, manifest: ModelManifest, shards: tuple[ShardDescriptor, ...]
+    ) -> None:
+        if outline is None:
+            return
+        lacking = {(shard.kind, shard.block): shard for shard in shards}
+        said = {
+            each: lacking[each.kind, each.block]
+            for each in outline.described(manifest)
+            if (each.kind, each.block) in lacking
+        }
+        await self.jobs.lanes.run("hashing", how, outline.whole, said, self.jobs.catalog.paths.transfers)
 
     async def _forget_headers(self, outline: Outline) -> None:
         """Delete what has come of the files, where no more is to come. Raises FileError."""

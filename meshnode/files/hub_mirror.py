@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from meshnode.errors import FileError
 
-__all__ = ["BLOCK_BYTES", "Mirror", "forget_mirror", "forget_mirrors", "mirror_written", "open_mirror"]
+__all__ = ["BLOCK_BYTES", "Mirror", "any_mirror", "forget_mirror", "forget_mirrors", "mirror_written", "open_mirror"]
 
 BLOCK_BYTES = 256 << 10  # little is fetched twice where two nodes share a file
 
@@ -43,6 +43,21 @@ class Mirror:
     def blocks_of(self, start: int, end: int) -> range:
         """Return the blocks that bytes `start` to `end` (exclusive) lie in."""
         return range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
+
+    def start_of(self, block: int) -> int:
+        """Return where in the file a block begins."""
+        return block * BLOCK_BYTES
+
+    def has(self, start: int, end: int) -> bool:
+        """Whether bytes `start` to `end` (exclusive) are there."""
+        return self.held.issuperset(self.blocks_of(start, end))
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes that are there. Raises FileError."""
+        try:
+            return os.pread(self._descriptor, end - start, start)
+        except OSError as error:
+            raise FileError(f"cannot read {self.path}: {error.strerror}") from error
 
     def held_bytes(self, blocks: Iterable[int]) -> int:
         """Return how many bytes of these blocks are there."""
@@ -141,6 +156,11 @@ def forget_mirrors(folder: Path, oldest: float) -> None:
                 _delete(path)
     except OSError as error:
         raise _cannot_write(folder, error) from error
+
+
+def any_mirror(folder: Path) -> bool:
+    """Whether something of a file has come. Blocking."""
+    return next(folder.glob(f"*{_MIRROR}"), None) is not None
 
 
 def mirror_written(folder: Path, key: str) -> float:

@@ -4,7 +4,7 @@ Whoever divides the model has read its header, and says of every tensor in which
 share fetches these ranges and nothing else, and says what the shards hash to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import msgspec
@@ -51,6 +51,24 @@ class SharedShard:
     def descriptors(self) -> tuple[TensorDescriptor, ...]:
         """The tensors as a manifest has them."""
         return tuple(TensorDescriptor(each.name, each.ggml_type, each.shape, each.nbytes) for each in self.tensors)
+
+    def placed(self) -> Iterator[tuple[SharedTensor, int]]:
+        """Yield the tensors in the order of the shard's file, each with where it begins there."""
+        layout, named = SafetensorsLayout.of(self.descriptors), {tensor.name: tensor for tensor in self.tensors}
+        at = len(layout.header)
+        for ordered in layout.tensors:
+            yield named[ordered.name], at
+            at += ordered.nbytes
+
+    def pieces(self, start: int, end: int) -> Iterator[bytes | tuple[SharedTensor, int, int]]:
+        """Yield what some bytes of the shard's file are made of: bytes of its header, and ranges of the files of tensors."""
+        header = SafetensorsLayout.of(self.descriptors).header
+        if start < len(header):
+            yield header[start:end]
+        for tensor, at in self.placed():
+            first, last = max(start, at), min(end, at + tensor.nbytes)
+            if first < last:
+                yield tensor, tensor.offset + first - at, tensor.offset + last - at
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,7 @@ from meshnode.files.shard_file import shard_file_name
 from meshnode.types.ids import ShardId, short
 from meshnode.types.manifest import CHUNK_BYTES, ShardDescriptor
 
-__all__ = ["PartFile", "forget_parts", "newest_of", "open_part"]
+__all__ = ["PartFile", "begun", "forget_parts", "newest_of", "open_part"]
 
 
 @attrs.define(eq=False)
@@ -30,6 +30,17 @@ class PartFile:
     def size_of(self, number: int) -> int:
         """Return the bytes of a chunk."""
         return min(CHUNK_BYTES, self.shard.nbytes - number * CHUNK_BYTES)
+
+    def has(self, start: int, end: int) -> bool:
+        """Whether bytes `start` to `end` (exclusive) of the shard are there."""
+        return self.held.issuperset(range(start // CHUNK_BYTES, -(-end // CHUNK_BYTES)))
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes that are there. Raises FileError."""
+        try:
+            return os.pread(self._descriptor, end - start, start)
+        except OSError as error:
+            raise FileError(f"cannot read {self.path}: {error.strerror}") from error
 
     @property
     def done_bytes(self) -> int:
@@ -77,7 +88,7 @@ class PartFile:
 
 def open_part(folder: Path, shard: ShardDescriptor) -> PartFile:
     """Open a shard's part, and find out by their hashes which chunks are there. Blocking. Raises FileError."""
-    path = folder / f"{shard.id}.part"
+    path = _path(folder, shard.id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -98,6 +109,11 @@ def open_part(folder: Path, shard: ShardDescriptor) -> PartFile:
     return part
 
 
+def begun(folder: Path, shard: ShardId) -> bool:
+    """Whether a shard has a part, of which something may be there. Blocking."""
+    return _path(folder, shard).exists()
+
+
 def forget_parts(folder: Path, whole: frozenset[ShardId], oldest: float) -> None:
     """Delete the parts of shards that are `whole`, and those untouched since `oldest` (Unix seconds). Raises FileError."""
     try:
@@ -106,6 +122,10 @@ def forget_parts(folder: Path, whole: frozenset[ShardId], oldest: float) -> None
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(folder, error) from error
+
+
+def _path(folder: Path, shard: ShardId) -> Path:
+    return folder / f"{shard}.part"
 
 
 def newest_of(folder: Path) -> float:

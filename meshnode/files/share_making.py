@@ -18,7 +18,7 @@ from meshnode.files.hub_choice import HubFile
 from meshnode.files.hub_client import Hub, HubRepository, HubTrouble, patiently
 from meshnode.files.hub_download import HubDownload
 from meshnode.files.hub_mirror import Mirror, open_mirror
-from meshnode.files.hub_shares import HubShare, SharedShard, SharedTensor
+from meshnode.files.hub_shares import HubShare, SharedShard
 from meshnode.files.importing import require_space
 from meshnode.files.shard_file import HashedBytes, SafetensorsLayout, shard_file_name, write_shard
 from meshnode.files.share_records import ShareRecords
@@ -80,7 +80,7 @@ class ShareMaker:
     ) -> bytes:
         """Return bytes `start` to `end` (exclusive) of a shard, from the hub, making no more of it. Raises SourceUnavailable."""
         data = bytearray()
-        for part in _parts_of(shard, start, end):
+        for part in shard.pieces(start, end):
             if isinstance(part, bytes):
                 data += part
             else:
@@ -142,24 +142,8 @@ def _write_all(share: HubShare, mirrors: Mapping[int, Mirror], staging: Path, fo
 
 
 def _pieces(shard: SharedShard, files: Mapping[int, SourceFile]) -> Iterator[bytes]:
-    layout, places = SafetensorsLayout.of(shard.descriptors), {tensor.name: tensor for tensor in shard.tensors}
-    yield layout.header
-    for ordered in layout.tensors:
-        tensor = places[ordered.name]
+    yield SafetensorsLayout.of(shard.descriptors).header
+    for tensor, _ in shard.placed():
         for piece in FileRegion(files[tensor.file], tensor.offset, tensor.nbytes).pieces():
             trio.from_thread.check_cancelled()
             yield piece
-
-
-def _parts_of(shard: SharedShard, start: int, end: int) -> Iterator[bytes | tuple[SharedTensor, int, int]]:
-    """Yield what some bytes of a shard are made of: bytes of the shard's header, and ranges of the files of tensors."""
-    layout, places = SafetensorsLayout.of(shard.descriptors), {tensor.name: tensor for tensor in shard.tensors}
-    at = len(layout.header)
-    if start < at:
-        yield layout.header[start:end]
-    for ordered in layout.tensors:
-        tensor = places[ordered.name]
-        first, last = max(start, at), min(end, at + tensor.nbytes)
-        if first < last:
-            yield tensor, tensor.offset + first - at, tensor.offset + last - at
-        at += tensor.nbytes

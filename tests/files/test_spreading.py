@@ -16,6 +16,7 @@ from meshnode.files.hub_client import Hub
 from meshnode.files.hub_source import HubSource
 from meshnode.files.importing import import_gguf
 from meshnode.files.local_gguf import LocalGGUF
+from meshnode.files.part_file import open_part
 from meshnode.files.peer_copies import PREFIX
 from meshnode.files.shard_file import hash_pieces
 from meshnode.files.share_making import ShareMaker
@@ -290,6 +291,41 @@ async def test_what_no_member_has_comes_from_the_hub(world, hub, wide, wide_id):
     assert (await node.mailbox.ask(AcquireModel(REFERENCE))).id == wide_id
     assert len(node.catalog.held(wide_id)) == len({shard.id for shard in node.catalog.entry(wide_id).manifest.shards})
     assert hub.sent_bytes - sent < 0.6 * wide.stat().st_size
+
+
+async def test_what_has_come_from_the_hub_is_not_fetched_from_members_nor_the_other_way_round(
+    world, hub, wide, wide_id, monkeypatch
+):
+    node, other, given = world.mesh.members["b"].node, world.mesh.members["c"].node, []
+    fetch = Helper.fetch
+
+    async def counted(self, shard, first, count, take):
+        given.extend((shard, number) for number in range(first, first + count))
+        await fetch(self, shard, first, count, take)
+
+    monkeypatch.setattr(Helper, "fetch", counted)
+    hub.faults = ["", "cut", "", "cut", "404"]
+    with pytest.raises(SourceUnavailable):
+        await node.mailbox.ask(AcquireModel(REFERENCE))
+    hub.faults = []
+    await world.asker.mailbox.ask(AcquireModel(REFERENCE))
+    sent = hub.sent_bytes
+    manifest = await node.mailbox.ask(AcquireModel(REFERENCE))
+    assert manifest.id == wide_id
+    assert hub.sent_bytes - sent < wide.stat().st_size / 20
+    chunks = {(shard.id, number) for shard in manifest.shards for number in range(len(shard.chunks))}
+    assert len(given) < len(chunks)
+
+    await other.mailbox.ask(AcquireModel(REFERENCE, BlockRange(0, 1)))
+    block = next(shard for shard in manifest.shards if shard.block == 5)
+    part = open_part(other.catalog.paths.transfers, block)
+    part.write(0, node.catalog.path(block.id).read_bytes()[:CHUNK_BYTES])
+    part.close()
+    monkeypatch.setattr("meshnode.files.hub_copies.holders_of", lambda *_: frozenset())  # they have all gone
+    sent = hub.sent_bytes
+    await other.mailbox.ask(AcquireModel(REFERENCE, BlockRange(5, 6)))
+    assert other.catalog.is_held(block.id)
+    assert hub.sent_bytes - sent < block.nbytes  # whole blocks of the file, which neighbours share
 
 
 async def lie_of(world, data, hub, path, blocks=None):
