@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from meshnode.engine.avx2 import are_preferred
 from meshnode.engine.kv_cache import PAGE
 from meshnode.engine.layers.products import Products
 
@@ -33,6 +34,8 @@ def drift_class(device: str) -> str:
     kinds = [name for name, there in flags.items() if there]
     if Products.on(torch.device("cpu")).dtype is torch.float32:
         kinds += ["f32", _maker()]
+    if are_preferred():
+        kinds.append("own")
     return "-".join([f"{ENGINE}.{PAGE}", "cpu", capability, *kinds])
 
 

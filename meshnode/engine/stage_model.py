@@ -17,6 +17,7 @@ from meshnode.engine.architectures.registry import block_class
 from meshnode.engine.executor import StageSpec
 from meshnode.engine.kv_cache import PAGE, PagePool, SessionCache
 from meshnode.engine.layers.attention import Attention
+from meshnode.engine.layers.direct_attention import DirectAttention
 from meshnode.engine.layers.embedding import Embedding
 from meshnode.engine.layers.linear import Linear, build_linear
 from meshnode.engine.layers.norm import RMSNorm
@@ -158,7 +159,10 @@ class StageModel:
     ) -> torch.Tensor:
         began = time.perf_counter()
         rotations = self.rotary.rotations([(cache.length, count) for cache, count in caches])
-        attention = Attention.begin(rotations, caches, self.plans)
+        if DirectAttention.suits(self.pool):
+            attention = DirectAttention.begin(rotations, caches, self.pool, self.spec.config.head_count)
+        else:
+            attention = Attention.begin(rotations, caches, self.plans)
         for index in part.blocks:
             activations = self.blocks[index].forward(activations, attention, index)
         for cache, count in caches:

@@ -4,9 +4,11 @@ import platform
 
 import pytest
 import torch
+from support.kernels import OWN_RUN_HERE, needs_own, use_kernels
 
 from meshnode.engine.layers.byte_products import FbgemmProduct, VnniProduct, byte_product
 from meshnode.engine.layers.dense_linear import DenseLinear
+from meshnode.engine.layers.int4_digits import Int4DigitsLinear
 from meshnode.engine.layers.int4_linear import Int4Linear
 from meshnode.engine.layers.int8_linear import Int8Linear
 from meshnode.engine.layers.linear import SideBySide, build_linear
@@ -22,6 +24,7 @@ def packed_for(kernel):
 KERNELS = {
     "int4": (Int4Linear.pack, "Q4_1"),
     "int4 of eight bits": (Int4Linear.pack, "Q8_0"),
+    **({"int4, 15 bits": (Int4DigitsLinear.pack, "Q4_1")} if OWN_RUN_HERE else {}),
     # oneDNN's sums saturate on other processors, so it is not chosen there
     **({"int8 of oneDNN": (packed_for(VnniProduct), "Q8_0")} if torch.cpu._is_vnni_supported() else {}),
     **({"int8 of FBGEMM": (packed_for(FbgemmProduct), "Q8_0")} if platform.machine() == "x86_64" else {}),
@@ -73,10 +76,14 @@ def test_a_row_has_the_same_bits_in_any_company(name, threads):
         torch.set_num_threads(before)
 
 
-def test_stacked_matrices_give_their_outputs_side_by_side():
+@pytest.mark.parametrize(
+    ("kernels", "kind"), [("torch", Int4Linear), pytest.param("own", Int4DigitsLinear, marks=needs_own)]
+)
+def test_stacked_matrices_give_their_outputs_side_by_side(monkeypatch, kernels, kind):
+    use_kernels(monkeypatch, kernels)
     first, second = matrix("Q4_1"), matrix("Q4_1", 32, seed=5)
     both = build_linear([first, second], device=CPU)
-    assert isinstance(both, Int4Linear)
+    assert isinstance(both, kind)
     rows = inputs(4)
     parts = torch.cat([build_linear([part], device=CPU)(rows) for part in (first, second)], dim=1)
     assert torch.equal(both(rows), parts)

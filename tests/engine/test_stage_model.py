@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from support.kernels import needs_own, use_kernels
 from support.reference_model import reference
 from support.stages import stage_of, tiny_manifest
 from support.tiny_gguf import write_tiny_llama
@@ -59,9 +60,12 @@ def test_variants_of_the_family_agree_too(tmp_path, options):
     assert float((found - exact).std()) < 0.05 * float(exact.std())
 
 
-@pytest.mark.parametrize("quantization", ["Q4_1", "Q8_0", "F32"])
+@pytest.mark.parametrize(
+    ("kernels", "quantization"), [("own", "Q4_1"), ("own", "Q8_0"), ("own", "F32"), ("torch", "Q4_1"), ("torch", "F32")]
+)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_chunks_borders_and_batches_change_no_bit(tmp_path, quantization, threads):
+def test_chunks_borders_and_batches_change_no_bit(tmp_path, monkeypatch, kernels, quantization, threads):
+    use_kernels(monkeypatch, kernels)
     path = write_tiny_llama(tmp_path / "m.gguf", quantization=quantization, blocks=3)
     whole = load(path, tmp_path / "shards")
     split = load(path, tmp_path / "shards", 1, 2)
@@ -81,6 +85,7 @@ def test_chunks_borders_and_batches_change_no_bit(tmp_path, quantization, thread
 
 
 def test_float32_products_change_no_bit_either(tmp_path, monkeypatch):
+    use_kernels(monkeypatch, "torch")
     monkeypatch.setattr("meshnode.engine.layers.products._cpu_has_bfloat16", lambda: False)
     path = write_tiny_llama(tmp_path / "m.gguf", quantization="F16", blocks=2)
     stages, tokens = load(path, tmp_path / "shards"), tokens_of(300)
@@ -88,6 +93,18 @@ def test_float32_products_change_no_bit_either(tmp_path, monkeypatch):
     one_by_one = run(stages, tokens, [1] * 300)
     assert torch.equal(run(stages, tokens, [129, 1, 2, 3, 5, 160]), one_by_one)
     assert float((one_by_one - reference(path, tokens)).std()) < 0.02 * float(one_by_one.std())
+
+
+@needs_own
+@pytest.mark.parametrize("quantization", ["Q4_K", "F16"])
+def test_both_kinds_of_kernels_compute_the_same_model(tmp_path, monkeypatch, quantization):
+    path, tokens = write_tiny_llama(tmp_path / "m.gguf", quantization=quantization), tokens_of(300)
+    found = {}
+    for kernels in ("own", "torch"):
+        use_kernels(monkeypatch, kernels)
+        found[kernels] = run(load(path, tmp_path / "shards"), tokens, [300])
+    assert float((found["own"] - found["torch"]).std()) < 0.03 * float(found["own"].std())
+    assert not torch.equal(found["own"], found["torch"])  # else the same ones ran twice
 
 
 def run_together(stage, tokens, choose):

@@ -9,6 +9,7 @@ import attrs
 import torch
 
 from meshnode.engine.layers.attention import Attention
+from meshnode.engine.layers.direct_attention import DirectAttention
 from meshnode.engine.layers.linear import Linear, build_linear
 from meshnode.engine.layers.mlp import GatedMLP
 from meshnode.engine.layers.norm import RMSNorm
@@ -63,7 +64,7 @@ class LlamaBlock:
         parts = (self.attention_norm, self.qkv, self.output, self.mlp_norm, self.mlp)
         return sum(part.nbytes for part in parts)
 
-    def forward(self, rows: torch.Tensor, attention: Attention, block: int) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor, attention: Attention | DirectAttention, block: int) -> torch.Tensor:
         """Advance bfloat16 [n, hidden] in place, as block `block` of its stage."""
         rows.add_(self.output(attention(self.qkv(self.attention_norm(rows)), block)))
         return rows.add_(self.mlp(self.mlp_norm(rows)))

@@ -1,0 +1,22 @@
+"""Kernels of our own, for processors with AVX2 and nothing wider; `docs/decisions/013-own-kernels.md` says why.
+
+They are C, built when meshnode is installed where there is a compiler; without them everything runs on torch's kernels, as it
+does on other processors. Each gives a row the same bits in any company. Which kernels a stage uses is part of its drift class.
+"""
+
+import torch
+
+try:
+    from meshnode.engine.avx2 import _kernels as kernels
+except ImportError:  # installed without a compiler
+    kernels = None  # type: ignore[assignment]
+
+__all__ = ["are_preferred", "kernels"]
+
+
+_ARE_PREFERRED = kernels is not None and bool(kernels.SUPPORTED) and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def are_preferred() -> bool:
+    """Return whether the kernels are there and the best choice: with AVX-512 torch has better ones for quantised weights."""
+    return _ARE_PREFERRED
