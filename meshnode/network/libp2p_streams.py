@@ -6,6 +6,8 @@ streams that leads through a relay.
 
 from __future__ import annotations
 
+import os
+
 import trio
 from libp2p.connection_types import ConnectionType
 from libp2p.exceptions import BaseLibp2pError
@@ -18,13 +20,15 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 
 from meshnode.crypto.signing import parse_peer_id
 from meshnode.network.addresses import is_neighbour
-from meshnode.network.patches import SteadyStream
+from meshnode.network.patches import PeerHangs, SteadyStream
 from meshnode.types.ids import PeerId
 
 __all__ = ["Carrier", "Discreet", "LibP2PStream", "Negotiator", "why"]
 
 _CHUNK = 64 << 10  # bytes
 _READ_AHEAD = 16 << 10  # bytes; Noise asks for two, and then for as many as these say
+_SMALL = 4 << 10  # bytes; more than a heartbeat, and less than what could keep others from their turn
+_WRITE_DEADLINE = 30.0  # seconds for one message to enter the socket: longer means a peer that hangs
 _LARGEST_READ = 128 << 10  # bytes; Noise asks for 64 KiB at most, a stranger's length field for whatever it says
 _LONGEST_NAME = 1024  # bytes of a protocol's name
 _FAREWELL = 2.0  # seconds for the end of a stream to be written; a peer that hangs does not get it
@@ -38,6 +42,7 @@ class Carrier(ReadWriteCloser):
 
     def __init__(self, stream: trio.SocketStream | LibP2PStream, remote: tuple[str, int] | None) -> None:
         self._stream = stream
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._remote = remote
         self._ahead = b""  # has come, and was not asked for yet
 
@@ -59,11 +64,29 @@ class Carrier(ReadWriteCloser):
         return bytes(data[:size])
 
     async def write(self, data: bytes) -> None:
-        """Send all of `data`. Raises ConnectionClosedError."""
+        """Send all of `data`, even when cancelled: half of a message would be the end of the connection.
+
+        Raises ConnectionClosedError; PeerHangs when the peer takes nothing for 30 s.
+        """
         try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            sent = self._send_now(data) if len(data) <= _SMALL else 0
+            if sent == len(data):
+                return
+            with trio.CancelScope(deadline=trio.current_time() + _WRITE_DEADLINE, shield=True) as scope:
+                await self._stream.send_all(data[sent:])
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             raise ConnectionClosedError(str(error)) from error
+        if scope.cancelled_caught:
+            raise PeerHangs(f"the peer took nothing for {_WRITE_DEADLINE:.0f} s")
+
+    def _send_now(self, data: bytes) -> int:
+        """Return how many bytes went into the socket's buffer, without a round of the loop and without a scope."""
+        if self._socket is None:
+            return 0
+        try:
+            return os.write(self._socket.fileno(), data)
+        except BlockingIOError:
+            return 0
 
     async def close(self) -> None:
         """Close it."""

@@ -2,8 +2,8 @@
 
 What goes wrong without, each found with two hosts on loopback and held by a test in tests/network/test_patches.py:
 
-- A cancelled write can leave half a frame, or a Noise nonce that was never sent: the connection is lost. Frames are written
-  shielded, under a deadline.
+- A cancelled write can leave half a frame, or a Noise nonce that was never sent: the connection is lost. What carries it writes
+  shielded, under a deadline (`libp2p_streams.Carrier`).
 - A cancelled read has taken data from the buffer and then waits for the window update to be written: the data is lost.
 - A reader waits for ever when its own side resets the stream.
 - A writer gives up after 5 s without window, so that a slow reader ends the stream instead of slowing it down.
@@ -11,27 +11,36 @@ What goes wrong without, each found with two hosts on loopback and held by a tes
 - Closing waits for a farewell to be written, for 30 s to a peer that hangs, and then sleeps.
 - Every read, however small, is told to the sender in a frame of its own: a heartbeat costs two. The window is opened again
   once half of it has been used.
+- Each end pings every half minute, for ever, to know how fast a window may grow: a quarter of the frames between idle peers.
+  Once is enough.
+- A lock that nobody holds costs a round of the loop, and data that has come already is read under a deadline: most of what a
+  heartbeat costs. Neither has to be.
 - A peer that ignores its window is only warned about, and fills our memory. Its stream is reset.
 """
 
 import importlib.metadata
 import logging
+import math
 import os
 import struct
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
+from libp2p.abc import ISecureConn
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.utils import read_exactly
+from libp2p.peer.id import ID
+from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 from libp2p.stream_muxer.yamux import yamux
 
-__all__ = ["LIBP2P_VERSION", "SteadyStream", "SteadyYamux", "apply"]
+__all__ = ["LIBP2P_VERSION", "PeerHangs", "SteadyStream", "SteadyYamux", "apply"]
 
 LIBP2P_VERSION = "0.8.1"
 
-_WRITE_DEADLINE = 30.0  # seconds for one frame to enter the socket: longer means a peer that hangs
 _MAX_WINDOW = 1 << 20  # bytes that a peer may send ahead of the reader, per stream; libp2p's own is 16 MiB
 _RECHECK = 0.5  # seconds between looks whether a stream without window has been closed meanwhile
 
@@ -52,21 +61,58 @@ def apply() -> None:
             log.addHandler(logging.NullHandler())
     yamux.YamuxStream = SteadyStream  # type: ignore[misc]
     yamux.MAX_WINDOW_SIZE = _MAX_WINDOW
+    yamux.RTT_MEASURE_INTERVAL = math.inf  # type: ignore[assignment]
     muxer_multistream.Yamux = SteadyYamux  # type: ignore[attr-defined]  # whatever class it is configured with, it makes this one
 
 
+class PeerHangs(ConnectionClosedError):
+    """Nothing that is written to a connection goes out."""
+
+
+class _Turn:
+    """A lock that is taken at once when nobody has it: Trio's lets the loop go round first."""
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class SteadyYamux(yamux.Yamux):
-    """A multiplexed connection whose frames are written whole or not at all."""
+    """A multiplexed connection that gives way to a peer that hangs, and is quick about small frames."""
+
+    def __init__(
+        self,
+        secured_conn: ISecureConn,
+        peer_id: ID,
+        is_initiator: bool | None = None,
+        on_close: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:  # libp2p's
+        super().__init__(secured_conn, peer_id, is_initiator, on_close)
+        self.streams_lock, self._write_lock = _Turn(), _Turn()  # type: ignore[assignment]
 
     async def _write_frame(self, data: bytes) -> None:
         async with self._write_lock:
             if self.event_closed.is_set():
                 raise ConnectionClosedError("the connection is closed")
-            with trio.CancelScope(deadline=trio.current_time() + _WRITE_DEADLINE, shield=True) as scope:
+            try:
                 await self.secured_conn.write(data)
-        if scope.cancelled_caught:
-            await self.close()
-            raise ConnectionClosedError(f"the peer took nothing for {_WRITE_DEADLINE:.0f} s")
+            except PeerHangs:
+                await self.close()
+                raise
+
+    async def _read_data_body(self, length: int) -> bytes:
+        session = self.secured_conn
+        if isinstance(session, SecureSession) and session.high_watermark - session.low_watermark >= length:
+            return await read_exactly(session, length)
+        return await super()._read_data_body(length)
 
     async def close(self, error_code: int = yamux.GO_AWAY_NORMAL) -> None:  # noqa: ARG002  # nobody is told one
         """End the connection at once, without farewell: a peer that hangs would not read it. Cannot be cancelled."""
@@ -158,7 +204,7 @@ class SteadyStream(yamux.YamuxStream):
         del buffer[:size]
         if self.closed:
             self.conn._finalize_stream_locked(self, fully_closed=True)
-        else:
+        elif self._is_window_low():
             with trio.CancelScope(shield=True), suppress(BaseLibp2pError, OSError):  # the data is here, come what may
                 await self._auto_tune_and_send_window_update(bytes_read=size)
         return data
@@ -171,13 +217,19 @@ class SteadyStream(yamux.YamuxStream):
             event.set()
 
     async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:  # noqa: ARG002  # all are counted below
-        buffered = len(self.conn.stream_buffers.get(self.stream_id, b""))
-        if 2 * (self._recv_window + buffered) > self.target_recv_window:
+        if not self._is_window_low():
             return
+        buffered = self._buffered()
         async with self.window_lock:
             grown = self._grow_to_delta(buffered) + self._apply_autotune_epoch(buffered)
         if grown:
             await self.send_window_update(grown, skip_lock=True)
+
+    def _is_window_low(self) -> bool:
+        return 2 * (self._recv_window + self._buffered()) <= self.target_recv_window
+
+    def _buffered(self) -> int:
+        return len(self.conn.stream_buffers.get(self.stream_id, b""))
 
     async def _tell_reset(self) -> None:
         with suppress(BaseLibp2pError, OSError):  # the connection has gone, and the stream with it

@@ -17,37 +17,36 @@ from meshnode.network.libp2p_streams import Carrier
 PEER = ID.from_base58(Identity(bytes(32)).peer)
 
 
-class Wire:
-    """One end of a connection, secure as far as yamux knows."""
+class Line:
+    """A stream that takes its time over a write, and may hang in the middle of one."""
 
-    def __init__(self, stream, *, is_initiator):
+    def __init__(self, stream):
         self.stream = stream
-        self.is_initiator = is_initiator
         self.hangs = False
         self.written = 0
 
-    async def write(self, data):
+    async def send_all(self, data):
         for start in range(0, len(data), 1000):
             if self.hangs:
                 await trio.sleep_forever()
             await trio.sleep(0.001)
-            try:
-                await self.stream.send_all(data[start : start + 1000])
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise ConnectionClosedError("gone") from error
+            await self.stream.send_all(data[start : start + 1000])
             self.written += len(data[start : start + 1000])
 
-    async def read(self, n=None):
-        try:
-            data = await self.stream.receive_some(n)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionClosedError("gone") from error
-        if not data:
-            raise ConnectionClosedError("ended")
-        return bytes(data)
+    async def receive_some(self, max_bytes=None):
+        return await self.stream.receive_some(max_bytes)
 
-    async def close(self):
+    async def aclose(self):
         await self.stream.aclose()
+
+
+class Wire(Carrier):
+    """One end of a connection, secure as far as yamux knows."""
+
+    def __init__(self, stream, *, is_initiator):
+        self.line = Line(stream)
+        self.is_initiator = is_initiator
+        super().__init__(self.line, None)
 
 
 @asynccontextmanager
@@ -92,7 +91,7 @@ def test_the_version_is_the_one_that_is_installed():
 
 async def test_a_cancelled_write_leaves_no_half_frame(autojump_clock):
     async with with_stream() as (here, there):
-        wire, received = here.conn.secured_conn, bytearray()
+        line, received = here.conn.secured_conn.line, bytearray()
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon
@@ -100,11 +99,11 @@ async def test_a_cancelled_write_leaves_no_half_frame(autojump_clock):
                 received.extend(await read_to_the_end(there))
 
             for _ in range(50):
-                before = wire.written
+                before = line.written
                 with trio.move_on_after(0.0035) as scope:
                     await here.write(bytes(40_000))
                 assert scope.cancel_called
-                assert wire.written - before >= 40_012
+                assert line.written - before >= 40_012
             await here.write(b"end")
             await here.close()
         assert received == bytes(50 * 40_000) + b"end"
@@ -136,7 +135,7 @@ async def test_a_cancelled_read_loses_nothing(autojump_clock):
 
 async def test_a_peer_that_takes_nothing_loses_the_connection(autojump_clock):
     async with with_stream() as (here, _):
-        here.conn.secured_conn.hangs = True
+        here.conn.secured_conn.line.hangs = True
         started = trio.current_time()
         with pytest.raises(ConnectionClosedError, match="took nothing for 30 s"):
             await here.write(b"anybody?")
@@ -148,7 +147,7 @@ async def test_a_peer_that_takes_nothing_loses_the_connection(autojump_clock):
 
 async def test_closing_does_not_wait_for_a_peer_that_hangs(autojump_clock):
     async with with_stream() as (here, _):
-        here.conn.secured_conn.hangs = True
+        here.conn.secured_conn.line.hangs = True
         started = trio.current_time()
         await here.conn.close()
         assert trio.current_time() == started
@@ -203,17 +202,17 @@ async def test_a_window_grows_with_its_reader_and_not_beyond_its_limit(autojump_
 async def test_a_window_is_opened_when_half_of_it_is_used_and_not_for_every_little_that_is_read(autojump_clock):
     async with with_stream() as (here, there):
         await trio.sleep(1)
-        began, half = there.conn.secured_conn.written, there.target_recv_window // 2
+        began, half = there.conn.secured_conn.line.written, there.target_recv_window // 2
         for _ in range(100):
             await here.write(b"heartbeat")
             assert await there.read() == b"heartbeat"
-        assert there.conn.secured_conn.written == began
+        assert there.conn.secured_conn.line.written == began
         await here.write(bytes(half))
         left = half
         while left:
             left -= len(await there.read())
         await trio.sleep(1)
-        assert there.conn.secured_conn.written - began <= 3 * 12  # it grows meanwhile
+        assert there.conn.secured_conn.line.written - began <= 3 * 12  # it grows meanwhile
         assert here.send_window == there.recv_window > half
 
 
@@ -226,6 +225,50 @@ async def test_a_socket_is_not_asked_for_every_two_bytes():
     assert await carrier.read(1) + await carrier.read() == b"\1!"
     with pytest.raises(ConnectionClosedError):
         await carrier.read(1)
+
+
+async def test_a_small_message_goes_out_whole_at_once_if_there_is_room_and_later_if_not():
+    message, received = bytes(range(256)) * 15, bytearray()
+    here, there = map(trio.SocketStream, trio.socket.socketpair())
+    async with here, there:
+        carrier = Carrier(here, None)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await carrier.write(message)
+        assert not scope.cancelled_caught
+        assert await there.receive_some() == message  # without a round of the loop in which the cancellation had struck
+
+        written = 0
+
+        async def write():
+            nonlocal written
+            with scope:
+                while True:
+                    await carrier.write(message)
+                    written += len(message)
+                    await trio.lowlevel.checkpoint()
+
+        scope = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            while not scope.cancelled_caught:
+                received += await there.receive_some()
+        while len(received) < written:
+            received += await there.receive_some()
+        assert received == message * (written // len(message))
+    with pytest.raises(ConnectionClosedError):
+        await carrier.write(message)
+
+
+async def test_an_idle_connection_says_nothing_once_it_knows_how_far_away_the_peer_is(autojump_clock):
+    async with connected() as ends:
+        await trio.sleep(5)
+        began = [end.secured_conn.line.written for end in ends]
+        await trio.sleep(600)
+        assert [end.secured_conn.line.written for end in ends] == began
+        assert all(end.rtt() > 0 for end in ends)
 
 
 async def test_what_was_finished_is_read_as_finished_though_a_reset_follows(autojump_clock):
