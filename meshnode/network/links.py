@@ -14,7 +14,6 @@ import msgspec
 import trio
 
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable, WireError
-from meshnode.flow.periodic import Ticker
 from meshnode.network.heartbeats import Heartbeat
 from meshnode.network.outbox import Outbox
 from meshnode.network.ports import ByteStream, Inbound
@@ -30,7 +29,7 @@ __all__ = ["Link", "LinkSettings"]
 
 M = TypeVar("M", bound=msgspec.Struct)
 _READ = 256 << 10  # bytes
-_MEASURE_EVERY = 6  # heartbeats between two round trips that the side measures which did not open the link
+_MEASURE_EVERY = 12  # pings of the side that opened the link, of which the other answers one with a ping of its own
 
 
 @attrs.frozen
@@ -76,6 +75,8 @@ class Link(Generic[M]):
     _outbox: Outbox = attrs.field(repr=False, init=False)
     _heart: Heartbeat = attrs.field(repr=False, factory=Heartbeat, init=False)
     _writer: FrameWriter = attrs.field(repr=False, init=False)
+    _rest: trio.CancelScope = attrs.field(repr=False, factory=trio.CancelScope, init=False)  # until the next look
+    _slices: int = attrs.field(repr=False, default=0, init=False)  # written at the last one
     _delivering: bool = attrs.field(repr=False, default=False, init=False)
     _last_write: trio.CancelScope = attrs.field(repr=False, factory=lambda: trio.CancelScope(shield=True), init=False)
     _scope: trio.CancelScope = attrs.field(repr=False, factory=trio.CancelScope, init=False)
@@ -227,21 +228,30 @@ class Link(Generic[M]):
                 self.close(error)
 
     async def _beat(self) -> None:
-        written = 0
-        async for beat in Ticker(self.settings.heartbeat):
-            is_busy = self._delivering or self._writer.slices != written
-            if is_busy:
-                self._heart.heard()  # what says that the peer lives may lie unread here, or wait behind a long frame there
-            written = self._writer.slices
-            if self._writer.waiting >= self.settings.stall:
-                self.close(f"the peer has taken nothing for {self._writer.waiting:.0f} s")
-            may_measure_later = beat % _MEASURE_EVERY and self._heart.round_trip is not None
-            if not (self.opened or is_busy) and may_measure_later and self._heart.may_rest():
-                continue  # who opened the link asks already: it hears that we live, and we that it does
-            ping = self._heart.ping(measure=self._outbox.is_idle)
-            if self._heart.missed >= self.settings.misses:
-                self.close(f"no sign of life for {self._heart.missed * self.settings.heartbeat:.0f} s")
-            self._outbox.put_first("ping", self._codec.encode(ping))
+        while True:
+            self._look()
+            with trio.move_on_after(self.settings.heartbeat) as self._rest:
+                await trio.sleep_forever()
+
+    def _look(self, asked: Ping | None = None) -> None:
+        """Ask whether the peer lives, and count how often it has not shown it. Called for every beat, of ours or of the peer.
+
+        Who opened the link asks; the other side hears by that that it lives, wakes only when it does not, and asks seldom.
+        """
+        is_busy = self._delivering or self._writer.slices != self._slices
+        if is_busy:
+            self._heart.heard()  # what says that the peer lives may lie unread here, or wait behind a long frame there
+        self._slices = self._writer.slices
+        if self._writer.waiting >= self.settings.stall:
+            self.close(f"the peer has taken nothing for {self._writer.waiting:.0f} s")
+        if asked is not None:
+            self._rest.deadline = trio.current_time() + 1.5 * self.settings.heartbeat
+            if asked.number % _MEASURE_EVERY and self._heart.round_trip is not None and self._heart.may_rest():
+                return
+        ping = self._heart.ping(measure=self._outbox.is_idle)
+        if self._heart.missed >= self.settings.misses:
+            self.close(f"no sign of life for {self._heart.missed * self.settings.heartbeat:.0f} s")
+        self._outbox.put_first("ping", self._codec.encode(ping))
 
     # Receiving
 
@@ -274,6 +284,8 @@ class Link(Generic[M]):
         for envelope in envelopes:
             message: msgspec.Struct = envelope.message
             if isinstance(message, Ping):
+                if not self.opened:
+                    self._look(message)
                 self._outbox.put_first("pong", self._codec.encode(Pong(message.number)))
                 continue
             if isinstance(message, Pong):

@@ -279,8 +279,9 @@ async def test_a_slow_reader_makes_senders_wait_and_loses_nothing(autojump_clock
     assert got == list(range(60))
 
 
-async def test_a_peer_that_pings_but_takes_nothing_is_given_up(autojump_clock):
-    async with one_link(streams=trio.testing.lockstep_stream_pair) as (link, raw):
+@pytest.mark.parametrize("opened", [True, False])
+async def test_a_peer_that_pings_but_takes_nothing_is_given_up(opened, autojump_clock):
+    async with one_link(streams=trio.testing.lockstep_stream_pair, opened=opened) as (link, raw):
 
         async def keep_talking():
             for number in range(1000):
@@ -540,3 +541,16 @@ async def test_who_was_asked_need_not_ask_too(autojump_clock):
     pings = [link for link, kind in sent if kind is Ping]
     assert pings.count(here) > 50
     assert pings.count(there) < 15
+
+
+async def test_who_was_asked_until_now_notices_as_soon_that_nobody_asks_any_more(autojump_clock):
+    async with one_link(opened=False) as (link, raw):
+        for number in range(1, 20):
+            await raw.send(Ping(number))
+            await trio.sleep(5)
+            assert link.missed == 0
+        silent_since = trio.current_time() - 5
+        await trio.sleep(4)
+        assert link.missed == 1
+        await link.closed.wait()
+        assert 15 <= trio.current_time() - silent_since <= 20
