@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from meshnode.flow.broadcast import Broadcast
+from meshnode.flow.changes import Changes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.peers import PeerView
@@ -72,6 +73,11 @@ class HealthMonitor:
     _weights: dict[PeerId, float] = attrs.field(factory=dict, init=False)
     _dropped: int = attrs.field(default=0, init=False)  # pieces of evidence, as far as they are counted
     _alone_since: float | None = attrs.field(default=None, init=False)
+    _changes: Changes = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        shared = self._resources
+        self._changes = Changes((shared.peers.changed, shared.failures, shared.offering))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch until cancelled."""
@@ -106,6 +112,15 @@ class HealthMonitor:
         faded = 0.5 ** (_LOOK_EVERY / _HALF_LIFE)
         self._weights = {peer: weight * faded for peer, weight in self._weights.items() if weight > 0.1}
         self._tell()  # here, not with each piece of evidence: a flood of it costs one round, and is acted on in a second
+        if self._changes.there_are():
+            self._tell_membership()
+        refused = resources.evidence.refused
+        resources.metrics.network_evidence_dropped_total.inc(refused - self._dropped)
+        self._dropped = refused
+        self._watch_loneliness()
+
+    def _tell_membership(self) -> None:
+        resources = self._resources
         peers = resources.peers.peers()
         alive = frozenset(peer.peer for peer in peers if _is_there(peer))
         for peer in alive - self._alive:
@@ -115,14 +130,10 @@ class HealthMonitor:
         self._alive = alive
         resources.metrics.network_peers.set(len(alive))
         resources.metrics.network_disputed_names.set(_disputed(peers, resources.offering.value))
-        refused = resources.evidence.refused
-        resources.metrics.network_evidence_dropped_total.inc(refused - self._dropped)
-        self._dropped = refused
-        self._watch_loneliness(alive)
 
-    def _watch_loneliness(self, alive: frozenset[PeerId]) -> None:
+    def _watch_loneliness(self) -> None:
         health, now = self._resources.health, trio.current_time()
-        if alive or not self._expects_peers:
+        if self._alive or not self._expects_peers:
             self._alone_since = None
             health.clear_condition("no_peers", "HealthMonitor")
             return

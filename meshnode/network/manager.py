@@ -17,6 +17,7 @@ import trio
 
 from meshnode import __version__
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable, StoreError
+from meshnode.flow.changes import Changes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.address_book import AddressBook
@@ -255,10 +256,13 @@ class NetworkManager:
 
     async def _keep_connected(self, host: Host, nursery: trio.Nursery, sought: Collection[PeerId]) -> None:
         """Dial whoever is known and not linked, a few at a time; one that hangs keeps no other waiting."""
+        table, wanted, seen = self._resources.table, dict[PeerId, tuple[str, ...]](), frozenset[PeerId]()
+        changes = Changes((table.changed, table.failures))
         while True:
             self._pulse.touch()
             self._tell_addresses(host)
-            wanted = self._wanted(sought)
+            if changes.there_are() or seen != sought:
+                wanted, seen = self._wanted(sought), frozenset(sought)
             due = [peer for peer in self._dialling.due(wanted) if peer not in self._under_way]
             for peer in due[: _DIALS_AT_ONCE - len(self._under_way)]:
                 nursery.start_soon(self._try, host, nursery, peer, wanted[peer])

@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from meshnode.errors import PeerError
+from meshnode.flow.changes import Changes
 from meshnode.network.addresses import direct_only
 from meshnode.network.dialing import Dialling
 from meshnode.network.host_ports import Host
@@ -38,21 +39,19 @@ class Places:
 
     async def run(self) -> None:
         """Take places as they are needed, until cancelled."""
+        changes = Changes((self._peers.changed,))
         while True:
             await trio.sleep(_LOOK_EVERY)
-            peers = self._peers.peers()
-            if not self._is_needed(peers):
+            now = trio.current_time()
+            if changes.there_are():
+                apart = [info.peer for info in self._peers.peers() if _is_apart(info)]
+                self._apart = {peer: self._apart.get(peer, now) for peer in apart}
+            if all(now - since < _PATIENCE for since in self._apart.values()):
                 continue
             held = self._host.relays()
-            suitable = [info.peer for info in _suitable(peers) if info.peer not in held]
+            suitable = [info.peer for info in _suitable(self._peers.peers()) if info.peer not in held]
             for peer in self._dialling.due(suitable)[: max(0, _PLACES - len(held))]:
                 await self._reserve(peer)
-
-    def _is_needed(self, peers: Sequence[PeerInfo]) -> bool:
-        now = trio.current_time()
-        apart = [info.peer for info in peers if _is_apart(info)]
-        self._apart = {peer: self._apart.get(peer, now) for peer in apart}
-        return any(now - since >= _PATIENCE for since in self._apart.values())
 
     async def _reserve(self, peer: PeerId) -> None:
         try:

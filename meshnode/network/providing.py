@@ -10,6 +10,7 @@ import attrs
 import structlog
 import trio
 
+from meshnode.flow.changes import Changes
 from meshnode.network.dialing import Dialling
 from meshnode.network.holdings import Holdings
 from meshnode.network.host_ports import Host
@@ -62,10 +63,13 @@ class Providing:
 
     async def look(self) -> None:
         """Look for holders of what is missing, until cancelled."""
+        changes, missing = Changes((self._table.changed, self._holdings.revision)), list[ShardId]()
         while True:
             await trio.sleep(_LOOK_EVERY)  # gossip comes first: it costs nothing
             await self._until_connected()
-            for shard in self._asking.due(self._missing())[:_LOOK_UPS]:
+            if changes.there_are():
+                missing = self._missing()
+            for shard in self._asking.due(missing)[:_LOOK_UPS]:
                 await self._look_up(shard)
 
     async def _look_up(self, shard: ShardId) -> None:

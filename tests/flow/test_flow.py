@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from meshnode.flow.broadcast import Broadcast, Lagged, Overflow
 from meshnode.flow.buckets import KeyedBuckets
+from meshnode.flow.changes import Changes
 from meshnode.flow.deadlines import Budget
 from meshnode.flow.events import first_of
 from meshnode.flow.lanes import Lanes
@@ -91,6 +92,17 @@ async def test_buckets_forget_the_longest_unused_key(autojump_clock):
         assert buckets.try_take(key) is None
     assert buckets.try_take("c") is not None
     assert buckets.try_take("a") is None
+
+
+def test_who_looks_again_and_again_is_told_whether_anything_was_set_since():
+    one, other = Latest(0), Latest("a")
+    changes = Changes((one, other))
+    assert [changes.there_are(), changes.there_are()] == [True, False]
+    one.set(1)
+    other.set("a")
+    assert [changes.there_are(), changes.there_are()] == [True, False]
+    other.set("b")
+    assert changes.there_are()
 
 
 async def test_a_budget_is_shared_by_its_steps(autojump_clock):
