@@ -1,6 +1,6 @@
 """What this node says it has on disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import attrs
@@ -11,7 +11,7 @@ from meshnode.types.ids import ModelId, ShardId
 from meshnode.types.manifest import ModelManifest, ShardKind
 from meshnode.types.peers import Holding, Room
 
-__all__ = ["Holdings", "described", "keeps", "told"]
+__all__ = ["Holdings", "described", "keeps", "ranges", "told"]
 
 _MAX_TOLD = 64  # models in one offer
 
@@ -71,13 +71,18 @@ def _holding(holdings: Holdings, manifest: ModelManifest) -> Holding:
         manifest.id,
         manifest.name,
         manifest.config.block_count,
-        tuple(_ranges(sorted(shard.block for shard in weights if shard.block is not None))),
+        ranges(shard.block for shard in weights if shard.block is not None),
         embedding=ShardKind.EMBEDDING in kinds,
         head=ShardKind.HEAD in kinds,
         nbytes=sum(shard.nbytes for shard in weights),
         aliases=holdings.aliases(manifest.id)[:4],
         repository=manifest.repository,
     )
+
+
+def ranges(blocks: Iterable[int]) -> tuple[BlockRange, ...]:
+    """Return blocks as ranges, in ascending order."""
+    return tuple(_ranges(sorted(blocks)))
 
 
 def _ranges(blocks: list[int]) -> Iterator[BlockRange]:

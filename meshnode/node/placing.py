@@ -14,7 +14,7 @@ from meshnode.files.peer_copies import PREFIX
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.models import LoadedModel
-from meshnode.network.holdings import described
+from meshnode.network.holdings import described, ranges
 from meshnode.node.memory_plan import MemoryPlan
 from meshnode.placement.ports import Entrusted
 from meshnode.types.blocks import BlockRange
@@ -47,9 +47,15 @@ class CatalogModels:
         """Return what is in the catalog: a shard that is set aside or not checked yet has not been removed by anybody."""
         return frozenset(manifest.id for manifest in self.catalog.manifests())
 
-    def unchecked(self) -> frozenset[ModelId]:
+    def unchecked(self) -> dict[ModelId, tuple[BlockRange, ...]]:
         """Return what the catalog has not looked at yet since the start."""
-        return self.catalog.unchecked()
+        return {model: self._kept(model) for model in self.catalog.unchecked()}
+
+    def _kept(self, model: ModelId) -> tuple[BlockRange, ...]:
+        entry = self.catalog.entry(model)
+        shards = () if entry is None else entry.manifest.shards
+        wanted = frozenset(() if entry is None else entry.wanted)
+        return ranges([shard.block for shard in shards if shard.block is not None and shard.id in wanted])
 
     def pinned(self) -> frozenset[ModelId]:
         """Return what the catalog says that a person added, or named to run."""

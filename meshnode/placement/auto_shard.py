@@ -133,7 +133,7 @@ class AutoShardManager:
         state = self._state(self._room())
         droppable = frozenset() if shared.is_busy() else self._own_accord()
         kept = state.members[shared.own].held - droppable
-        known, unwanted = self._recollection, shared.ledger.refused() | removed | shared.models.unchecked()
+        known, unwanted = self._recollection, shared.ledger.refused() | removed | shared.models.unchecked().keys()
         known.look(state, now, shared.shards.comes_from_outside)
         decision = decide(
             state,
@@ -280,11 +280,16 @@ class AutoShardManager:
     def _room(self) -> Room:
         shared, pinned = self._resources, self._pinned()
         fetching = {segment.model for segment in self._fetching}
+        # What is being verified after a restart is on its way too: nobody else need fetch it meanwhile.
+        unchecked = [(model, blocks) for model, every in shared.models.unchecked().items() for blocks in every]
         rates = sorted(shared.demand.per_hour().items(), key=lambda each: -each[1])
         return Room(
             budget=budget(shared.models, pinned, fetching, self._settings.disk_bytes),
             uptime=trio.current_time() - self._started,
-            fetching=tuple((segment.model, fetch.blocks) for segment, fetch in self._fetching.items()),
+            fetching=(
+                *((segment.model, fetch.blocks) for segment, fetch in self._fetching.items()),
+                *unchecked[:_MAX_TOLD],
+            ),
             coming=sum(fetch.nbytes for fetch in self._fetching.values()),
             demand=tuple((model, round(rate, 2)) for model, rate in rates if rate >= _LEAST_RATE)[:_MAX_TOLD],
             pinned=tuple(sorted(pinned))[:_MAX_TOLD],

@@ -1,6 +1,6 @@
 """What placement needs of others."""
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Protocol
 
 import attrs
@@ -48,8 +48,8 @@ class OwnModels(Protocol):
         """Return the models of which something is kept here, verified or not."""
         ...
 
-    def unchecked(self) -> frozenset[ModelId]:
-        """Return the models that are still being verified since the start: more of them may be here than `holdings` says."""
+    def unchecked(self) -> Mapping[ModelId, tuple[BlockRange, ...]]:
+        """Return what is kept of the models that are still being verified since the start: it may be here, or damaged."""
         ...
 
     def pinned(self) -> frozenset[ModelId]:

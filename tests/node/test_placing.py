@@ -6,15 +6,18 @@ import trio
 from support.stages import tiny_manifest
 from support.tiny_gguf import write_tiny_llama
 
+from meshnode.config.paths import DataPaths
 from meshnode.errors import SourceUnavailable
 from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress
-from meshnode.files.catalog import CatalogEntry
+from meshnode.files.catalog import CatalogEntry, open_catalog
 from meshnode.files.sources import Origin
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.node import memory_plan
 from meshnode.node.memory_plan import MemoryLimits, MemoryPlan
 from meshnode.node.placing import CatalogModels, MailboxShards
+from meshnode.observe.metrics import Metrics
+from meshnode.store.memory import MemoryStore
 from meshnode.types.blocks import BlockRange
 from meshnode.types.footprint import resident_bytes
 from meshnode.types.peers import Offering
@@ -72,6 +75,18 @@ def test_what_is_in_the_catalog_is_known_whether_it_has_been_verified_or_not(tmp
     manifest = tiny_manifest(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "shards")
     models = models_of(manifest)
     assert models.known() == {manifest.id}
+
+
+async def test_what_is_kept_is_said_until_it_has_been_verified(tmp_path, make_entry):
+    store, entry = MemoryStore(), make_entry("tiny", kept=3)
+    catalog = await open_catalog(store, DataPaths(tmp_path), Metrics(), {})
+    await catalog.put(entry)
+    assert attrs.evolve(models_of(), catalog=catalog).unchecked() == {}
+    catalog = await open_catalog(store, DataPaths(tmp_path), Metrics(), {})
+    models = attrs.evolve(models_of(), catalog=catalog)
+    assert models.unchecked() == {entry.manifest.id: (BlockRange(0, 1),)}
+    catalog.note_checked(entry.manifest.id)
+    assert models.unchecked() == {}
 
 
 def test_what_downloads_still_lack_is_known_and_those_of_its_own_can_be_left_out():

@@ -138,15 +138,16 @@ async def test_a_removal_that_a_full_disk_cannot_note_is_heeded_and_noted_when_t
         assert (await open_ledger(other.store)).own_accord() == frozenset()
 
 
-async def test_nothing_is_fetched_of_a_model_that_is_still_being_verified(autojump_clock):
+async def test_nothing_is_fetched_that_is_still_being_verified_by_anybody(autojump_clock):
     async with open_mesh() as mesh:
         (await mesh.add("a")).put("m")
-        other = await mesh.add("b", verifying={"m"})
+        other = await mesh.add("b", verifying={"m": set(range(COUNT))})
+        await mesh.add("c")
         await trio.sleep(HOUR)
-        assert other.asked == []
-        other.verifying.clear()
+        assert mesh.asked() == []
+        other.verifying.clear()  # it was damaged
         await trio.sleep(2 * HOUR)
-        assert other.held == {"m": set(range(COUNT))}
+        assert set(mesh.copies("m")) == {2}
 
 
 async def test_what_is_set_aside_has_not_been_removed_by_anybody(autojump_clock):

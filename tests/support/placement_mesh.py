@@ -56,7 +56,7 @@ class Node:
     awaited: int = 0  # bytes of what a person is downloading
     memory: int = 1 << 50
     unverified: set = attrs.field(factory=set)  # models
-    verifying: set = attrs.field(factory=set)  # models
+    verifying: dict = attrs.field(factory=dict)  # model -> set of blocks
     wanted: set = attrs.field(factory=set)  # models that a person asked for
     in_memory: set = attrs.field(factory=set)  # models
     origins: set = attrs.field(factory=set)  # models that it knows a hub of
@@ -78,7 +78,7 @@ class Node:
         return frozenset(self.held) | self.unverified
 
     def unchecked(self):
-        return frozenset(self.verifying)
+        return {model: ranges(blocks) for model, blocks in self.verifying.items()}
 
     def free_bytes(self):
         return self.free - sum(len(blocks) for blocks in self.held.values()) * BLOCK
