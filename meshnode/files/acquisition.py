@@ -222,7 +222,7 @@ class AcquisitionManager:
                     manifest = await self._spread(source, reference)
                 elif isinstance(source, ModelNames):
                     assert self._copies is not None
-                    manifest = await self._copies.acquire(source, part)
+                    manifest = await self._copies.acquire(source, part, question.terms)
                 else:
                     others = None if hub_copies is None else hub_copies.acquire
                     manifest = await self._jobs.acquire(source, reference, part, others)

@@ -5,11 +5,28 @@ from typing import Literal
 import attrs
 
 from meshnode.types.blocks import BlockRange
-from meshnode.types.ids import ModelId
+from meshnode.types.ids import ModelId, ShardId
 
-__all__ = ["AcquireModel", "AcquisitionProgress", "DropBlocks", "ExportModel", "Phase", "Question", "RemoveModel"]
+__all__ = [
+    "AcquireModel",
+    "AcquisitionProgress",
+    "DropBlocks",
+    "ExportModel",
+    "Phase",
+    "Question",
+    "RemoveModel",
+    "Terms",
+]
 
 Phase = Literal["downloading", "importing", "verifying", "done", "failed"]
+
+
+@attrs.frozen
+class Terms:
+    """What has to be true of a part of a model that peers have, or nothing of it is fetched."""
+
+    made: frozenset[ShardId]  # of which some are shards of that part
+    room: int  # bytes that it takes at most, besides what is held
 
 
 @attrs.frozen
@@ -21,6 +38,7 @@ class AcquireModel:
     both_ends: bool = False  # and embedding and head, whichever blocks
     spread: bool = False  # of a hub: fetched by all who give room, each a share of it
     unasked: bool = False  # of the node's own accord: no person wants it here
+    terms: Terms | None = None  # of a model that peers have, named by PREFIX; None: whatever it is
 
 
 @attrs.frozen

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import attrs
 
-from meshnode.errors import FileError, MeshnodeError, SourceUnavailable, UnsupportedModel
+from meshnode.errors import FileError, MeshnodeError, SourceUnavailable, Unavailable, UnsupportedModel
+from meshnode.files.acquisitions import Terms
 from meshnode.files.catalog import CatalogEntry
 from meshnode.files.foreign_manifests import decode_manifest
 from meshnode.files.jobs import ModelJobs, Part
@@ -47,13 +48,30 @@ class PeerCopies:
         held = ", ".join(sorted({each.name for each in self.peers.models()})) or "nothing"
         raise SourceUnavailable(f"no peer has a model {name[:80]!r}; they have: {held}")
 
-    async def acquire(self, model: ModelNames, part: Part) -> ModelManifest:
-        """Have `part` of a model here, besides what is here already. Raises FileError leafs, RequestError."""
+    async def acquire(self, model: ModelNames, part: Part, terms: Terms | None = None) -> ModelManifest:
+        """Have `part` of a model here, besides what is here already.
+
+        Raises FileError leafs, RequestError, and Unavailable where `terms` are not met.
+        """
         reference = f"{PREFIX}{model.id}"
         entry = self.jobs.catalog.entry(ModelId(model.id))
         manifest = await self.manifest(ModelId(model.id)) if entry is None else entry.manifest
+        if terms is not None:
+            self._check(manifest, part, terms)
         fetch = partial(self._fetch, manifest, reference)
         return await self.jobs.adopt(manifest, Origin(reference, model.id), part, fetch, aliases=model.aliases)
+
+    def _check(self, manifest: ModelManifest, part: Part, terms: Terms) -> None:
+        count, catalog = manifest.config.block_count, self.jobs.catalog
+        shards = {shard.id: shard for shard in manifest.shards if part.keeps(shard.kind, shard.block, count)}
+        if terms.made.isdisjoint(shards):
+            raise Unavailable(f"nothing that was made here belongs to blocks {part.blocks} of {manifest.name}")
+        lacking = sum(shard.nbytes for shard in shards.values() if not catalog.is_held(shard.id))
+        if lacking > terms.room:
+            raise Unavailable(
+                f"this node gives room for {max(terms.room, 0) / 1e6:.0f} MB more, and blocks {part.blocks} of "
+                f"{manifest.name} take {lacking / 1e6:.0f}"
+            )
 
     async def complete(self, entry: CatalogEntry) -> None:
         """Get what is kept of a model and not here. Raises SourceUnavailable and FileError."""

@@ -1,10 +1,11 @@
 """What is known on the disk of shares: beside what has come and what was made of it, among the transfers.
 
 A record says what a share is, and what its shards hash to once they are made. It is believed as far as the bytes are as it says:
-so a restart costs no byte, and a share that nobody will ask for again is found and deleted, with all that belongs to it.
+so a restart costs no byte, and a share that nobody will ask for again is found and deleted, with all that belongs to it. Shares
+of several models, or for several peers, lie side by side: what two of them have in common stays until the last of them goes.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,12 +19,22 @@ from meshnode.files.hub_mirror import forget_mirror, mirror_written
 from meshnode.files.hub_shares import HubShare, check_made
 from meshnode.files.shard_file import HashedBytes, hash_pieces
 from meshnode.files.source_file import FileRegion, open_source_file
+from meshnode.types.ids import PeerId
 
-__all__ = ["Leftovers", "ShareRecords", "forget_records"]
+__all__ = ["Leftovers", "ShareRecord", "ShareRecords", "forget_records"]
 
 _LENT, _OWN, _WRITING = ".lent", ".share", ".writing"
 _BEGUN = 3600.0  # seconds that what has come of a share is kept for whoever began it and went
 _MADE = 86400.0  # and a share that was made: the others of its model may take as long
+
+
+@attrs.frozen
+class ShareRecord:
+    """What is known of one share."""
+
+    share: HubShare
+    made: tuple[HashedBytes, ...] = ()  # what it was made into; (): it is being made
+    askers: tuple[PeerId, ...] = ()  # the peers that it is for
 
 
 @attrs.frozen
@@ -35,21 +46,20 @@ class ShareRecords:
 
     def put(self, share: HubShare, made: tuple[HashedBytes, ...] = ()) -> None:
         """Note that a share is being made, or what it hashes to."""
-        path = self._path(share)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(_WRITING).write_bytes(msgspec.msgpack.encode((share, made)))
-            path.with_suffix(_WRITING).replace(path)
-        except OSError as error:
-            raise FileError(f"cannot write to {self.folder}: {error.strerror}") from error
+        self._write(attrs.evolve(self._record(share), made=made))
+
+    def claim(self, share: HubShare, asker: PeerId) -> None:
+        """Note whom a share is for, besides those it was for before."""
+        before = self._record(share)
+        self._write(attrs.evolve(before, askers=tuple(dict.fromkeys((*before.askers, asker)))))
 
     def made(self, share: HubShare) -> tuple[HashedBytes, ...]:
         """Return what a share was made into, if all of it is still there; its bytes are read."""
-        _, made = self._read(self._path(share)) or (share, ())
+        made = self._record(share).made
         return made if all(map(self._is_there, made)) else ()
 
-    def all(self) -> Iterator[tuple[HubShare, tuple[HashedBytes, ...]]]:
-        """Yield the shares there are records of, and what they were made into; records that say nothing are deleted."""
+    def all(self) -> Iterator[ShareRecord]:
+        """Yield all records; those that say nothing are deleted."""
         for path in sorted(self.folder.glob(f"*{self._suffix}")) if self.folder.is_dir() else ():
             if (record := self._read(path)) is not None:
                 yield record
@@ -57,17 +67,18 @@ class ShareRecords:
                 with suppress(OSError):
                     path.unlink()
 
-    def drop(self, share: HubShare, spared: Collection[HubFile] = ()) -> None:
-        """Delete what has come of a share, but for files that are `spared`, what was made of it and not taken, and the record."""
-        path = self._path(share)
-        _, made = self._read(path) or (share, ())
+    def drop(self, share: HubShare, others: Iterable[ShareRecord] = ()) -> None:
+        """Delete what has come of a share, what was made of it and not taken, and the record, but for what `others` need."""
+        spared, needed = set[str](), set[HashedBytes]()
+        for record in others:
+            spared.update(self.mirror_key(record.share, file) for file in record.share.files)
+            needed.update(record.made)
         try:
-            for hashed in made:
+            for hashed in set(self._record(share).made) - needed:
                 self.part(hashed).unlink(missing_ok=True)
-            for file in share.files:
-                if file not in spared:
-                    forget_mirror(self.folder, self.mirror_key(share, file))
-            path.unlink(missing_ok=True)
+            for key in {self.mirror_key(share, file) for file in share.files} - spared:
+                forget_mirror(self.folder, key)
+            self._path(share).unlink(missing_ok=True)
         except OSError as error:
             raise FileError(f"cannot tidy {self.folder}: {error.strerror}") from error
 
@@ -100,14 +111,26 @@ class ShareRecords:
     def _path(self, share: HubShare) -> Path:
         return self.folder / f"{blake3(msgspec.msgpack.encode(share)).hexdigest()[:32]}{self._suffix}"
 
-    def _read(self, path: Path) -> tuple[HubShare, tuple[HashedBytes, ...]] | None:
+    def _record(self, share: HubShare) -> ShareRecord:
+        return self._read(self._path(share)) or ShareRecord(share)
+
+    def _read(self, path: Path) -> ShareRecord | None:
         try:
-            share, made = msgspec.msgpack.decode(path.read_bytes(), type=tuple[HubShare, tuple[HashedBytes, ...]])
-            if made:
-                check_made(made, share)
+            record = msgspec.msgpack.decode(path.read_bytes(), type=ShareRecord)
+            if record.made:
+                check_made(record.made, record.share)
         except (OSError, ValueError):
             return None
-        return share, made
+        return record
+
+    def _write(self, record: ShareRecord) -> None:
+        path = self._path(record.share)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(_WRITING).write_bytes(msgspec.msgpack.encode(record))
+            path.with_suffix(_WRITING).replace(path)
+        except OSError as error:
+            raise FileError(f"cannot write to {self.folder}: {error.strerror}") from error
 
     def _is_there(self, hashed: HashedBytes) -> bool:
         try:
@@ -127,13 +150,15 @@ class Leftovers:
 
     def sweep(self, now: float) -> None:
         """Delete what has been as it is for too long. Blocking. Raises FileError."""
+        left = {record.share: record for record in self.records.all()}
         seen: dict[HubShare, tuple[float, float]] = {}
-        for share, made in self.records.all():
+        for share, record in list(left.items()):
             written = self.records.written(share)
             before, since = self._seen.get(share, (written, now))
             seen[share] = (written, since if before == written else now)
-            if now - seen[share][1] >= (_MADE if made else _BEGUN):
-                self.records.drop(share)
+            if now - seen[share][1] >= (_MADE if record.made else _BEGUN):
+                del left[share]
+                self.records.drop(share, left.values())
         self._seen = seen
 
 

@@ -1,16 +1,17 @@
 """Connects the AutoShardManager to the catalog, the network and the disk."""
 
 import shutil
-from collections.abc import Set
+from collections.abc import Collection, Set
 from pathlib import Path
 
 import attrs
 
 from meshnode.errors import SourceUnavailable
-from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, DropBlocks, Question
+from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, DropBlocks, Question, Terms
 from meshnode.files.catalog import ModelCatalog
 from meshnode.files.hub_reference import HUB_PREFIX
 from meshnode.files.peer_copies import PREFIX
+from meshnode.files.shard_file import HashedBytes
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.models import LoadedModel
@@ -106,6 +107,11 @@ class MailboxShards:
         """Fetch blocks from peers. Raises FileError leafs and Unavailable; cancellation keeps what has come."""
         await self.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks, unasked=True))
 
+    async def keep(self, share: Entrusted, room: int) -> None:
+        """Hold a share, if it is one and there is room. Raises as `acquire`, and Unavailable."""
+        reference, terms = f"{PREFIX}{share.model}", Terms(share.made, room)
+        await self.mailbox.ask(AcquireModel(reference, share.blocks, unasked=True, terms=terms))
+
     def comes_from_outside(self, model: ModelId) -> bool:
         """Whether it came from a hub, which may be asked again."""
         return self._at_hub(model) is not None
@@ -141,9 +147,10 @@ class EntrustedShares:
         held = sum(holding.nbytes for holding in self.models.holdings())
         return 0 if room is None else room.budget - room.coming - held
 
-    async def keep(self, model: ModelId, blocks: BlockRange, block_count: int) -> None:
+    async def keep(self, model: ModelId, blocks: BlockRange, block_count: int, made: Collection[HashedBytes]) -> None:
         """Have blocks of a model held. Raises MeshnodeError leafs; cancellation withdraws the wish."""
-        await self.mailbox.ask(Entrusted(model, blocks, block_count))
+        lying = {hashed.id: hashed.nbytes for hashed in made}
+        await self.mailbox.ask(Entrusted(model, blocks, block_count, frozenset(lying), sum(lying.values())))
 
 
 def _growth(manifest: ModelManifest, *, on_gpu: bool) -> float:

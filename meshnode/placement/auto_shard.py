@@ -224,21 +224,21 @@ class AutoShardManager:
             for segment in segments:
                 await shared.ledger.add(segment)
             shared.hosted.set(shared.hosted.value | {share.model})
-            await self._acquire_announced(share)
+            await self._keep_announced(share)
         except MeshnodeError:
             for segment in segments:
                 await self._forget(segment)
             raise
         self._tell()
 
-    async def _acquire_announced(self, share: Entrusted) -> None:
-        """Acquire what another node has just begun to announce: gossip takes a moment."""
+    async def _keep_announced(self, share: Entrusted) -> None:
+        """Keep what another node has just begun to announce: gossip takes a moment."""
         for pause in _GOSSIP_PAUSES:
             try:
-                return await self._resources.shards.acquire(share.model, share.blocks)
+                return await self._resources.shards.keep(share, self._left(share.nbytes))
             except SourceUnavailable:
                 await trio.sleep(pause)
-        return await self._resources.shards.acquire(share.model, share.blocks)
+        return await self._resources.shards.keep(share, self._left(share.nbytes))
 
     async def _let_go(self, state: MeshState, segments: tuple[Segment, ...]) -> frozenset[ModelId]:
         """Let segments go that others keep; return the models of those that have gone."""
@@ -277,14 +277,19 @@ class AutoShardManager:
         shared = self._resources
         return picture(shared.own, shared.models.holdings(), room, shared.members.peers(), shared.models.stages())
 
-    def _room(self) -> Room:
+    def _left(self, lying: int) -> int:
+        """Return how many bytes more there is room for, of which `lying` are on the disk already."""
+        room = self._room(lying)
+        return room.budget - room.coming - sum(holding.nbytes for holding in self._resources.models.holdings())
+
+    def _room(self, lying: int = 0) -> Room:
         shared, pinned = self._resources, self._pinned()
         fetching = {segment.model for segment in self._fetching}
         # What is being verified after a restart is on its way too: nobody else need fetch it meanwhile.
         unchecked = [(model, blocks) for model, every in shared.models.unchecked().items() for blocks in every]
         rates = sorted(shared.demand.per_hour().items(), key=lambda each: -each[1])
         return Room(
-            budget=budget(shared.models, pinned, fetching, self._settings.disk_bytes),
+            budget=budget(shared.models, pinned, fetching, self._settings.disk_bytes, lying),
             uptime=trio.current_time() - self._started,
             fetching=(
                 *((segment.model, fetch.blocks) for segment, fetch in self._fetching.items()),

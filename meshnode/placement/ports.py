@@ -6,7 +6,7 @@ from typing import Protocol
 import attrs
 
 from meshnode.types.blocks import BlockRange
-from meshnode.types.ids import ModelId, PeerId
+from meshnode.types.ids import ModelId, PeerId, ShardId
 from meshnode.types.peers import Holding, PeerInfo, StageOffer
 
 __all__ = ["Entrusted", "MeshMembers", "OtherHolders", "OwnModels", "Shards"]
@@ -19,6 +19,8 @@ class Entrusted:
     model: ModelId
     blocks: BlockRange
     block_count: int  # of the whole model
+    made: frozenset[ShardId]  # some of its shards, that lie here and are not held yet
+    nbytes: int  # of these
 
 
 class MeshMembers(Protocol):
@@ -82,6 +84,13 @@ class Shards(Protocol):
 
     async def acquire(self, model: ModelId, blocks: BlockRange) -> None:
         """Fetch blocks from peers. Raises MeshnodeError leafs; cancellation keeps what has come."""
+        ...
+
+    async def keep(self, share: Entrusted, room: int) -> None:
+        """Hold a share, for which there is `room` bytes; what lacks comes from peers.
+
+        Raises as `acquire`, and Unavailable, before anything is fetched, for one that takes more or was not made here.
+        """
         ...
 
     def comes_from_outside(self, model: ModelId) -> bool:

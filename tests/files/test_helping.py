@@ -7,7 +7,7 @@ import trio
 from support.hub_server import run_hub
 from support.tiny_gguf import write_tiny_llama
 
-from meshnode.errors import Overloaded, RequestError
+from meshnode.errors import Overloaded, RequestError, Unavailable
 from meshnode.files.hub_client import Hub
 from meshnode.files.hub_mirror import open_mirror
 from meshnode.files.hub_shares import HubShare, decode_made, decode_share, encode_made
@@ -17,6 +17,7 @@ from meshnode.files.share_making import ShareMaker
 from meshnode.files.share_records import Leftovers, ShareRecords
 from meshnode.files.shelf import Helping
 from meshnode.flow.lanes import Lanes
+from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import CHUNK_BYTES
 
 pytestmark = [
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 REFERENCE = "hf:someone/small-GGUF"
+ASKER = "asker"
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +56,29 @@ def share(small, tmp_path_factory):
 
 @pytest.fixture
 def helper(data, hub):
-    """One that makes shares, and is asked to keep none."""
+    """One that makes shares, and keeps what it is asked to."""
+    return Helping(ShareMaker(Hub(endpoint=hub.endpoint), Lanes(), data.paths, pause=0.01, lent=True), Keeper())
 
-    class Anything:
-        def room(self):
-            return 1 << 40
 
-    return Helping(ShareMaker(Hub(endpoint=hub.endpoint), Lanes(), data.paths, pause=0.01, lent=True), Anything())
+@attrs.define
+class Keeper:
+    left: int = 1 << 40
+    kept: list = attrs.field(factory=list)
+
+    def room(self):
+        return self.left
+
+    async def keep(self, model, blocks, block_count, made):
+        await trio.lowlevel.checkpoint()
+        self.kept.append((model, {each.id for each in made}))
+
+
+def shares_of(helper):
+    return [record.share for record in helper.maker.records.all()]
+
+
+def parts_of(helper):
+    return sorted(path.stat().st_size for path in helper.maker.paths.transfers.glob("*.part"))
 
 
 def silent(_done, _total):
@@ -72,28 +90,51 @@ async def stop_in_the_middle(helper, share):
     half = share.nbytes / 2
     async with trio.open_nursery() as nursery:
         raw = msgspec.msgpack.encode(share)
-        nursery.start_soon(helper.make, raw, lambda done, _: done > half and nursery.cancel_scope.cancel())
+        nursery.start_soon(helper.make, ASKER, raw, lambda done, _: done > half and nursery.cancel_scope.cancel())
     return half
 
 
-async def test_what_is_made_and_never_kept_takes_the_room_of_one_share(helper, share):
+async def test_another_division_for_the_same_peer_takes_the_place_of_the_one_before(helper, share):
     for shard in share.shards[1:4]:
-        await helper.make(msgspec.msgpack.encode(attrs.evolve(share, shards=(shard,))), silent)
-    sizes = [path.stat().st_size for path in helper.maker.paths.transfers.glob("*.part")]
-    assert sizes == [share.shards[3].nbytes]
+        await helper.make(ASKER, msgspec.msgpack.encode(attrs.evolve(share, shards=(shard,))), silent)
+    assert parts_of(helper) == [share.shards[3].nbytes]
+
+
+async def test_shares_for_several_peers_lie_side_by_side_as_far_as_there_is_room(helper, share):
+    one, two, both = (
+        attrs.evolve(share, shards=share.shards[part]) for part in (slice(1, 2), slice(2, 3), slice(1, 3))
+    )
+    made = {}
+    for asker, wanted in (("a", one), ("b", two), ("c", both)):
+        raw = await helper.make(asker, msgspec.msgpack.encode(wanted), silent)
+        made[asker] = {each.id for each in decode_made(raw, wanted)}
+    helper.keeper.left = 3 * both.nbytes
+    with pytest.raises(Unavailable, match=r"gives room for 3 MB more, and the share has 5"):
+        await helper.make("b", msgspec.msgpack.encode(share), silent)
+    assert set(shares_of(helper)) == {one, two, both}
+    await helper.make("c", msgspec.msgpack.encode(attrs.evolve(share, shards=share.shards[3:4])), silent)
+    assert parts_of(helper) == sorted(each.nbytes for each in share.shards[1:4]), "what others need of it stays"
+    with pytest.raises(Unavailable, match="no share that this node has made for you"):
+        await helper.keep("stranger", "m", BlockRange(0, 1), 4, lambda _: True)
+    await helper.keep("a", "m", BlockRange(0, 1), 4, made["a"].__contains__)
+    assert helper.keeper.kept == [("m", made["a"])]
+    assert one not in shares_of(helper)
+    assert helper.made.keys() & made["b"]
 
 
 async def test_a_helper_that_starts_again_when_it_is_done_fetches_nothing(helper, share, hub):
     raw = msgspec.msgpack.encode(share)
-    made, sent = await helper.make(raw, silent), hub.sent_bytes
-    assert await Helping(helper.maker, helper.keeper).make(raw, silent) == made
+    made, sent = await helper.make(ASKER, raw, silent), hub.sent_bytes
+    assert await Helping(helper.maker, helper.keeper).make(ASKER, raw, silent) == made
     assert hub.sent_bytes == sent
 
 
 async def test_a_helper_that_starts_again_in_the_middle_goes_on_there(helper, share):
     half = await stop_in_the_middle(helper, share)
     done = []
-    await Helping(helper.maker, helper.keeper).make(msgspec.msgpack.encode(share), lambda *each: done.append(each))
+    await Helping(helper.maker, helper.keeper).make(
+        ASKER, msgspec.msgpack.encode(share), lambda *each: done.append(each)
+    )
     assert done[0][0] > half
     assert {path.suffix for path in helper.maker.paths.transfers.iterdir()} == {".part", ".lent"}
 
@@ -104,7 +145,7 @@ async def test_what_a_peer_says_of_a_file_touches_no_download_of_this_nodes_own(
     own = open_mirror(folder, file.oid, file.nbytes)
     own.write(0, b"w" * own.size_of(0))
     own.close()
-    await helper.make(msgspec.msgpack.encode(share), silent)
+    await helper.make(ASKER, msgspec.msgpack.encode(share), silent)
     helper.maker.records.drop(share)
     again = open_mirror(folder, file.oid, file.nbytes)
     assert again.held == {0}
@@ -113,22 +154,22 @@ async def test_what_a_peer_says_of_a_file_touches_no_download_of_this_nodes_own(
 
 async def test_what_was_made_is_believed_by_its_bytes_alone(helper, share, hub):
     raw = msgspec.msgpack.encode(attrs.evolve(share, shards=share.shards[1:3]))
-    made = await helper.make(raw, silent)
+    made = await helper.make(ASKER, raw, silent)
     part, sent = next(helper.maker.paths.transfers.glob("*.part")), hub.sent_bytes
     part.write_bytes(bytes(part.stat().st_size))
-    assert await helper.make(raw, silent) == made
+    assert await helper.make(ASKER, raw, silent) == made
     assert hub.sent_bytes > sent
     (record,) = helper.maker.paths.transfers.glob("*.lent")
     record.write_bytes(b"nonsense")
-    assert await helper.make(raw, silent) == made
+    assert await helper.make(ASKER, raw, silent) == made
 
 
 async def test_another_division_of_the_same_files_goes_on_with_what_has_come(helper, share):
     half = await stop_in_the_middle(helper, share)
     done, other = [], attrs.evolve(share, shards=share.shards[:-1])
-    await helper.make(msgspec.msgpack.encode(other), lambda *each: done.append(each))
+    await helper.make(ASKER, msgspec.msgpack.encode(other), lambda *each: done.append(each))
     assert done[0][0] > half - share.shards[-1].nbytes
-    assert [each for each, _ in helper.maker.records.all()] == [other]
+    assert shares_of(helper) == [other]
 
 
 async def test_what_nobody_comes_back_for_is_deleted_in_time(helper, share):
@@ -144,9 +185,9 @@ async def test_what_nobody_comes_back_for_is_deleted_in_time(helper, share):
     own.put(share)
     for hours, kept in ((0, {begun, made}), (0.9, {begun, made}), (1.1, {made}), (24.2, set())):
         leftovers.sweep(hours * 3600)
-        assert {each for each, _ in helper.maker.records.all()} == kept
+        assert set(shares_of(helper)) == kept
         assert bool(list(folder.glob("*.mirror"))) is (begun in kept)
-    assert [each for each, _ in own.all()] == [share]
+    assert [each.share for each in own.all()] == [share]
 
 
 async def test_the_sweep_is_done_while_the_node_runs(data, share, monkeypatch):
@@ -215,8 +256,8 @@ async def test_one_share_at_a_time(helper, hub, share):
     hub.faults.append("stall")
     async with trio.open_nursery() as nursery:
         raw = msgspec.msgpack.encode(share)
-        nursery.start_soon(helper.make, raw, lambda *_: None)
+        nursery.start_soon(helper.make, ASKER, raw, lambda *_: None)
         await trio.sleep(0.1)
         with pytest.raises(Overloaded, match="making a share already"):
-            await helper.make(raw, lambda *_: None)
+            await helper.make(ASKER, raw, lambda *_: None)
         nursery.cancel_scope.cancel()

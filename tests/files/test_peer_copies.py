@@ -21,7 +21,7 @@ from meshnode.errors import (
     UnknownModel,
 )
 from meshnode.files import part_file, verification
-from meshnode.files.acquisitions import AcquireModel, DropBlocks, ExportModel, RemoveModel
+from meshnode.files.acquisitions import AcquireModel, DropBlocks, ExportModel, RemoveModel, Terms
 from meshnode.files.foreign_manifests import decode_manifest, encode_manifest
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.manifests import manifest_id
@@ -374,6 +374,19 @@ async def test_what_is_here_is_waited_for_and_not_fetched_while_it_is_verified(
     assert world.given() == []
     assert len(list((tmp_path / "stick").glob("*.shard"))) == len({shard.id for shard in world.manifest.shards})
     assert again.catalog.unchecked() == frozenset()
+
+
+async def test_a_share_is_what_was_made_here_and_fits_or_nothing_of_it_comes(world):
+    world.add("a")
+    keep = AcquireModel(f"mesh:{world.manifest.id}", BlockRange(1, 2), unasked=True)
+    (block,) = (each for each in world.manifest.shards if each.block == 1)
+    lacking = block.nbytes + world.manifest.shards[0].nbytes
+    for made, room, why in (("other", lacking, "nothing that was made here"), (block.id, lacking - 1, "blocks 1:2 of")):
+        with pytest.raises(Unavailable, match=why):
+            await world.taker.mailbox.ask(attrs.evolve(keep, terms=Terms(frozenset({made}), room)))
+    assert world.given() == []
+    await world.taker.mailbox.ask(attrs.evolve(keep, terms=Terms(frozenset({block.id}), lacking)))
+    assert world.taker.catalog.is_held(block.id)
 
 
 # Two who work on one model under different references

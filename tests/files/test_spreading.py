@@ -11,7 +11,7 @@ from support.tiny_gguf import write_tiny_llama
 
 from meshnode.errors import InvalidModelFile, PeerUnreachable, RequestError, SourceUnavailable, Unavailable
 from meshnode.files import spreading
-from meshnode.files.acquisitions import AcquireModel
+from meshnode.files.acquisitions import AcquireModel, Terms
 from meshnode.files.hub_client import Hub
 from meshnode.files.hub_source import HubSource
 from meshnode.files.importing import import_gguf
@@ -87,9 +87,10 @@ class Helper:
     def room(self):
         return self.given
 
-    async def keep(self, model, blocks, block_count):
+    async def keep(self, model, blocks, block_count, made):
         self.kept.append((str(blocks), block_count))
-        await self.node.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks, unasked=True))
+        terms = Terms(frozenset(each.id for each in made), self.given)
+        await self.node.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks, unasked=True, terms=terms))
 
     async def make_share(self, share, report):
         self.making.set()

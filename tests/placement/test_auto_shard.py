@@ -284,6 +284,10 @@ def test_a_room_that_cannot_be_is_no_room(changes):
         Room(**changes)
 
 
+def share(first, end):
+    return Entrusted("m", BlockRange(first, end), COUNT, frozenset({"made"}), (end - first) * BLOCK)
+
+
 async def test_a_share_made_for_somebody_is_held_of_its_own_accord(autojump_clock):
     async with open_mesh() as mesh:
         giver, helper = await mesh.add("a"), await mesh.add("b", gib=4)
@@ -293,12 +297,16 @@ async def test_a_share_made_for_somebody_is_held_of_its_own_accord(autojump_cloc
             giver.put("m")
 
         mesh.nursery.start_soon(announce)
-        await helper.entrusted.ask(Entrusted("m", BlockRange(8, 16), COUNT))
+        await helper.entrusted.ask(share(8, 16))
         assert helper.held["m"] == set(range(8, 16))
+        assert set(helper.room_left) == {4 << 30}
         assert helper.hosted.value == {"m"}
         assert helper.room.value.pinned == (), "nobody asked for it here, so it may be let go again"
         with pytest.raises(RequestError, match="no share"):
-            await helper.entrusted.ask(Entrusted("m", BlockRange(0, 1), COUNT))
+            await helper.entrusted.ask(share(0, 1))
+        helper.free = 9 * BLOCK  # one, and the eight that are held
+        await helper.entrusted.ask(share(0, 8))
+        assert helper.room_left[-1] == 8 * BLOCK + int(0.9 * BLOCK), "what lies here already is room that it has taken"
 
 
 @pytest.mark.parametrize(("gib", "why"), [(0, "gives no room"), (4, "has removed")])
@@ -312,7 +320,7 @@ async def test_nobody_is_made_to_hold_what_its_owner_does_not_want(autojump_cloc
             helper.held.pop("m")
             await trio.sleep(HOUR)
         with pytest.raises(Unavailable, match=why):
-            await helper.entrusted.ask(Entrusted("m", BlockRange(0, 16), COUNT))
+            await helper.entrusted.ask(share(0, 16))
         assert not helper.held
 
 
@@ -320,7 +328,7 @@ async def test_a_share_that_cannot_be_had_is_not_held(autojump_clock):
     async with open_mesh() as mesh:
         helper = await mesh.add("b", gib=4)
         with pytest.raises(SourceUnavailable):
-            await helper.entrusted.ask(Entrusted("m", BlockRange(8, 16), COUNT))
+            await helper.entrusted.ask(share(8, 16))
         ledger = await open_ledger(helper.store)
         assert ledger.own_accord() == frozenset()
 

@@ -63,6 +63,7 @@ class Node:
     fails: bool = False
     stuck: bool = False
     asked: list = attrs.field(factory=list)
+    room_left: list = attrs.field(factory=list)  # when it was asked to keep something
     scope: trio.CancelScope | None = None
 
     # OwnModels, Shards, MeshMembers
@@ -105,6 +106,10 @@ class Node:
         if self.fails or not set(blocks) <= set().union(self.held.get(model, ()), *others):
             raise SourceUnavailable("nobody gave it")
         self.held.setdefault(model, set()).update(blocks)
+
+    async def keep(self, share, room):
+        self.room_left.append(room)
+        await self.acquire(share.model, share.blocks)
 
     def comes_from_outside(self, model):
         return model in self.origins
