@@ -227,7 +227,9 @@ class HubConfig:
 class TransferConfig:
     """Shards that peers fetch from here."""
 
-    share: bool = True  # false: this node gives no shards to others
+    # false: no shards are given to others, kept for them whatever resources.disk_bytes is, nor told of; what is loaded here
+    # runs for others all the same
+    share: bool = True
     upload_bytes_per_second: float = attrs.field(
         default=0.0, validator=_between(0, 1e12)
     )  # to all together; 0: no limit

@@ -43,8 +43,13 @@ def described(holdings: Holdings) -> tuple[Holding, ...]:
     return tuple(holding for holding in every if holding.nbytes)
 
 
-def told(holdings: Holdings | None, room: Room | None) -> tuple[tuple[Holding, ...], Room | None]:
-    """Return what others are told, a bounded number of models; the bytes of the rest are taken off the room they see."""
+def told(holdings: Holdings | None, room: Room | None, *, shares: bool) -> tuple[tuple[Holding, ...], Room | None]:
+    """Return what others are told, a bounded number of models; the bytes of the rest are taken off the room they see.
+
+    Who shares nothing tells what its callers want, and no more.
+    """
+    if not shares:
+        return (), None if room is None else attrs.evolve(room, budget=0, fetching=(), coming=0)
     every = () if holdings is None else described(holdings)
     untold = sum(holding.nbytes for holding in every[_MAX_TOLD:])
     seen = None if room is None else attrs.evolve(room, budget=max(0, room.budget - untold))

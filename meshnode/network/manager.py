@@ -99,6 +99,7 @@ class NetworkResources:
     metrics: Metrics = attrs.field(factory=Metrics)
     room: Latest[Room | None] = attrs.field(factory=lambda: Latest(None))  # what we say about placement
     holdings: Holdings | None = None  # what peers and the hash table are told of, and what is sought; None: nothing
+    shares: bool = True  # False: nobody is told of any holdings, nor of room for others'; what is missing is sought
     leaving: Latest[tuple[ModelId, BlockRange] | None] = attrs.field(factory=lambda: Latest(None))  # about to be let go
 
 
@@ -151,7 +152,8 @@ class NetworkManager:
                 sought: set[PeerId] = set()
                 if shared.holdings is not None:
                     providing = Providing(host, shared.holdings, shared.table, sought)
-                    nursery.start_soon(providing.announce)
+                    if shared.shares:
+                        nursery.start_soon(providing.announce)
                     nursery.start_soon(providing.look)
                 task_status.started()
                 await self._keep_connected(host, nursery, sought)
@@ -312,7 +314,7 @@ class NetworkManager:
     def _keeps(self, model: ModelId, blocks: BlockRange) -> bool:
         leaving = self._resources.leaving.value
         goes = leaving is not None and leaving[0] == model and leaving[1].overlap(blocks) is not None
-        return not goes and keeps(self._resources.holdings, model, blocks)
+        return not goes and self._resources.shares and keeps(self._resources.holdings, model, blocks)
 
     def _tell_addresses(self, host: Host) -> None:
         addresses = tuple(dict.fromkeys((*self._settings.announce, *host.listen_addresses())))
@@ -327,7 +329,7 @@ class NetworkManager:
             revision = None if shared.holdings is None else shared.holdings.revision
             watched: list[Latest[Any]] = [offering, listening, shared.room, *([] if revision is None else [revision])]
             seen = [latest.version for latest in watched]
-            holdings, room = told(shared.holdings, shared.room.value)
+            holdings, room = told(shared.holdings, shared.room.value, shares=shared.shares)
             offer = Offer(
                 peer=shared.own,
                 sequence=shared.book.next_sequence(),

@@ -238,7 +238,9 @@ def _build_placement(
         others=mesh.gateway,
         leaving=channels.leaving,
     )
-    return AutoShardManager(resources, PlacementSettings(int(opened.config.resources.disk_bytes)), pulse)
+    config = opened.config
+    given = int(config.resources.disk_bytes) if config.transfer.share else 0  # what nobody can have is no copy
+    return AutoShardManager(resources, PlacementSettings(given), pulse)
 
 
 def _build_watcher(

@@ -134,6 +134,7 @@ class Mesh:
             offering=channels.offering,
             room=channels.room,
             holdings=self.holdings,
+            shares=self.config.transfer.share,
             leaving=channels.leaving,
             listening=channels.listening,
             metrics=self.metrics,

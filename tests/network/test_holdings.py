@@ -45,16 +45,16 @@ def shelf(count):
 
 def test_a_node_knows_all_of_its_models_and_gives_no_room_that_those_take_which_it_does_not_tell():
     assert len(described(shelf(70))) == 70
-    holdings, room = told(shelf(70), Room(budget=1000, uptime=5.0))
+    holdings, room = told(shelf(70), Room(budget=1000, uptime=5.0), shares=True)
     assert [holding.model for holding in holdings] == [f"m{number:03}" for number in range(64)]
     assert room == Room(budget=940, uptime=5.0)
-    assert told(shelf(70), Room(budget=30))[1] == Room()
+    assert told(shelf(70), Room(budget=30), shares=True)[1] == Room()
 
 
 def test_who_tells_all_tells_its_room_as_it_is():
-    assert told(shelf(3), Room(budget=1000)) == (described(shelf(3)), Room(budget=1000))
-    assert told(shelf(3), None)[1] is None
-    assert told(None, Room(budget=9)) == ((), Room(budget=9))
+    assert told(shelf(3), Room(budget=1000), shares=True) == (described(shelf(3)), Room(budget=1000))
+    assert told(shelf(3), None, shares=True)[1] is None
+    assert told(None, Room(budget=9), shares=True) == ((), Room(budget=9))
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,34 @@ def blocks_of(count):
     return [ShardDescriptor(f"b{block}", ShardKind.BLOCK, block, 1, (), ()) for block in range(count)]
 
 
-async def test_peers_say_what_they_keep_and_not_what_they_are_about_to_let_go(autojump_clock):
+def block_model():
+    """The first three of four blocks of a model."""
     model = "5e" * 32
     shards = (ShardDescriptor("e", ShardKind.EMBEDDING, None, 1, (), ()), *blocks_of(3))
     manifest = ModelManifest(model, "m", attrs.evolve(CONFIG, block_count=4), shards, "F32")
-    held = Shelf((manifest,), frozenset(each.id for each in shards))
+    return model, Shelf((manifest,), frozenset(each.id for each in shards))
+
+
+async def test_who_shares_nothing_tells_of_no_files_nor_room_and_vouches_for_none(autojump_clock):
+    model, held = block_model()
+    room = Room(1000, 5.0, ((model, BlockRange(0, 1)),), ((model, 2.0),), (model,), 10)
+    async with open_internet() as net:
+        silent = await net.start(1, holdings=held, shares=False)
+        other = await net.start(2, bootstrap=(1,))
+        silent.resources.room.set(room)
+        await trio.sleep(100)
+        offer = other.row(silent.own).offer
+        assert (offer.holdings, offer.room_bytes) == ((), 0)
+        assert offer.room == Room(0, 5.0, (), room.demand, room.pinned), (
+            "what its callers ask for is wanted all the same"
+        )
+        assert not await other.resources.gateway.keeps(silent.own, model, BlockRange(0, 3))
+        assert net.provided == []
+    assert silent.resources.room.value == room, "its own placement goes by it"
+
+
+async def test_peers_say_what_they_keep_and_not_what_they_are_about_to_let_go(autojump_clock):
+    model, held = block_model()
     async with open_internet() as net:
         holder = await net.start(1, holdings=held)
         asker = await net.start(2, bootstrap=(1,))

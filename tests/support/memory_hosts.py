@@ -209,7 +209,9 @@ class Internet:
     def cut(self, one, other):
         self.cuts.add(frozenset((one.own, other.own)))
 
-    async def member(self, number, *, bootstrap=(), clock=trio.current_time, store=None, holdings=None, **options):
+    async def member(
+        self, number, *, bootstrap=(), clock=trio.current_time, store=None, holdings=None, shares=True, **options
+    ):
         """Make a node; `number` is its identity and its address."""
         identity = identity_of(number)
         table = PeerTable(identity.peer, Latest({}))
@@ -226,6 +228,7 @@ class Internet:
             offering=Latest(Offering()),
             listening=Latest(()),
             holdings=holdings,
+            shares=shares,
         )
         defaults = {"network_id": "network", "announce": (), "max_peers": 64, "node": f"node {number}"}
         settings = NetworkSettings(bootstrap=tuple(map(address_of, bootstrap)), **{**defaults, **options})
