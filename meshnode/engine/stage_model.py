@@ -159,10 +159,11 @@ class StageModel:
     ) -> torch.Tensor:
         began = time.perf_counter()
         rotations = self.rotary.rotations([(cache.length, count) for cache, count in caches])
-        if DirectAttention.suits(self.pool):
-            attention = DirectAttention.begin(rotations, caches, self.pool, self.spec.config.head_count)
-        else:
-            attention = Attention.begin(rotations, caches, self.plans)
+        attention: Attention | DirectAttention = (
+            DirectAttention.begin(rotations, caches, self.pool, self.spec.config.head_count)
+            if DirectAttention.suits(self.pool)
+            else Attention.begin(rotations, caches, self.plans)
+        )
         for index in part.blocks:
             activations = self.blocks[index].forward(activations, attention, index)
         for cache, count in caches:

@@ -8,13 +8,13 @@ import torch
 
 try:
     from meshnode.engine.avx2 import _kernels as kernels
+
+    _ARE_PREFERRED = bool(kernels.SUPPORTED) and torch.backends.cpu.get_cpu_capability() == "AVX2"
 except ImportError:  # installed without a compiler
     kernels = None  # type: ignore[assignment]
+    _ARE_PREFERRED = False
 
 __all__ = ["are_preferred", "kernels"]
-
-
-_ARE_PREFERRED = kernels is not None and bool(kernels.SUPPORTED) and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def are_preferred() -> bool:

@@ -39,7 +39,9 @@ class DirectAttention:
         cls, rotations: torch.Tensor, caches: Sequence[tuple[SessionCache, int]], pool: PagePool, query_heads: int
     ) -> Self:
         """Prepare a step; `caches` says whose rows there are, in order, and how many of each."""
-        spans, tables, n = [], [], 0
+        spans: list[tuple[int, int, int, int]] = []
+        tables: list[int] = []
+        n = 0
         for cache, count in caches:
             spans.append((n, count, cache.length, len(tables)))
             tables += cache.table[: -(-(cache.length + count) // PAGE)]
