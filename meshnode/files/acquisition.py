@@ -238,14 +238,13 @@ class AcquisitionManager:
         return manifest
 
     async def _spread(self, source: Source | ModelNames, reference: str) -> ModelManifest:
-        peers, maker = self._supply.peers, self._supply.maker
         if not isinstance(source, HubSource):
             raise RequestError(
                 "--spread divides what comes from a hub (hf:OWNER/REPO) among nodes; leave it out", param="spread"
             )
-        if peers is None or maker is None:
+        if self._hub_copies is None:
             raise RequestError("--spread needs other nodes, and this one has no network", param="spread")
-        return await Spreading(self._jobs, peers, maker).acquire(source, reference)
+        return await Spreading(self._hub_copies).acquire(reference)
 
     async def _import(self, folder: Path, question: AcquireModel) -> ModelManifest:
         """Take shards from a folder that another node has exported them to."""

@@ -22,10 +22,10 @@ from meshnode.errors import (
     SourceUnavailable,
 )
 from meshnode.files.division import divide
+from meshnode.files.hub_copies import HubCopies
 from meshnode.files.hub_outline import Outline
 from meshnode.files.hub_proof import fetch_sample, prove
 from meshnode.files.hub_shares import HubShare, SharedShard, decode_made
-from meshnode.files.hub_source import HubSource
 from meshnode.files.importing import free_bytes
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.peer_ports import PeerShards, holders_of
@@ -96,32 +96,45 @@ class _Work:
 class Spreading:
     """Divides models among the nodes that give room."""
 
-    jobs: ModelJobs
-    peers: PeerShards
-    maker: ShareMaker
+    copies: HubCopies
+
+    @property
+    def jobs(self) -> ModelJobs:
+        """The work on models here."""
+        return self.copies.jobs
+
+    @property
+    def peers(self) -> PeerShards:
+        """Who holds what, and who gives room."""
+        return self.copies.copies.peers
+
+    @property
+    def maker(self) -> ShareMaker:
+        """Makes this node's own share."""
+        return self.copies.maker
 
     @property
     def lanes(self) -> Lanes:
         """Threads for blocking work."""
         return self.jobs.lanes
 
-    async def acquire(self, source: HubSource, reference: str) -> ModelManifest:
+    async def acquire(self, reference: str) -> ModelManifest:
         """Have a model in the mesh, here its ends and its first blocks; other blocks lie with those who fetched them.
 
         What somebody holds already is not fetched again. Raises RequestError when nobody gives room, FileError leafs. What has
         been fetched by anybody is kept then, and on cancellation, which ends the work of all helpers.
         """
-        origin = await source.look(reference)
+        origin = await self.copies.source.look(reference)
         async with self.jobs.turns.of(origin.version):
             known = self.jobs.known(origin)
             if known is not None and all(self._is_there(known.manifest, shard) for shard in known.manifest.shards):
                 return known.manifest  # where its parts should lie is what placement looks after
-            manifest, shares = await self._acquire(source, origin, None if known is None else known.manifest)
-        await self._entrust(source, reference, manifest, shares)
+            manifest, shares = await self._acquire(origin, None if known is None else known.manifest)
+        await self._entrust(reference, manifest, shares)
         return manifest
 
     async def _acquire(
-        self, source: HubSource, origin: Origin, known: ModelManifest | None
+        self, origin: Origin, known: ModelManifest | None
     ) -> tuple[ModelManifest, Mapping[PeerId, BlockRange]]:
         """Have everything made that nobody holds, and this node's part here; return who has made which of the others."""
         helpers = self.peers.helpers()
@@ -131,11 +144,13 @@ class Spreading:
                 "leave out --spread"
             )
         async with self.jobs.staging() as scratch:
-            outline = await source.outline(origin.exact, scratch)
+            outline = await self.copies.source.outline(origin.exact, scratch)
             tokenizer = await self.lanes.run(
                 "disk", _keep_tokenizer, outline, scratch, self.jobs.catalog.paths.transfers
             )
         own, shares = await self.lanes.run("disk", self._divide, outline, helpers)
+        if known is None and (had := await self.copies.acquire(origin, Part(own, both_ends=True), None)) is not None:
+            return had, {}  # members have all of it
         work = _Work(outline, shares, {} if known is None else outline.described(known), self._there(outline, known))
         progress = _Progress(origin.reference, self.jobs)
         made, missing = await self._make_all(work, own, progress)
@@ -276,9 +291,7 @@ class Spreading:
             staging
         )
 
-    async def _entrust(
-        self, source: HubSource, reference: str, manifest: ModelManifest, shares: Mapping[PeerId, BlockRange]
-    ) -> None:
+    async def _entrust(self, reference: str, manifest: ModelManifest, shares: Mapping[PeerId, BlockRange]) -> None:
         """Tell helpers that their share is to be kept; whatever one does not keep is fetched here."""
         failed: list[BlockRange] = []
 
@@ -294,7 +307,7 @@ class Spreading:
             for peer, blocks in shares.items():
                 nursery.start_soon(keep, peer, blocks)
         for blocks in failed:
-            await self.jobs.acquire(source, reference, Part(blocks))
+            await self.jobs.acquire(self.copies.source, reference, Part(blocks))
 
 
 def _keep_tokenizer(outline: Outline, scratch: Path, folder: Path) -> HashedBytes:
