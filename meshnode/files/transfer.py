@@ -24,7 +24,7 @@ from meshnode.types.manifest import ModelManifest, ShardDescriptor
 __all__ = ["ShardTransfer"]
 
 _PEERS = 4  # asked at once
-_TRIES = 3  # failures of one peer, after which it is left out of this transfer
+_TRIES = 3  # failures of one peer in a row that bring nothing, after which it is left out of this transfer
 _PAUSE = 0.5  # seconds after a failure, times their number
 _SLOW = 3.0  # seconds after which a run is one that others may race for
 
@@ -141,12 +141,15 @@ class ShardTransfer:
                     await self._news.wait()
                 continue
             part = self._parts[run.shard]
+            lacking = set(run.chunks) - part.held
             with trio.CancelScope() as scope:
                 self._asked[peer] = _Asked(run, trio.current_time(), scope)
                 try:
                     await line.fetch(run.shard, run.first, run.count, part.write)
                 finally:
                     del self._asked[peer]
+                    if not lacking.isdisjoint(part.held):  # a line that breaks now and then gets there too
+                        self._failures.pop(peer, None)
                     plan.give_back(run, part.held, [each.run for each in self._asked.values()])
                     self._news.set()
                     self._news = trio.Event()

@@ -53,6 +53,10 @@ def model(tmp_path_factory):
     )
 
 
+def nothing():
+    """What a peer does wrong that does nothing wrong."""
+
+
 @attrs.define(eq=False)
 class Giver:
     """A peer: what it has, and what it does wrong."""
@@ -61,7 +65,8 @@ class Giver:
     blocks: range = range(3)
     ends: bool = True
     alter: object = staticmethod(lambda number, data: data)
-    after: object = staticmethod(lambda: None)  # called after every chunk; what it raises ends the line
+    before: object = nothing  # called before every chunk; what it raises ends the line
+    after: object = nothing  # likewise, after every chunk; what it returns is awaited
     lines: int = 0
     given: list = attrs.field(factory=list)
 
@@ -73,6 +78,7 @@ class Giver:
         path = CatalogShelf(self.catalog).path(shard)
         for number in range(first, first + count):
             await trio.lowlevel.checkpoint()
+            self.before()
             with path.open("rb") as file:
                 file.seek(number * CHUNK_BYTES)
                 data = file.read(CHUNK_BYTES)
@@ -265,24 +271,31 @@ def gone():
     raise PeerUnreachable("hung up")
 
 
-async def test_one_that_stops_after_every_chunk_is_given_up_and_the_others_finish(world, autojump_clock):
-    stopper = world.add("a", after=gone)
-    world.add("b")
+async def test_one_that_stops_after_every_chunk_gets_there_and_one_that_brings_nothing_is_given_up(
+    world, autojump_clock
+):
+    stopper, empty = world.add("a", after=gone), world.add("b", before=gone)
     await world.taker.mailbox.ask(AcquireModel("wide"))
     assert is_whole(world)
-    assert stopper.lines <= 3
+    assert stopper.lines > 3
+    assert empty.lines == 3
     assert sorted(world.given()) == sorted(world.chunks())
     assert world.peers.accused == []
 
 
 async def test_no_byte_is_fetched_twice_over_failures_and_restarts(world, data, autojump_clock):
-    fragile = world.add("a", after=gone)
+    def gone_for_good():
+        fragile.before = gone
+        gone()
+
+    fragile = world.add("a")
     for _ in range(2):
+        fragile.before, fragile.after = nothing, gone_for_good
         with pytest.raises(SourceUnavailable, match="What has come is kept"):
             await world.taker.mailbox.ask(AcquireModel("wide"))
     assert data.files("transfers") != []
     async with data.running() as again:  # another incarnation on the same folder
-        fragile.after = lambda: None
+        fragile.before = fragile.after = nothing
         await again.mailbox.ask(AcquireModel("wide"))
         assert is_whole(world, again)
     assert sorted(fragile.given) == sorted(world.chunks())
