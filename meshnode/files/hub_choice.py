@@ -27,7 +27,7 @@ class HubFile:
 
     path: str  # inside the repository, with slashes
     nbytes: int
-    oid: str  # changes when the bytes do
+    oid: str  # changes when the bytes do, and is no other file's
     sha256: str | None = None  # of the bytes, for large files
 
     @property

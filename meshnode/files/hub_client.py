@@ -112,7 +112,8 @@ class Hub:
             info = msgspec.json.decode(data, type=_Info)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SourceUnavailable(f"{self.endpoint} does not answer as a hub does: {error}") from error
-        files = tuple(_file(each) for each in info.siblings if each.size and _PATH.fullmatch(each.rfilename))
+        place = f"{reference.repository}@{info.sha}"
+        files = tuple(_file(each, place) for each in info.siblings if each.size and _PATH.fullmatch(each.rfilename))
         return HubRepository(reference.repository, info.sha, files)
 
     async def read(self, connections: httpx.AsyncClient, path: str, what: str, limit: int) -> bytes:
@@ -193,10 +194,11 @@ async def patiently(
             await trio.sleep(wait)
 
 
-def _file(sibling: _Sibling) -> HubFile:
+def _file(sibling: _Sibling, place: str) -> HubFile:
+    """Return a file; where a hub gives no hash of it, `place`, its commit, says which bytes it has."""
     sha256 = None if sibling.lfs is None else sibling.lfs.sha256
-    size = sibling.size or 0
-    return HubFile(sibling.rfilename, size, sha256 or sibling.blobId or str(size), sha256)
+    oid = sha256 or sibling.blobId or f"{place} {sibling.rfilename}"
+    return HubFile(sibling.rfilename, sibling.size or 0, oid, sha256)
 
 
 async def _read(reply: httpx.Response, limit: int) -> bytes | None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import httpx
 import pytest
 import trio
 from support.full_store import FullStore
@@ -15,6 +16,7 @@ from meshnode.errors import FileError, InvalidModelFile, RequestError, SourceUna
 from meshnode.files.acquisitions import AcquireModel, RemoveModel
 from meshnode.files.hub_client import Hub
 from meshnode.files.hub_mirror import BLOCK_BYTES, forget_mirror, open_mirror
+from meshnode.files.hub_reference import HubReference
 from meshnode.files.hub_source import HubSource
 from meshnode.files.importing import import_gguf
 from meshnode.files.local_gguf import LocalGGUF
@@ -351,6 +353,18 @@ async def test_a_list_that_is_none(data, hub, monkeypatch):
     async with use(data, hub).running() as node:
         with pytest.raises(SourceUnavailable, match="does not answer as a hub does"):
             await node.mailbox.ask(AcquireModel(f"hf:{REPOSITORY}"))
+
+
+async def test_files_of_which_a_hub_gives_no_hash_are_told_apart_by_where_they_are():
+    def answer(request):
+        name = request.url.path.split("/")[4]
+        return httpx.Response(
+            200, json={"sha": f"{name} now", "siblings": [{"rfilename": each, "size": 9} for each in "xy"]}
+        )
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as connections:
+        found = [await Hub().repository(connections, HubReference.parse(f"hf:someone/{name}")) for name in ("a", "b")]
+    assert len({file.oid for repository in found for file in repository.files}) == 4
 
 
 def test_the_environment_names_the_hub():
