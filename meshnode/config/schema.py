@@ -205,7 +205,8 @@ class HubConfig:
     No model is downloaded that nobody has asked for.
     """
 
-    watch: bool = True  # false: a hub is asked for nothing but what a person names
+    # false: a hub is asked for nothing but what a person names, here or, with --spread, on a node that this one gives room to
+    watch: bool = True
     interval: float = attrs.field(default=3600.0, validator=_between(1, 30 * 86400))  # seconds between two looks
     publishers: tuple[str, ...] = (  # only theirs pass by downloads; (): anybody's, with ten times as many
         "HuggingFaceTB",
