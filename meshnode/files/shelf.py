@@ -59,18 +59,15 @@ class Helping:
         self.made |= {hashed.id: self.maker.records.part(hashed) for hashed in made}
         return encode_made(made)
 
-    async def keep(
-        self, asker: PeerId, model: ModelId, blocks: BlockRange, block_count: int, is_held: Callable[[ShardId], bool]
-    ) -> None:
+    async def keep(self, asker: PeerId, model: ModelId, blocks: BlockRange, block_count: int) -> None:
         """Have blocks of a model held of which this node has made shards for the asker. Raises MeshnodeError leafs."""
         records = await self.maker.lanes.run("disk", list, self.maker.records.all())
         made = [hashed for record in records if asker in record.askers for hashed in record.made]
         if not made:
             raise Unavailable("no share that this node has made for you lies here; have one made first")
         await self.keeper.keep(model, blocks, block_count, made)
-        await self._forget_kept(is_held)
 
-    async def _forget_kept(self, is_held: Callable[[ShardId], bool]) -> None:
+    async def forget_kept(self, is_held: Callable[[ShardId], bool]) -> None:
         """Forget shares whose shards are all held. What cannot be deleted is left to a later sweep."""
         try:
             for record in await self.maker.lanes.run("disk", list, self.maker.records.all()):
@@ -151,10 +148,10 @@ class CatalogShelf:
         """Keep what was made for the peer, as blocks of a model. Raises as `make_share`."""
         if self.helping is None:
             raise Unavailable("this node keeps no shares")
-        if self._holds(model, blocks):  # made for somebody else too, who was faster
-            return
         try:
-            await self.helping.keep(peer, model, blocks, block_count, self.catalog.is_held)
+            if not self._holds(model, blocks):  # else it was made for somebody else too, who was faster
+                await self.helping.keep(peer, model, blocks, block_count)
+            await self.helping.forget_kept(self.catalog.is_held)
         except FileError as error:
             raise Unavailable(str(error)) from error
 

@@ -1,5 +1,7 @@
 """Who makes a share of a model for somebody else: what it may be asked, and what of it lies here for how long."""
 
+from types import SimpleNamespace
+
 import attrs
 import msgspec
 import pytest
@@ -15,7 +17,7 @@ from meshnode.files.hub_source import HubSource
 from meshnode.files.shard_file import HashedBytes, hash_pieces
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.share_records import Leftovers, ShareRecords
-from meshnode.files.shelf import Helping
+from meshnode.files.shelf import CatalogShelf, Helping
 from meshnode.flow.lanes import Lanes
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import CHUNK_BYTES
@@ -115,11 +117,17 @@ async def test_shares_for_several_peers_lie_side_by_side_as_far_as_there_is_room
     await helper.make("c", msgspec.msgpack.encode(attrs.evolve(share, shards=share.shards[3:4])), silent)
     assert parts_of(helper) == sorted(each.nbytes for each in share.shards[1:4]), "what others need of it stays"
     with pytest.raises(Unavailable, match="no share that this node has made for you"):
-        await helper.keep("stranger", "m", BlockRange(0, 1), 4, lambda _: True)
-    await helper.keep("a", "m", BlockRange(0, 1), 4, made["a"].__contains__)
+        await helper.keep("stranger", "m", BlockRange(0, 1), 4)
+    await helper.keep("a", "m", BlockRange(0, 1), 4)
+    await helper.forget_kept(made["a"].__contains__)
     assert helper.keeper.kept == [("m", made["a"])]
     assert one not in shares_of(helper)
     assert helper.made.keys() & made["b"]
+    entry = SimpleNamespace(manifest=SimpleNamespace(shards=[SimpleNamespace(id="held", block=0)]))
+    catalog = SimpleNamespace(entry=lambda _: entry, is_held={"held", *made["b"]}.__contains__)
+    await CatalogShelf(catalog, helper).keep_share("b", "m", BlockRange(0, 1), 4)
+    assert len(helper.keeper.kept) == 1, "another one was faster, and it is held"
+    assert two not in shares_of(helper)
 
 
 async def test_a_helper_that_starts_again_when_it_is_done_fetches_nothing(helper, share, hub):
