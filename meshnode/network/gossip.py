@@ -46,7 +46,8 @@ class GossipBook:
     floor: int = 0  # the highest sequence of an earlier run of this node
     changed: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)
     _nbytes: int = attrs.field(default=0, init=False)  # of all payloads
-    _records: OrderedDict[PeerId, tuple[SignedRecord, Offer]] = attrs.field(factory=OrderedDict, init=False)
+    # With the version of `changed` that each came with; the newest comes last.
+    _records: OrderedDict[PeerId, tuple[SignedRecord, Offer, int]] = attrs.field(factory=OrderedDict, init=False)
     _dead: dict[PeerId, int] = attrs.field(factory=dict, init=False)  # sequence at which a node was seen to be gone
 
     def publish(self, offer: Offer) -> None:
@@ -117,16 +118,20 @@ class GossipBook:
         """Believe again what a node says: it is connected."""
         self._dead.pop(peer, None)
 
-    def records(self) -> tuple[tuple[SignedRecord, int], ...]:
-        """Return all records with their sequences, our own first."""
-        own = self._records.get(self.identity.peer)
-        others = [found for peer, found in self._records.items() if peer != self.identity.peer]
-        return tuple((record, offer.sequence) for record, offer in ([own] if own else []) + others)
+    def records(self, since: int = -1) -> tuple[tuple[SignedRecord, int], ...]:
+        """Return the records that are newer than a version of `changed`, with their sequences, our own first."""
+        found = []
+        for record, offer, version in reversed(self._records.values()):
+            if version <= since:
+                break
+            found.append((record, offer.sequence))
+        found.reverse()
+        return tuple(sorted(found, key=lambda each: each[0].signer != self.identity.peer))
 
     def expire(self) -> tuple[PeerId, ...]:
         """Drop what is too old and return whose it was."""
         horizon = self.clock() - _TOO_OLD
-        old = [peer for peer, (_, offer) in self._records.items() if offer.issued < horizon]
+        old = [peer for peer, (_, offer, _) in self._records.items() if offer.issued < horizon]
         for peer in old:
             self._drop(peer)
         if old:
@@ -137,7 +142,7 @@ class GossipBook:
     def _domain(self) -> str:
         return f"offer:{self.network}"
 
-    def _drop(self, peer: PeerId) -> tuple[SignedRecord, Offer] | None:
+    def _drop(self, peer: PeerId) -> tuple[SignedRecord, Offer, int] | None:
         found = self._records.pop(peer, None)
         if found is not None:
             self._nbytes -= len(found[0].payload)
@@ -145,7 +150,7 @@ class GossipBook:
 
     def _keep(self, record: SignedRecord, offer: Offer) -> None:
         self._drop(offer.peer)
-        self._records[offer.peer] = (record, offer)
+        self._records[offer.peer] = (record, offer, self.changed.version + 1)
         self._nbytes += len(record.payload)
         while len(self._records) > _MAX_PEERS or self._nbytes > _MAX_BYTES:
             self._drop(next(peer for peer in self._records if peer != self.identity.peer))
@@ -170,16 +175,16 @@ class Neighbour:
         """Send the neighbour what it lacks, until cancelled; `send` may wait, and raises PeerUnreachable at the end."""
         seen = -1
         while True:
-            seen = await self.book.changed.changed(seen)
-            for batch in self._batches():
+            before, seen = seen, await self.book.changed.changed(seen)
+            for batch in self._batches(before):
                 await send(Records(batch))
             await trio.sleep(_PACE)
 
-    def _batches(self) -> Iterator[tuple[SignedRecord, ...]]:
-        """Cut what is lacking into messages."""
+    def _batches(self, since: int) -> Iterator[tuple[SignedRecord, ...]]:
+        """Cut what is lacking of what is new into messages."""
         batch: list[SignedRecord] = []
         size = 0
-        for record, sequence in self._lacking():
+        for record, sequence in self._lacking(since):
             nbytes = len(record.payload) + 256
             if batch and size + nbytes > _MAX_BATCH:
                 yield tuple(batch)
@@ -190,9 +195,9 @@ class Neighbour:
         if batch:
             yield tuple(batch)
 
-    def _lacking(self) -> Sequence[tuple[SignedRecord, int]]:
+    def _lacking(self, since: int) -> Sequence[tuple[SignedRecord, int]]:
         return [
             (record, sequence)
-            for record, sequence in self.book.records()
+            for record, sequence in self.book.records(since)
             if record.signer != self.peer and self._has.get(record.signer, -1) < sequence
         ]

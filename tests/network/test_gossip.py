@@ -175,6 +175,19 @@ def test_the_book_is_bounded_and_our_own_record_comes_first(monkeypatch):
     assert ours.records()[0][0].signer == identity_of(1).peer
 
 
+def test_who_has_looked_through_the_book_need_not_go_through_what_was_there_then():
+    ours = book()
+    ours.accept(record(offer(2)))
+    ours.accept(record(offer(3)))
+    seen = ours.changed.version
+    assert ours.records(seen) == ()
+    ours.accept(record(offer(4)))
+    ours.accept(record(offer(2, sequence=offer(2).sequence + 1)))
+    ours.publish(offer(1))
+    assert [each.signer for each, _ in ours.records(seen)] == [identity_of(number).peer for number in (1, 4, 2)]
+    assert len(ours.records()) == 4
+
+
 def test_our_sequence_grows_even_when_the_clock_does_not():
     clock = Clock()
     ours = book(clock=clock)
