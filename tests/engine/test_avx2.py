@@ -5,8 +5,8 @@ import torch
 from support.kernels import needs_own, use_kernels
 
 from meshnode.engine.kv_cache import PagePool, SessionCache
+from meshnode.engine.layers.digit_linear import DigitLinear
 from meshnode.engine.layers.direct_attention import DirectAttention
-from meshnode.engine.layers.int4_digits import Int4DigitsLinear
 from meshnode.engine.layers.matrix import RawMatrix
 from meshnode.engine.layers.mlp import GatedMLP
 from meshnode.engine.layers.norm import RMSNorm
@@ -28,9 +28,24 @@ def of_codes(codes):
     return RawMatrix("Q4_1", raw.reshape(len(codes), -1).contiguous(), codes.shape[1])
 
 
+def of_bytes(codes):
+    """A Q8_0 matrix of scale 1 of int8 codes."""
+    scale = torch.tensor([1.0]).half().view(torch.uint8).expand(len(codes), codes.shape[1] // 32, 2)
+    raw = torch.cat([scale, codes.view(torch.uint8).view(len(codes), -1, 32)], -1)
+    return RawMatrix("Q8_0", raw.reshape(len(codes), -1).contiguous(), codes.shape[1])
+
+
+@pytest.mark.parametrize("code", [127, -128])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_byte_and_no_activation_saturates(code, sign):
+    linear = DigitLinear.pack((of_bytes(torch.full((16, 64), code, dtype=torch.int8)),))
+    rows = torch.full((3, 64), sign * 3.0).bfloat16()
+    assert linear.logits(rows).tolist() == [[pytest.approx(sign * 3 * code * 64, rel=1e-5)] * 16] * 3
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_codes_and_activations_do_not_saturate(sign):
-    linear = Int4DigitsLinear.pack((of_codes(torch.full((16, 64), 15, dtype=torch.uint8)),))
+    linear = DigitLinear.pack((of_codes(torch.full((16, 64), 15, dtype=torch.uint8)),))
     rows = torch.full((3, 64), sign * 3.0).bfloat16()
     assert linear.logits(rows).tolist() == [[pytest.approx(sign * 3 * 15 * 64, rel=1e-6)] * 16] * 3
 
@@ -39,7 +54,7 @@ def test_products_are_exact_to_fourteen_bits():
     codes = torch.randint(0, 16, (32, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = torch.randn(5, 96, generator=torch.Generator().manual_seed(1)).bfloat16()
     exact = rows.double() @ codes.double().t()
-    found = Int4DigitsLinear.pack((of_codes(codes),)).logits(rows)
+    found = DigitLinear.pack((of_codes(codes),)).logits(rows)
     bound = 0.5 / 16256 * rows.double().abs().amax() * codes.double().sum(1)  # half a step for each of the activations
     assert ((found - exact).abs() <= bound + 1e-4).all()
 
@@ -48,7 +63,7 @@ def test_groups_of_very_different_size_keep_their_digits():
     rows = torch.cat([torch.full((1, 32), 1e4), torch.full((1, 32), 1e-4)], 1).bfloat16()
     codes = torch.zeros(16, 64, dtype=torch.uint8)
     codes[:, 32:] = 1
-    found = Int4DigitsLinear.pack((of_codes(codes),)).logits(rows)
+    found = DigitLinear.pack((of_codes(codes),)).logits(rows)
     assert found[0, 0].item() == pytest.approx(rows[0, 32:].double().sum().item(), rel=1e-4)
 
 
@@ -56,23 +71,25 @@ def test_groups_of_very_different_size_keep_their_digits():
 def test_what_is_not_finite_is_not_hidden(bad):
     rows = torch.randn(2, 64).bfloat16()
     rows[1, 40] = bad
-    found = Int4DigitsLinear.pack((of_codes(torch.ones(16, 64, dtype=torch.uint8)),))(rows)
+    found = DigitLinear.pack((of_codes(torch.ones(16, 64, dtype=torch.uint8)),))(rows)
     assert found[0].isfinite().all()
     assert found[1].isnan().all()
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-38, 1e-31])
 def test_rows_of_nothing_give_nothing(value):
-    found = Int4DigitsLinear.pack((of_codes(torch.full((16, 32), 15, dtype=torch.uint8)),)).logits(
+    found = DigitLinear.pack((of_codes(torch.full((16, 32), 15, dtype=torch.uint8)),)).logits(
         torch.full((2, 32), value).bfloat16()
     )
     assert found.abs().max() <= 1e-28
 
 
 def test_outputs_are_rounded_to_the_nearest_even():
-    codes = torch.randint(0, 16, (64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    linear, rows = Int4DigitsLinear.pack((of_codes(codes),)), torch.randn(40, 64).bfloat16()
-    assert torch.equal(linear(rows), linear.logits(rows).bfloat16())
+    draw, rows = torch.Generator().manual_seed(2), torch.randn(40, 64).bfloat16()
+    four, eight = torch.randint(0, 16, (64, 64), generator=draw), torch.randint(-128, 128, (64, 64), generator=draw)
+    for matrix in (of_codes(four.to(torch.uint8)), of_bytes(eight.to(torch.int8))):
+        linear = DigitLinear.pack((matrix,))
+        assert torch.equal(linear(rows), linear.logits(rows).bfloat16())
 
 
 @pytest.mark.parametrize("n", [1, 3, 200])

@@ -8,7 +8,7 @@ from support.kernels import OWN_RUN_HERE, needs_own, use_kernels
 
 from meshnode.engine.layers.byte_products import FbgemmProduct, VnniProduct, byte_product
 from meshnode.engine.layers.dense_linear import DenseLinear
-from meshnode.engine.layers.int4_digits import Int4DigitsLinear
+from meshnode.engine.layers.digit_linear import DigitLinear
 from meshnode.engine.layers.int4_linear import Int4Linear
 from meshnode.engine.layers.int8_linear import Int8Linear
 from meshnode.engine.layers.linear import SideBySide, build_linear
@@ -24,7 +24,7 @@ def packed_for(kernel):
 KERNELS = {
     "int4": (Int4Linear.pack, "Q4_1"),
     "int4 of eight bits": (Int4Linear.pack, "Q8_0"),
-    **({"int4, 15 bits": (Int4DigitsLinear.pack, "Q4_1")} if OWN_RUN_HERE else {}),
+    **({"our own": (DigitLinear.pack, "Q4_1"), "our own, 8 bits": (DigitLinear.pack, "Q8_0")} if OWN_RUN_HERE else {}),
     # oneDNN's sums saturate on other processors, so it is not chosen there
     **({"int8 of oneDNN": (packed_for(VnniProduct), "Q8_0")} if torch.cpu._is_vnni_supported() else {}),
     **({"int8 of FBGEMM": (packed_for(FbgemmProduct), "Q8_0")} if platform.machine() == "x86_64" else {}),
@@ -77,7 +77,7 @@ def test_a_row_has_the_same_bits_in_any_company(name, threads):
 
 
 @pytest.mark.parametrize(
-    ("kernels", "kind"), [("torch", Int4Linear), pytest.param("own", Int4DigitsLinear, marks=needs_own)]
+    ("kernels", "kind"), [("torch", Int4Linear), pytest.param("own", DigitLinear, marks=needs_own)]
 )
 def test_stacked_matrices_give_their_outputs_side_by_side(monkeypatch, kernels, kind):
     use_kernels(monkeypatch, kernels)
@@ -110,6 +110,7 @@ def test_rows_can_be_reordered_while_packing():
 
 
 def test_without_an_exact_kernel_eight_bits_become_two_halves(monkeypatch):
+    use_kernels(monkeypatch, "torch")
     monkeypatch.setattr("meshnode.engine.layers.linear.byte_product", lambda: None)
     linear = build_linear([matrix("Q8_0")], device=CPU)
     assert isinstance(linear, Int4Linear)

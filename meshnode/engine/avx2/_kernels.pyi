@@ -3,7 +3,7 @@
 SUPPORTED: int  # 1: this processor has what the kernels need. 0: there is nothing else in the module
 
 def multiply(
-    rows: int, tiles: int, out: int, n: int, outputs: int, groups: int, as_float: bool, threads: int, /
+    rows: int, tiles: int, out: int, n: int, outputs: int, groups: int, bits: int, as_float: bool, threads: int, /
 ) -> None: ...
 def attend(
     fused: int,

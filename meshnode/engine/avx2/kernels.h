@@ -22,7 +22,7 @@ typedef struct {
     int8_t *digits;
     float *step, *sum;
     long n, groups, outputs;
-    int as_float;
+    int bits, as_float;
 } Product;
 
 /* Returns 0 where there is no memory for the digits. */

@@ -18,7 +18,7 @@ static PyObject *py_multiply(PyObject *Py_UNUSED(module), PyObject *arguments) {
     Product p = {0};
     Address rows, tiles, out;
     unsigned threads;
-    if (!PyArg_ParseTuple(arguments, "KKKlllpI", &rows, &tiles, &out, &p.n, &p.outputs, &p.groups, &p.as_float, &threads)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "KKKlllipI", &rows, &tiles, &out, &p.n, &p.outputs, &p.groups, &p.bits, &p.as_float, &threads)) return NULL;
     p.rows = AT(const uint16_t, rows);
     p.tiles = AT(const uint8_t, tiles);
     p.out = AT(void, out);
@@ -78,7 +78,7 @@ static PyObject *py_gate(PyObject *Py_UNUSED(module), PyObject *arguments) {
 }
 
 static PyMethodDef methods[] = {
-    {"multiply", py_multiply, METH_VARARGS, "multiply(rows, tiles, out, n, outputs, groups, as_float, threads)"},
+    {"multiply", py_multiply, METH_VARARGS, "multiply(rows, tiles, out, n, outputs, groups, bits, as_float, threads)"},
     {"attend", py_attend, METH_VARARGS,
      "attend(fused, rotations, memory, spans, tables, queries, out, n, count, query_heads, kv_heads, size, pages, page, threads)"},
     {"normalise", py_normalise, METH_VARARGS, "normalise(rows, weight, epsilon, out, n, columns, threads)"},

@@ -1,10 +1,12 @@
-/* Exact products of four-bit weights and activations of 15 bits, on AVX2. `layers/int4_digits.py` says what for.
+/* Exact products of weights of four or eight bits and activations of 15 bits. `layers/digit_linear.py` says what for.
 
 Weights lie in tiles of 8 outputs. A tile is a run of groups of 32 columns, 160 bytes each:
 
     128 bytes  codes: byte 32 p + 4 i + k has, of output i, column 4 p + k in its low half and column 16 + 4 p + k in its high one
      16 bytes  float16 [8], the scale of each output
      16 bytes  float16 [8], the minimum of each output: weight = code * scale + minimum
+
+Codes of eight bits are two planes of four, code = 16 high + low: 128 bytes for the high halves come before those for the low ones.
 
 A group of 32 activations has a step of its own, 1 / 16256 of the largest, and becomes 32 high and 32 low digits:
 u = 128 high + low, where high is within 127 and low within 64. A code is at most 15, so two products are at most 3810 and the eight
@@ -16,7 +18,7 @@ scale come in. These are applied group by group in one order, so that a row's bi
 
 #include <stdlib.h>
 
-enum { GROUP = 32, TILE = 8, GROUP_BYTES = 160, DIGITS = 2 * GROUP, ROWS = 32, AHEAD = 10 * GROUP_BYTES };
+enum { GROUP = 32, TILE = 8, PLANE = 128, AFFINE = 32, DIGITS = 2 * GROUP, ROWS = 32, AHEAD = 1600 };
 
 #define PAIRS(digits, index, codes) _mm256_maddubs_epi16(codes, _mm256_set1_epi32(((const int32_t *)(digits))[index]))
 
@@ -79,27 +81,43 @@ AVX2 static inline __m256i dot(const __m256i *codes, const int8_t *digits) {
     return _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1));
 }
 
+AVX2 static inline void unpack(const uint8_t *plane, __m256i *codes) {
+    for (int i = 0; i < 4; i++) {
+        __m256i packed = _mm256_loadu_si256((const __m256i *)(plane + 32 * i));
+        codes[i] = _mm256_and_si256(packed, _mm256_set1_epi8(15));
+        codes[4 + i] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), _mm256_set1_epi8(15));
+    }
+}
+
+/* The exact products of a plane with both digits. */
+AVX2 static inline __m256i exact(const __m256i *codes, const int8_t *digits) {
+    return _mm256_add_epi32(_mm256_slli_epi32(dot(codes, digits), 7), dot(codes, digits + GROUP));
+}
+
 /* One tile for up to ROWS rows, whose sums stay in the first cache. */
-AVX2 static void multiply_tile(const Product *p, long tile, long begin, long count) {
-    const uint8_t *weights = p->tiles + tile * p->groups * GROUP_BYTES;
-    const __m256i four_bits = _mm256_set1_epi8(15);
+AVX2 static inline void multiply_tile(const Product *p, long tile, long begin, long count, int planes) {
+    const long group_bytes = planes * PLANE + AFFINE;
+    const uint8_t *weights = p->tiles + tile * p->groups * group_bytes;
     __m256 sums[ROWS];
+    __m256i high[ROWS];
     for (long row = 0; row < count; row++) sums[row] = _mm256_setzero_ps();
-    for (long group = 0; group < p->groups; group++, weights += GROUP_BYTES) {
-        for (int line = 0; line < GROUP_BYTES; line += 64) _mm_prefetch((const char *)weights + AHEAD + line, _MM_HINT_T0);
-        __m256i codes[8];
-        for (int i = 0; i < 4; i++) {
-            __m256i packed = _mm256_loadu_si256((const __m256i *)(weights + 32 * i));
-            codes[i] = _mm256_and_si256(packed, four_bits);
-            codes[4 + i] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), four_bits);
-        }
-        __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weights + 128)));
-        __m256 minimum = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weights + 144)));
+    for (long group = 0; group < p->groups; group++, weights += group_bytes) {
+        for (int line = 0; line < group_bytes; line += 64) _mm_prefetch((const char *)weights + AHEAD + line, _MM_HINT_T0);
         long at = group * p->n + begin;
         const int8_t *digits = p->digits + DIGITS * at;
+        __m256i codes[8];
+        if (planes == 2) {
+            unpack(weights, codes);
+            for (long row = 0; row < count; row++) high[row] = _mm256_slli_epi32(exact(codes, digits + DIGITS * row), 4);
+        }
+        const uint8_t *affine = weights + planes * PLANE;
+        unpack(affine - PLANE, codes);
+        __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)affine));
+        __m256 minimum = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(affine + 16)));
         for (long row = 0; row < count; row++, digits += DIGITS) {
-            __m256i exact = _mm256_add_epi32(_mm256_slli_epi32(dot(codes, digits), 7), dot(codes, digits + GROUP));
-            __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(exact), scale);
+            __m256i whole = exact(codes, digits);
+            if (planes == 2) whole = _mm256_add_epi32(whole, high[row]);
+            __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), scale);
             sums[row] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(p->sum[at + row]), sums[row]);
             sums[row] = _mm256_fmadd_ps(scaled, _mm256_set1_ps(p->step[at + row]), sums[row]);
         }
@@ -107,9 +125,16 @@ AVX2 static void multiply_tile(const Product *p, long tile, long begin, long cou
     for (long row = 0; row < count; row++) store(p, begin + row, tile, sums[row]);
 }
 
-static void multiply_tiles(const Product *p, long begin, long end) {
-    for (long row = 0; row < p->n; row += ROWS)
-        for (long tile = begin; tile < end; tile++) multiply_tile(p, tile, row, p->n - row < ROWS ? p->n - row : ROWS);
+AVX2 static void multiply_tiles(const Product *p, long begin, long end) {
+    for (long row = 0; row < p->n; row += ROWS) {
+        long count = p->n - row < ROWS ? p->n - row : ROWS;
+        for (long tile = begin; tile < end; tile++) {
+            if (p->bits == 4)
+                multiply_tile(p, tile, row, count, 1);
+            else
+                multiply_tile(p, tile, row, count, 2);
+        }
+    }
 }
 
 static void split_part(void *product, long me, long team) {

@@ -1,10 +1,10 @@
 """Chooses the kernel of a projection.
 
-| codes | CPU with VNNI | with AVX2 | other CPU | CUDA |
-|---|---|---|---|---|
-| 4 bits (Q4_0, Q4_1, Q4_K) | int4 | our own, 15 bits; else int4 | int4 | bfloat16 |
-| 8 bits (Q5_*, Q8_0, Q2_K, Q3_K, Q5_K, Q6_K) | int8, 16 bits | int8, 14 bits | int4, two halves | bfloat16 |
-| plain, or a shape the kernels refuse | bfloat16 | float32 | float32 | bfloat16 |
+| codes | CPU with VNNI | with AVX2 | with AVX2, no compiler | other CPU | CUDA |
+|---|---|---|---|---|---|
+| 4 bits (Q4_0, Q4_1, Q4_K) | int4 | our own, 15 bits | int4 | int4 | bfloat16 |
+| 8 bits (Q5_*, Q8_0, Q2_K, Q3_K, Q5_K, Q6_K) | int8, 16 bits | our own, 15 bits | int8, 14 bits | int4, two halves | bfloat16 |
+| plain, or a shape the kernels refuse | bfloat16 | float32 | float32 | float32 | bfloat16 |
 
 All of them are row-invariant, which rules out faster choices that are not (`docs/decisions`). Which kernels a stage uses is
 part of its drift class.
@@ -20,7 +20,7 @@ import torch
 from meshnode.engine.avx2 import are_preferred
 from meshnode.engine.layers.byte_products import byte_product
 from meshnode.engine.layers.dense_linear import DenseLinear
-from meshnode.engine.layers.int4_digits import Int4DigitsLinear
+from meshnode.engine.layers.digit_linear import DigitLinear
 from meshnode.engine.layers.int4_linear import Int4Linear
 from meshnode.engine.layers.int8_linear import Int8Linear
 from meshnode.engine.layers.matrix import RawMatrix
@@ -76,8 +76,8 @@ def _pack(stack: tuple[RawMatrix, ...], device: torch.device) -> Linear:
     bits = stack[0].bits
     if device.type != "cpu" or bits == 16:
         return DenseLinear.pack(stack, device)
+    if are_preferred():
+        return DigitLinear.pack(stack)
     if bits == 8 and (kernel := byte_product()) is not None:
         return Int8Linear.pack(stack, kernel)
-    if bits == 4 and are_preferred():
-        return Int4DigitsLinear.pack(stack)
     return Int4Linear.pack(stack)
