@@ -247,16 +247,15 @@ async def test_a_small_message_goes_out_whole_at_once_if_there_is_room_and_later
                     await carrier.write(message)
                     written += len(message)
                     await trio.lowlevel.checkpoint()
+            await here.aclose()
 
         scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write)
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
-            while not scope.cancelled_caught:
-                received += await there.receive_some()
-        while len(received) < written:
-            received += await there.receive_some()
+            async for data in there:
+                received += data
         assert received == message * (written // len(message))
     with pytest.raises(ConnectionClosedError):
         await carrier.write(message)
