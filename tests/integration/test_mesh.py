@@ -25,8 +25,16 @@ BODIES = {"greedy": STORY, "seeded": STORY | {"temperature": 0.8, "seed": 7}}
 NAME = "smollm2-135m-instruct"
 HOLDERS = {"a": "0:10", "b": "10:20", "c": "20:30", "a2": "0:10", "b2": "10:20"}
 NODES = ("asker", *HOLDERS)
-# Short prompts: a stage reads slowly, and pages of earlier ones have tests of their own. What else can be asked, one node is.
-SAID = {name: attrs.evolve(ASKED[name], sentences=1) for name in ("ended", "cut", "called")}
+# Prompts shorter than a page: nothing of them is kept, so that every interface says 0 for what was cached.
+SAID = {name: attrs.evolve(asked, sentences=1) for name, asked in ASKED.items()}
+REASONS = {
+    "ended": "stop",
+    "cut": "length",
+    "stopped": "stop",
+    "formed": "stop",
+    "offered": "length",
+    "called": "tool_calls",
+}
 TEXTS = ["A cat.", "The sea, the sea, the open sea."]
 
 
@@ -109,8 +117,18 @@ def test_every_interface_says_what_one_node_says_all_at_once(mesh, place):
     with ThreadPoolExecutor(len(SAID)) as pool:
         for name, told in zip(SAID, pool.map(lambda asked: told_by_all(http, asked), SAID.values()), strict=True):
             assert told == dict.fromkeys(told, mesh.told[name]), name
-    assert [mesh.told[name].reason for name in SAID] == ["stop", "length", "tool_calls"]
+            assert {each.cached_tokens for each in told.values()} - {None} == {0}, name
+    assert {name: told.reason for name, told in mesh.told.items()} == REASONS
     assert vectors(http, TEXTS) == mesh.vectors
+
+
+@pytest.mark.parametrize("place", ["asker", "a"], ids=["delegated", "split"])
+def test_what_was_read_before_is_not_read_again_and_changes_no_answer(mesh, place):
+    http, long = mesh.nodes[place].http, ASKED["cut"]
+    first, *others = [chat(http, long, stream) for stream in (False, True, False)]
+    assert others == [first, first]  # whatever was cached
+    assert {each.cached_tokens for each in others} <= {0, 256}  # a page; none where another of two holders was faster
+    assert first.prompt_tokens > 256
 
 
 def test_the_openai_sdk_streams_from_a_node_that_holds_nothing(mesh):

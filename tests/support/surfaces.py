@@ -56,9 +56,8 @@ class Told:
     calls: tuple[tuple[str, dict], ...]
     reason: str  # in OpenAI's words
     prompt_tokens: int
-    cached_tokens: int | None = attrs.field(
-        eq=False
-    )  # Ollama does not say; over a mesh it depends on who was asked before
+    # Ollama does not say; over a mesh a long prompt's depends on which of its holders were asked before.
+    cached_tokens: int | None = attrs.field(eq=False)
     completion_tokens: int
 
 
