@@ -61,24 +61,25 @@ class ModelAssets:
             tokens = self._checked(request.prompt_tokens)
         else:
             if not request.truncates:
-                self._refuse_hopeless(len((request.prompt or "").encode()), context_length)
+                self._refuse_hopeless(request, len((request.prompt or "").encode()), context_length)
             tokens = self.tokenizer.encode(request.prompt or "", parse_special=request.parse_special, add_bos=True)
         if request.embeds and not request.prompt_tokens:
             ending = self.tokenizer.ending
             tokens = (tokens[: context_length - len(ending)] if request.truncates else tokens) + ending
         if not tokens:
-            raise RequestError("the prompt is empty", param="messages" if request.prompt is None else "prompt")
+            raise RequestError("the prompt is empty", param=_field(request))
         if len(tokens) + (not request.embeds) > context_length:  # room for a token of the answer, if it has tokens
             raise ContextOverflow(
                 f"the prompt has {len(tokens)} tokens, and the model's context has {context_length}; shorten it",
-                param="messages",
+                param=_field(request),
             )
         return Prompt(tuple(tokens), self._sampling(request, is_thinking), self._form(request, is_thinking))
 
     def _rendered(self, request: GenerationRequest, context_length: int) -> tuple[list[int], bool]:
         if self.template is None:
             raise UnsupportedModel(self.without_template)
-        self._refuse_hopeless(sum(len(message.content.encode()) for message in request.messages), context_length)
+        nbytes = sum(len(message.content.encode()) for message in request.messages)
+        self._refuse_hopeless(request, nbytes, context_length)
         rendered = self.template.render(request.messages, request.tools, thinking=request.thinking)
         return rendered.encode(self.tokenizer), rendered.is_thinking
 
@@ -120,11 +121,18 @@ class ModelAssets:
     def _may_think(self) -> bool:
         return self.template is not None and self.template.may_think
 
-    def _refuse_hopeless(self, nbytes: int, context_length: int) -> None:
+    def _refuse_hopeless(self, request: GenerationRequest, nbytes: int, context_length: int) -> None:
         """Spare the work of tokenising what cannot fit: no token has more bytes than the longest."""
         at_least = nbytes // self.tokenizer.longest
         if at_least >= context_length:
             raise ContextOverflow(
                 f"the prompt has at least {at_least} tokens, and the model's context has {context_length}; shorten it",
-                param="messages",
+                param=_field(request),
             )
+
+
+def _field(request: GenerationRequest) -> str:
+    """Return what the interfaces call that which is read."""
+    if request.embeds:
+        return "input"
+    return "messages" if request.prompt is None and not request.prompt_tokens else "prompt"

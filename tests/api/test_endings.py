@@ -6,7 +6,7 @@ import pytest
 import trio
 from support.api import FakeRouter
 
-from meshnode.errors import RequestError, SessionLost, Unavailable
+from meshnode.errors import ContextOverflow, RequestError, SessionLost, Unavailable
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 STREAMING = {
@@ -95,3 +95,11 @@ async def test_what_fails_at_first_is_a_status_and_says_when_to_come_back(serve,
                 assert (refused.status_code, refused.headers.get("retry-after")) == (status, retry), path
                 assert refused.headers["content-type"] == "application/json"
                 assert sentence(path, refused.json()) == str(error)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_responses_call_what_is_too_long_by_their_own_name(serve, stream):
+    async with serve(FakeRouter(error=ContextOverflow("too long", param="messages"))) as node, node.client() as http:
+        for path, param in (("/v1/responses", "input"), ("/v1/chat/completions", "messages")):
+            refused = await http.post(path, json={"model": "tiny", **{**STREAMING, **WHOLE}[path], "stream": stream})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)

@@ -27,8 +27,12 @@ def test_a_text_stands_between_its_first_and_last_token_and_may_fill_the_context
 
 
 def test_what_does_not_fit_is_refused_or_cut_before_its_last_token(assets):
-    with pytest.raises(ContextOverflow, match="5 tokens, and the model's context has 4"):
+    with pytest.raises(ContextOverflow, match="5 tokens, and the model's context has 4") as caught:
         assets.prompt(REQUEST, 4)
+    assert caught.value.param == "input"  # of embeddings
+    with pytest.raises(ContextOverflow) as caught:
+        assets.prompt(attrs.evolve(REQUEST, embeds=False), 4)
+    assert caught.value.param == "prompt"
     assert assets.prompt(attrs.evolve(REQUEST, truncates=True), 4).tokens == (2, 4, 5, 3)
 
 

@@ -53,7 +53,12 @@ def add_response_routes(app: QuartTrio, dependencies: ApiDependencies, responses
         check_query()
         resources = request_resources(request)
         client = request.remote_addr or "unknown"
-        return await responses.create(body, resources, client=client, request=g.request)
+        try:
+            return await responses.create(body, resources, client=client, request=g.request)
+        except RequestError as error:
+            if error.param != "messages":
+                raise
+            raise type(error)(str(error), param="input") from error  # as it is called here
 
     @app.get("/v1/responses/<name>")
     @describes(Operation("Show a response that is kept, or being made.", query={"stream": {"type": "boolean"}}))
