@@ -242,10 +242,9 @@ class SteppedSessions:
         if step.sample and not session.part.head:
             raise RequestError("this part of the stage has no head to sample with")
         waiting = _Waiting(exchange, step, inputs)
-        if step.position < 0 or waiting.end > session.cache.capacity:
-            raise RequestError(
-                f"positions {step.position} to {waiting.end} do not fit the {session.cache.capacity} reserved"
-            )
+        room = min(session.cache.capacity, self.stage.spec.context_length)  # what is reserved is whole pages
+        if step.position < 0 or waiting.end > room:
+            raise RequestError(f"positions {step.position} to {waiting.end} do not fit the {room} reserved")
         session.steps.append(waiting)
         self._turns.setdefault(session.id, session)
 

@@ -9,6 +9,7 @@ import safetensors
 import torch
 
 from meshnode.engine.layers.matrix import RawMatrix
+from meshnode.engine.quantization.ggml import PLAIN
 from meshnode.errors import InvalidModelFile, UnsupportedModel
 from meshnode.types.manifest import ShardDescriptor, TensorDescriptor
 
@@ -24,7 +25,7 @@ class StageWeights:
 
     @classmethod
     def open(cls, shards: Iterable[tuple[ShardDescriptor, Path]]) -> Self:
-        """Map the shard files. Raises InvalidModelFile when a file lacks a tensor of its descriptor."""
+        """Map the shard files. Raises InvalidModelFile when a file lacks a tensor of its descriptor, or has another one."""
         tensors: dict[str, tuple[TensorDescriptor, torch.Tensor]] = {}
         for shard, path in shards:
             try:
@@ -32,6 +33,12 @@ class StageWeights:
                     tensors |= {tensor.name: (tensor, file.get_tensor(tensor.name)) for tensor in shard.tensors}
             except (safetensors.SafetensorError, OSError) as error:
                 raise InvalidModelFile(f"shard {path.name} cannot be read: {error}") from error
+        for tensor, data in tensors.values():
+            if (data.dtype, tuple(data.shape)) != _stored_as(tensor):
+                # Kernels go by these sizes, and a shard's hash says only that its bytes are those its maker meant.
+                raise InvalidModelFile(
+                    f"tensor {tensor.name!r} is {data.dtype} {list(data.shape)}, not {tensor.ggml_type} {list(tensor.shape)}"
+                )
         return cls(tensors)
 
     def vector(self, name: str) -> torch.Tensor:
@@ -58,3 +65,11 @@ class StageWeights:
             raise InvalidModelFile(f"the model has no tensor {name!r}")
         self._taken.add(name)
         return self._tensors[name]
+
+
+def _stored_as(tensor: TensorDescriptor) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Return how a shard holds a tensor: plain types as they are, others as rows of bytes."""
+    plain = PLAIN.get(tensor.ggml_type)
+    return (
+        (torch.uint8, (tensor.shape[0], tensor.nbytes // tensor.shape[0])) if plain is None else (plain, tensor.shape)
+    )

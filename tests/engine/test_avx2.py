@@ -145,3 +145,32 @@ def test_attention_is_that_of_torch(query_heads, kv_heads, size):
             enable_gqa=True,
         ).transpose(0, 1)
         assert torch.allclose(found.float(), exact, rtol=2**-7, atol=2**-8)
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(2, 96).bfloat16(), torch.zeros(2, 64), torch.zeros(64).bfloat16()])
+def test_what_a_kernel_would_read_past_is_refused(rows):
+    linear = DigitLinear.pack((of_codes(torch.zeros(16, 64, dtype=torch.uint8)),))
+    with pytest.raises(ValueError, match="rows of 64"):
+        linear(rows)
+    if rows.dim() == 2:
+        with pytest.raises(ValueError, match="rows of 64"):
+            RMSNorm.from_weight(torch.ones(64), 1e-5, CPU)(rows)
+
+
+def test_attention_takes_a_rotation_and_a_projection_for_every_row():
+    pool = PagePool(1, 1, 16, 1 << 20, CPU)
+    cache = SessionCache.open(pool, 256)
+    cache.require(3)
+    turns = torch.ones(3, 1, 8, dtype=torch.complex64)
+    with pytest.raises(ValueError, match="2 rotations for 3 rows"):
+        DirectAttention.begin(turns[:2], [(cache, 3)], pool, 2)
+    attention = DirectAttention.begin(turns, [(cache, 3)], pool, 2)
+    for fused, block in ((torch.zeros(2, 64), 0), (torch.zeros(3, 48), 0), (torch.zeros(3, 64), 1)):
+        with pytest.raises(ValueError, match="rows"):
+            attention(fused.bfloat16(), block)
+
+
+def test_a_gate_reads_rows_that_lie_apart():
+    rows = torch.randn(6, 64).bfloat16()
+    mlp = GatedMLP(lambda each: each, lambda gated: gated)
+    assert torch.equal(mlp(rows[::2]), mlp(rows[::2].contiguous()))

@@ -27,6 +27,7 @@ from meshnode.engine.worker_messages import (
 from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import SamplingParameters
 from meshnode.types.ids import SessionId
+from meshnode.wire.failures import Failed
 
 BLOCKS = 4
 PROMPT, ANSWER = 262, 14  # tokens: the page border at 256 lies within the prompt
@@ -332,3 +333,14 @@ def test_the_starter_over_three_stages_gives_the_bits_of_the_whole(starter_gguf,
         else:
             events.append(ring.send(tokens, len(tokens) - 1, len(tokens), sample=True))
     assert events == expected
+
+
+def test_rows_beyond_the_context_are_refused_though_their_page_is_reserved(tmp_path):
+    manifest = tiny_manifest(write_tiny_llama(tmp_path / "m.gguf", blocks=BLOCKS), tmp_path / "shards")
+    spec = stage_of(manifest, tmp_path / "shards", 1, 3, context=100)
+    node, session = Node(StageModel.load(spec)), SessionId("x" * 24)
+    node.now(Reserve(session, StageReservation(spec.blocks, embedding=False, head=False, tokens=100)), kind=Reserved)
+    rows = torch.randn(101, manifest.config.hidden_size).bfloat16().view(torch.uint8)
+    failed = node.now(Step(session, 0, (), False, 0), rows.numpy().tobytes(), kind=Failed)
+    assert "0 to 101 do not fit the 100 reserved" in failed.message.message
+    node.now(Step(session, 0, (), False, 0), rows[:100].numpy().tobytes())

@@ -2,9 +2,11 @@
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.kernels import needs_own, use_kernels
 from support.reference_model import reference
 from support.stages import stage_of, tiny_manifest
@@ -13,6 +15,7 @@ from support.tiny_gguf import write_tiny_llama
 from meshnode.engine.quantization.ggml import PLAIN, QUANTIZED
 from meshnode.engine.stage_model import Rows, StageModel
 from meshnode.errors import InvalidModelFile, OutOfMemory
+from meshnode.types.manifest import ShardKind
 
 
 def load(path, folder, *borders, **options):
@@ -187,6 +190,18 @@ def test_a_missing_tensor_is_named(tmp_path):
 
     with pytest.raises(InvalidModelFile, match="output_norm"):
         StageModel.load(attrs.evolve(spec, shards=spec.shards[:-1], paths=spec.paths[:-1]))
+
+
+def test_a_shard_whose_header_contradicts_its_descriptor_is_not_computed_with(tmp_path):
+    """Its hash is right: whoever made the manifest made the shard."""
+    spec = stage_of(tiny_manifest(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "shards"), tmp_path / "shards")
+    (path,) = [Path(path) for path, shard in zip(spec.paths, spec.shards, strict=True) if shard.kind is ShardKind.HEAD]
+    tensors = load_file(path)
+    tensors["output_norm.weight"] = tensors["output_norm.weight"][:8].clone()
+    path.chmod(0o600)
+    save_file(tensors, path)
+    with pytest.raises(InvalidModelFile, match=r"'output_norm.weight' is torch.float32 \[8\], not F32"):
+        StageModel.load(spec)
 
 
 def test_loading_reports_its_progress(tmp_path):

@@ -14,9 +14,16 @@ except ImportError:  # installed without a compiler
     kernels = None  # type: ignore[assignment]
     _ARE_PREFERRED = False
 
-__all__ = ["are_preferred", "kernels"]
+__all__ = ["are_preferred", "check", "kernels"]
 
 
 def are_preferred() -> bool:
     """Return whether the kernels are there and the best choice: with AVX-512 torch has better ones for quantised weights."""
     return _ARE_PREFERRED
+
+
+def check(tensor: torch.Tensor, dtype: torch.dtype, columns: int) -> torch.Tensor:
+    """Return `tensor`, [n, columns], as one piece of memory. Raises ValueError for others: C reads what it is told."""
+    if tensor.dtype is not dtype or tensor.dim() != 2 or tensor.shape[1] != columns:
+        raise ValueError(f"a kernel wants {dtype} rows of {columns}, not {tensor.dtype} {list(tensor.shape)}")
+    return tensor.contiguous()

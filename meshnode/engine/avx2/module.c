@@ -1,4 +1,4 @@
-/* The kernels as a Python module. Addresses are those of tensors, which the caller keeps alive; `__init__.py` checks the rest. */
+/* The kernels as a Python module. Addresses are those of tensors, which the caller keeps alive, and whose sizes it has checked. */
 
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>

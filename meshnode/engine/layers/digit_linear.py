@@ -10,7 +10,7 @@ from typing import Self
 import attrs
 import torch
 
-from meshnode.engine.avx2 import kernels
+from meshnode.engine.avx2 import check, kernels
 from meshnode.engine.layers.matrix import RawMatrix
 from meshnode.engine.quantization.groups import GROUP
 
@@ -62,7 +62,7 @@ class DigitLinear:
 
     def _product(self, inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         tiles, groups, _ = self.tiles.shape
-        n, outputs, inputs = len(inputs), _TILE * tiles, inputs.contiguous()
+        n, outputs, inputs = len(inputs), _TILE * tiles, check(inputs, torch.bfloat16, GROUP * groups)
         out = torch.empty(n, outputs, dtype=dtype)
         kernels.multiply(
             inputs.data_ptr(), self.tiles.data_ptr(), out.data_ptr(), n, outputs, groups, self.bits,

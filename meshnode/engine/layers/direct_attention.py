@@ -10,7 +10,7 @@ from typing import Self
 import attrs
 import torch
 
-from meshnode.engine.avx2 import are_preferred, kernels
+from meshnode.engine.avx2 import are_preferred, check, kernels
 from meshnode.engine.kv_cache import PAGE, PagePool, SessionCache
 
 __all__ = ["DirectAttention"]
@@ -23,7 +23,7 @@ class DirectAttention:
     """The attention of one step, called block after block: the tensors in it are overwritten by each."""
 
     pool: PagePool
-    rotations: torch.Tensor  # complex64 [n, 1, head_size / 2], see `Rotary.rotations`
+    rotations: torch.Tensor  # complex64 [n, head_size / 2], see `Rotary.rotations`
     spans: torch.Tensor  # int64 [sessions, 4]: first row, rows, position, where its pages begin in `tables`
     tables: torch.Tensor  # int64: pages
     queries: torch.Tensor  # float32 [n, query_heads, head_size], turned
@@ -39,6 +39,8 @@ class DirectAttention:
         cls, rotations: torch.Tensor, caches: Sequence[tuple[SessionCache, int]], pool: PagePool, query_heads: int
     ) -> Self:
         """Prepare a step; `caches` says whose rows there are, in order, and how many of each."""
+        if len(rotations) != sum(count for _, count in caches):
+            raise ValueError(f"{len(rotations)} rotations for {sum(count for _, count in caches)} rows")
         spans: list[tuple[int, int, int, int]] = []
         tables: list[int] = []
         n = 0
@@ -48,7 +50,7 @@ class DirectAttention:
             n += count
         return cls(
             pool=pool,
-            rotations=rotations.contiguous(),
+            rotations=check(rotations.flatten(1), torch.complex64, pool.head_size // 2),
             spans=torch.tensor(spans, dtype=torch.int64),
             tables=torch.tensor(tables, dtype=torch.int64),
             queries=torch.empty(n, query_heads, pool.head_size),
@@ -61,7 +63,10 @@ class DirectAttention:
         Returns bfloat16 [n, query_heads * head_size], valid until the next call. Raises MemoryError.
         """
         pool, (n, query_heads, size) = self.pool, self.queries.shape
-        memory, fused = pool.memory.tensor, fused.contiguous()
+        memory = pool.memory.tensor
+        fused = check(fused, torch.bfloat16, (query_heads + 2 * pool.kv_heads) * size)
+        if len(fused) != n or not 0 <= block < len(memory):
+            raise ValueError(f"{len(fused)} rows in block {block}, where there are {n} in one of {len(memory)}")
         kernels.attend(
             fused.data_ptr(), self.rotations.data_ptr(), memory.data_ptr() + 2 * block * memory.stride(0),
             self.spans.data_ptr(), self.tables.data_ptr(), self.queries.data_ptr(), self.attended.data_ptr(),

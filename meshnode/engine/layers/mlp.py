@@ -3,7 +3,7 @@
 import attrs
 import torch
 
-from meshnode.engine.avx2 import are_preferred, kernels
+from meshnode.engine.avx2 import are_preferred, check, kernels
 from meshnode.engine.layers.linear import Linear
 
 __all__ = ["GatedMLP"]
@@ -32,6 +32,6 @@ def _gated(rows: torch.Tensor) -> torch.Tensor:
     if rows.is_cuda or columns % 8 or not are_preferred():
         gate, up = rows.chunk(2, 1)
         return torch.nn.functional.silu(gate).mul_(up)
-    out = rows.new_empty(n, columns)
-    kernels.gate(rows.contiguous().data_ptr(), out.data_ptr(), n, columns, torch.get_num_threads())
+    rows, out = check(rows, torch.bfloat16, 2 * columns), rows.new_empty(n, columns)
+    kernels.gate(rows.data_ptr(), out.data_ptr(), n, columns, torch.get_num_threads())
     return out
