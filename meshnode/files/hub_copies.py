@@ -172,9 +172,8 @@ class HubCopies:
             if outline is not None:
                 is_proved = await self._prove(outline, manifest, came, frozenset(shard.id for shard in rest))
             if rest:
-                if (
-                    outline is None
-                ):  # else the manifest is not proved yet, and must not spoil what has come from the hub
+                if outline is None:
+                    # Else the manifest is not proved yet, and must not spoil what has come from the hub.
                     await self._salvage(blocks_from_parts, known, manifest, rest)
                 try:
                     await jobs.make(self.source, origin, manifest, rest, staging)

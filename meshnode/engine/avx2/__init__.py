@@ -18,7 +18,7 @@ __all__ = ["are_preferred", "check", "kernels"]
 
 
 def are_preferred() -> bool:
-    """Return whether the kernels are there and the best choice: with AVX-512 torch has better ones for quantised weights."""
+    """Return whether the kernels are there and the choice: with AVX-512 torch's are, which were measured there."""
     return _ARE_PREFERRED
 
 

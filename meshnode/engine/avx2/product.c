@@ -1,6 +1,6 @@
 /* Exact products of weights of four or eight bits and activations of 15 bits. `layers/digit_linear.py` says what for.
 
-Weights lie in tiles of 8 outputs. A tile is a run of groups of 32 columns, 160 bytes each:
+Weights lie in tiles of 8 outputs. A tile is a run of groups of 32 columns, of 160 bytes each for codes of four bits:
 
     128 bytes  codes: byte 32 p + 4 i + k has, of output i, column 4 p + k in its low half and column 16 + 4 p + k in its high one
      16 bytes  float16 [8], the scale of each output
