@@ -4,7 +4,8 @@ The shard that the fewest hold comes first, and in it the first gap; runs are sh
 slow peer. Every chunk is asked of one peer at a time, until nothing else is left to ask for: then a second one may race for it.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
+from math import inf
 
 import attrs
 
@@ -35,9 +36,12 @@ class Run:
 
 @attrs.define(eq=False)
 class ChunkPlan:
-    """What is left of a transfer. `missing` has, by shard, the numbers of chunks that nobody is asked for."""
+    """What is left of a transfer. `missing` has, by shard, the numbers of chunks that nobody is asked for.
 
-    holders: Mapping[ShardId, frozenset[PeerId]]
+    Who holds what may change at any time.
+    """
+
+    holders: dict[ShardId, frozenset[PeerId]]
     missing: dict[ShardId, set[int]]
     run: int = _RUN
 
@@ -47,7 +51,7 @@ class ChunkPlan:
     ) -> "ChunkPlan":
         """Make the plan for these shards, of which the given chunks are there already."""
         missing = {shard.id: set(range(len(shard.chunks))) - held for shard, held in wanted.items()}
-        return cls(holders, missing)
+        return cls(dict(holders), missing)
 
     @property
     def is_done(self) -> bool:
@@ -56,7 +60,7 @@ class ChunkPlan:
 
     def next(self, peer: PeerId) -> Run | None:
         """Take the next run that `peer` can give, None if there is none at the moment."""
-        mine = [shard for shard, left in self.missing.items() if left and peer in self.holders[shard]]
+        mine = self._open_to(peer)
         if not mine:
             return None
         shard = min(mine, key=lambda each: len(self.holders[each]))  # of equally rare ones the first in the model
@@ -68,6 +72,21 @@ class ChunkPlan:
         taken = Run(shard, first, count)
         left.difference_update(taken.chunks)
         return taken
+
+    def rarity(self, peer: PeerId) -> float:
+        """Return how many hold the rarest shard that `peer` can be asked for at the moment, infinity for none."""
+        return min((len(self.holders[shard]) for shard in self._open_to(peer)), default=inf)
+
+    def is_outranked(self, peer: PeerId, waiting: Set[PeerId]) -> bool:
+        """Whether one of those who wait can be asked for a shard that is rarer than any of `peer`'s."""
+        bound = self.rarity(peer)
+        rarer = (
+            self.holders[shard] for shard, left in self.missing.items() if left and len(self.holders[shard]) < bound
+        )
+        return not all(map(waiting.isdisjoint, rarer))
+
+    def _open_to(self, peer: PeerId) -> list[ShardId]:
+        return [shard for shard, left in self.missing.items() if left and peer in self.holders[shard]]
 
     def race(self, peer: PeerId, slow: Collection[Run], brisk: Collection[Run], held: HeldOf) -> Run | None:
         """Return one chunk of a `slow` run that `peer` can give too and that no `brisk` one will bring, None if there is none.

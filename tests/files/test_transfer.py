@@ -9,7 +9,7 @@ import pytest
 import trio
 from blake3 import blake3
 
-from meshnode.errors import FileError
+from meshnode.errors import FileError, PeerUnreachable
 from meshnode.files import importing
 from meshnode.files.part_file import open_part
 from meshnode.files.shard_file import shard_file_name
@@ -25,14 +25,13 @@ def chunk(number):
     return WHOLE[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
 
 
-SHARD = ShardDescriptor(
-    blake3(WHOLE).hexdigest(),
-    ShardKind.BLOCK,
-    0,
-    len(WHOLE),
-    tuple(blake3(chunk(number)).hexdigest() for number in range(COUNT)),
-    (),
-)
+def shard_of(block, whole):
+    chunks = [whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES)]
+    hashes = tuple(blake3(each).hexdigest() for each in chunks)
+    return ShardDescriptor(blake3(whole).hexdigest(), ShardKind.BLOCK, block, len(whole), hashes, ())
+
+
+SHARD = shard_of(0, WHOLE)
 
 
 class InlineLanes(Lanes):
@@ -45,18 +44,23 @@ class InlineLanes(Lanes):
 
 @attrs.define(eq=False)
 class Peers:
-    """Each gives a chunk in so many seconds."""
+    """Each gives a chunk in so many seconds (none cannot be reached), of the blocks it has by then: by default of the only one."""
 
     paces: dict
+    has: dict = attrs.field(factory=dict)  # by block who has it since when
+    wholes: dict = attrs.field(factory=lambda: {SHARD.id: WHOLE})
     given: list = attrs.field(factory=list)
     lost: float = 0.0  # chunks of which the rest was not wanted any more
 
     def holders(self, model, block, *, embedding=False, head=False):
-        return frozenset(self.paces)
+        has = self.has.get(block, dict.fromkeys(self.paces, 0.0))
+        return frozenset(peer for peer, since in has.items() if trio.current_time() >= since)
 
     @asynccontextmanager
     async def line(self, peer):
         await trio.lowlevel.checkpoint()
+        if self.paces[peer] is None:
+            raise PeerUnreachable("away")
 
         async def fetch(shard, first, count, take):
             for number in range(first, first + count):
@@ -66,7 +70,7 @@ class Peers:
                 except trio.Cancelled:
                     self.lost += (trio.current_time() - begun) / self.paces[peer]
                     raise
-                take(number, chunk(number))
+                take(number, self.wholes[shard][number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES])
                 self.given.append((peer, number))
 
         yield SimpleNamespace(fetch=fetch)
@@ -93,6 +97,51 @@ async def test_whoever_is_slow_is_overtaken_at_the_end(tmp_path, autojump_clock,
     assert trio.current_time() <= within
     assert len([number for peer, number in peers.given if peer == "a"]) <= slow
     assert len(peers.given) + peers.lost <= COUNT + list(paces.values()).count(paces["a"])  # one of each who is slow
+
+
+async def fetched(tmp_path, shards, peers):
+    (tmp_path / "staging").mkdir()
+    manifest = SimpleNamespace(id="model", name="a model")
+    begun = trio.current_time()
+    await ShardTransfer(manifest, shards, peers, tmp_path, InlineLanes(), lambda done, total: None).run(
+        tmp_path / "staging"
+    )
+    for shard in shards:
+        assert (tmp_path / "staging" / shard_file_name(shard.id)).read_bytes() == peers.wholes[shard.id]
+    return trio.current_time() - begun
+
+
+SMALL = [shard_of(block, bytes([block])) for block in range(1, 7)]
+
+
+async def test_of_more_than_may_be_asked_at_once_those_who_alone_hold_something_come_first(tmp_path, autojump_clock):
+    paces = dict.fromkeys("abcdeyz", 1.0)
+    has = {0: dict.fromkeys("abcde", 0), 1: {"z": 0}, 2: {"y": 0}}
+    peers = Peers(paces, has, {SHARD.id: WHOLE} | {shard.id: bytes([shard.block]) for shard in SMALL})
+    await fetched(tmp_path, [SHARD, *SMALL[:2]], peers)
+    assert {peer for peer, _ in peers.given[:4]} == {"a", "b", "y", "z"}
+
+
+async def test_who_has_given_the_rarest_steps_back_for_somebody_who_alone_holds_something(tmp_path, autojump_clock):
+    alone = {shard.block: {peer: 0} for shard, peer in zip(SMALL, "abcdyz", strict=True)}
+    peers = Peers(
+        dict.fromkeys("abcdyz", 1.0), alone, {SHARD.id: WHOLE} | {shard.id: bytes([shard.block]) for shard in SMALL}
+    )
+    await fetched(tmp_path, [SHARD, *SMALL], peers)
+    assert [peer for peer, _ in sorted(peers.given[:4])] == ["a", "b", "c", "d"]
+    assert {"y", "z"} < {peer for peer, _ in peers.given[4:8]}
+
+
+async def test_who_gets_a_shard_later_or_joins_is_asked_too(tmp_path, autojump_clock):
+    peers = Peers({"a": 10.0, "b": 0.5}, {0: {"a": 0, "b": 12.0}})
+    assert await fetched(tmp_path, [SHARD], peers) < 12.0 + 5.0 + COUNT * 0.5 + 10.0
+    assert [peer for peer, _ in peers.given].count("b") >= COUNT - 4
+
+
+async def test_who_has_come_just_before_it_would_be_given_up_is_asked(tmp_path, autojump_clock):
+    peers = Peers({"a": None, "b": 0.5}, {0: {"a": 0, "b": 2.0}})
+    await fetched(tmp_path, [SHARD], peers)
+    assert len(peers.given) == COUNT
 
 
 async def test_without_room_for_what_is_missing_nobody_is_asked(tmp_path, autojump_clock, monkeypatch):
