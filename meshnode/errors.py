@@ -27,6 +27,7 @@ MeshnodeError
 │   └── DeadlineExceeded
 ├── RequestError             the caller's input is wrong
 │   ├── UnknownModel
+│   ├── LastCopy             no other node has it; only by force
 │   ├── ContextOverflow
 │   ├── UnknownResponse
 │   ├── GrammarRefused       the form that the answer must have cannot be enforced
@@ -60,6 +61,7 @@ __all__ = [
     "GrammarRefused",
     "InferenceError",
     "InvalidModelFile",
+    "LastCopy",
     "MeshnodeError",
     "NoRoute",
     "OutOfMemory",
@@ -257,6 +259,12 @@ class UnknownModel(RequestError):
     """No model of that name is here; the message lists what there is."""
 
     code = "model_not_found"
+
+
+class LastCopy(RequestError):
+    """What is to be removed is on no other node of the mesh, as far as is known; the message says what, and how to insist."""
+
+    code = "last_copy"
 
 
 class ContextOverflow(RequestError):

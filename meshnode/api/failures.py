@@ -52,6 +52,7 @@ STATUSES: Mapping[type[errors.MeshnodeError], tuple[int, str]] = {
     errors.RequestError: (400, _THEIRS),
     errors.UnknownModel: (404, _THEIRS),
     errors.UnknownResponse: (404, _THEIRS),
+    errors.LastCopy: (409, _THEIRS),
     errors.ContextOverflow: (400, _THEIRS),
     errors.GrammarRefused: (400, _THEIRS),
     errors.BadRows: (502, _OURS),

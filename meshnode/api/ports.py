@@ -80,8 +80,8 @@ class ModelAdmin(Protocol):
         """Acquire a model and return its name. Raises FileError and RequestError leafs; cancellation stops it."""
         ...
 
-    async def remove(self, name: str) -> None:
-        """Remove a model and the shards no other model uses. Raises UnknownModel."""
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        """Remove a model and the shards no other model uses. Raises UnknownModel, and LastCopy unless by `force`."""
         ...
 
     async def export(self, name: str, folder: str) -> str:

@@ -35,9 +35,9 @@ class Client:
         """Send `body` and return the JSON answer; `patient` waits for it without limit."""
         return self._call("POST", path, body, patient=patient)
 
-    def delete(self, path: str, name: str) -> Any:  # noqa: ANN401 - JSON
-        """Delete `name` under `path`."""
-        return self._call("DELETE", f"{path}/{quote(name, safe='')}")
+    def delete(self, path: str, name: str, *, force: bool = False) -> Any:  # noqa: ANN401 - JSON
+        """Delete `name` under `path`; by `force` also what the node would rather keep."""
+        return self._call("DELETE", f"{path}/{quote(name, safe='')}{'?force=true' if force else ''}")
 
     def stream(
         self,

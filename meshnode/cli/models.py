@@ -214,10 +214,18 @@ def import_(context: click.Context, /, *, folder: Path, **options: object) -> No
 
 @models.command()
 @click.argument("name")
+@click.option("--force", is_flag=True, help="Remove also what no other node of the mesh is known to have.")
 @node_options
 @json_option
-def remove(*, name: str, data_dir: Path | None, port: int | None, api_key: str | None, as_json: bool | None) -> None:
-    """Remove a model and the shards that no other model uses."""
+def remove(
+    *, name: str, force: bool, data_dir: Path | None, port: int | None, api_key: str | None, as_json: bool | None
+) -> None:
+    """Remove a model and the shards that no other model uses.
+
+    What no other node of the mesh is known to have is removed by --force
+    only; without it, the command says what that is. Where no node runs, or
+    it knows no other, nobody is asked.
+    """
     loaded = settings(data_dir, port, as_json, api_key=api_key)
     client = _running(loaded)
     if client is None:
@@ -225,7 +233,7 @@ def remove(*, name: str, data_dir: Path | None, port: int | None, api_key: str |
 
         name = remove_model(loaded, name)
     else:
-        client.delete("/api/admin/models", name)
+        client.delete("/api/admin/models", name, force=force)
     if loaded.config.cli.json:
         print_json({"removed": name})
     else:

@@ -150,7 +150,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
             key=key,
             generate=partial(open_generations, channels.generations),
             models=models.served,
-            admin=ModelRequests(channels.acquisitions),
+            admin=ModelRequests(channels.acquisitions, models),
             mesh=mesh,
             wishes=lambda: (*channels.wishes.value, *_candidates(opened, channels)),
             status=lambda: view.status(supervisor.states()),

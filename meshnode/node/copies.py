@@ -7,7 +7,7 @@ import attrs
 from meshnode.types.blocks import BlockRange
 from meshnode.types.peers import Holding
 
-__all__ = ["Copies", "count_copies", "written"]
+__all__ = ["Copies", "count_copies", "only_in", "written"]
 
 
 @attrs.frozen
@@ -40,6 +40,14 @@ def count_copies(block_count: int, stages: Iterable[BlockRange], holdings: Seque
     unloaded = tuple(block for block, count in enumerate(loaded) if not count)
     nowhere = tuple(block for block in unloaded if not stored[block])
     return Copies(min((*stored, *ends)), min(loaded, default=0), unloaded, nowhere)
+
+
+def only_in(own: Holding, others: Sequence[Holding]) -> str:
+    """Write what of `own` none of the others has of the same model; empty if they have all of it."""
+    blocks = [block for each in own.blocks for block in each if not any(other.has(block) for other in others)]
+    embedding = own.embedding and not any(other.embedding for other in others)
+    head = own.head and not any(other.head for other in others)
+    return ", ".join(["the embedding"] * embedding + [written(blocks)] * bool(blocks) + ["the head"] * head)
 
 
 def written(blocks: Iterable[int]) -> str:

@@ -11,7 +11,7 @@ import trio
 
 from meshnode import __version__
 from meshnode.api.ports import ServedModel
-from meshnode.errors import RequestError
+from meshnode.errors import LastCopy, RequestError
 from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, ExportModel, Question, RemoveModel
 from meshnode.files.catalog import ModelCatalog
 from meshnode.flow.latest import Latest
@@ -19,7 +19,7 @@ from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.models import LoadedModel
 from meshnode.network.holdings import described
 from meshnode.network.peers import PeerView
-from meshnode.node.copies import Copies, count_copies
+from meshnode.node.copies import Copies, count_copies, only_in
 from meshnode.node.model_keeper import Intent
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildState, Criticality
@@ -27,7 +27,7 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
 from meshnode.types.model_names import ModelNames
-from meshnode.types.peers import Holding, Liveness, StageOffer
+from meshnode.types.peers import Holding, Liveness, Offer, StageOffer
 
 __all__ = ["ModelRequests", "ModelViews", "NodeView"]
 
@@ -66,10 +66,24 @@ class ModelViews:
         ]
         return tuple(f"model {name}" for name in (*intent.pending, *late))
 
-    def _there(self) -> "_There":
-        offers = [
+    def only_here(self, name: str) -> str:
+        """Write what this node has of a model and no other of the mesh is known to have; empty for nothing, and for a lone node.
+
+        Raises UnknownModel.
+        """
+        model = self.catalog.resolve(name).id
+        offers = self._offers()
+        own = next((holding for holding in described(self.catalog) if holding.model == model), None)
+        others = [holding for offer in offers for holding in offer.holdings if holding.model == model]
+        return only_in(own, others) if own is not None and offers else ""
+
+    def _offers(self) -> list[Offer]:
+        return [
             peer.offer for peer in self.peers.peers() if peer.offer is not None and peer.liveness is not Liveness.DEAD
         ]
+
+    def _there(self) -> "_There":
+        offers = self._offers()
         return _There(
             [stage for offer in offers for stage in offer.stages],
             [*described(self.catalog), *(holding for offer in offers for holding in offer.holdings)],
@@ -159,6 +173,7 @@ class ModelRequests:
     """Adds and removes models for the API, by asking their owner."""
 
     mailbox: Mailbox[Question, ModelManifest]
+    models: ModelViews
 
     async def add(self, reference: str, blocks: str | None, *, spread: bool = False) -> str:
         """Acquire a model and return its name. Raises FileError and RequestError leafs; cancellation stops it."""
@@ -176,8 +191,14 @@ class ModelRequests:
             raise RequestError("folder: must be an absolute path", param="folder")
         return (await self.mailbox.ask(ExportModel(name, folder))).name
 
-    async def remove(self, name: str) -> None:
-        """Remove a model and the shards no other model uses. Raises UnknownModel."""
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        """Remove a model and the shards no other model uses. Raises UnknownModel, and LastCopy unless by `force`."""
+        if not force and (only := self.models.only_here(name)):
+            raise LastCopy(
+                f"no other node of the mesh is known to have {only} of {name}; it is removed all the same by force "
+                "(`--force`, over HTTP `?force=true`)",
+                param="force",
+            )
         await self.mailbox.ask(RemoveModel(name))
 
 

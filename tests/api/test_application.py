@@ -259,10 +259,18 @@ async def test_the_admin_routes(serve):
         added = await client.post("/api/admin/models", json={"reference": "starter"})
         refused = await client.post("/api/admin/models", json={"reference": "nope"})
         gone = await client.delete("/api/admin/models/huge")
-        removed = await client.delete("/api/admin/models/tiny")
+        kept = await client.delete("/api/admin/models/tiny", params={"force": "false"})
+        unclear = await client.delete("/api/admin/models/tiny", params={"force": "perhaps"})
+        unknown = await client.delete("/api/admin/models/tiny", params={"colour": "red"})
+        removed = await client.delete("/api/admin/models/tiny", params={"force": "true"})
         assert (await client.post("/api/admin/shutdown")).status_code == 202
         assert node.stopped == [True]
     assert (added.status_code, refused.status_code, gone.status_code, removed.status_code) == (201, 404, 404, 200)
+    assert (kept.status_code, kept.json()["error"]["code"]) == (409, "last_copy")
+    assert [(no.status_code, no.json()["error"]["param"]) for no in (unclear, unknown)] == [
+        (400, "force"),
+        (400, "colour"),
+    ]
 
 
 async def test_the_key_is_compared_in_constant_time_and_not_echoed(serve):

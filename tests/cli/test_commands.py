@@ -292,6 +292,10 @@ def test_bad_blocks_are_wrong_usage(invoke):
 def test_removing_quotes_the_name_and_passes_a_404_on(node, invoke):
     node.answers["DELETE", "/api/admin/models/a%2Fb"] = {"removed": "a/b"}
     assert invoke("models", "remove", "a/b").stdout == "removed a/b\n"
+    node.answers["DELETE", "/api/admin/models/a%2Fb"] = (409, {"error": {"message": "nobody else has it; --force"}})
+    node.answers["DELETE", "/api/admin/models/a%2Fb?force=true"] = {"removed": "a/b"}
+    assert invoke("models", "remove", "a/b").stderr == "meshnode: nobody else has it; --force\n"
+    assert invoke("models", "remove", "a/b", "--force").stdout == "removed a/b\n"
     result = invoke("models", "remove", "zzz")
     assert result.exit_code == 1
     assert "zzz" in result.stderr
@@ -411,6 +415,8 @@ def test_every_flag_is_also_a_variable_and_a_setting(tmp_path):
                         continue
                     if prefix in ("update release", "update sign") and plain != "JSON":
                         continue  # what is true of one release only: left in an environment it would sign the next one wrongly
+                    if flag == "--force":
+                        continue  # so is this: left in an environment nothing would be asked for any more
                     section = "CHAT_" if prefix == "chat" else ""
                     assert {f"MESHNODE_{section}{plain}", f"MESHNODE_{plain}"} & variables, f"{prefix} {flag}"
                     seen.add(f"{prefix} {flag}")

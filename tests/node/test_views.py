@@ -5,7 +5,7 @@ import msgspec
 import pytest
 import trio
 
-from meshnode.errors import RequestError
+from meshnode.errors import LastCopy, RequestError
 from meshnode.files.acquisitions import AcquireModel, AcquisitionProgress, RemoveModel
 from meshnode.flow.mailbox import Mailbox
 from meshnode.node.channels import Channels
@@ -154,7 +154,7 @@ async def test_the_status_is_complete_and_json(catalog, channels, views, make_en
     assert view.unready(states) == ("ApiServer",)
 
 
-async def test_adding_and_removing_ask_the_owner(nursery, make_entry):
+async def test_adding_and_removing_ask_the_owner(nursery, make_entry, catalog, views):
     box, asked = Mailbox("owner", 0), []
 
     async def serve():
@@ -164,13 +164,55 @@ async def test_adding_and_removing_ask_the_owner(nursery, make_entry):
                 letter.answer(make_entry("tiny").manifest)
 
     nursery.start_soon(serve)
-    requests = ModelRequests(box)
+    await catalog.put(make_entry("tiny"))
+    requests = ModelRequests(box, views)
     assert await requests.add("big.gguf", "0:1") == "tiny"
     assert await requests.add("starter", None) == "tiny"
     await requests.remove("tiny")
     assert asked == [AcquireModel("big.gguf", BlockRange(0, 1)), AcquireModel("starter"), RemoveModel("tiny")]
     with pytest.raises(RequestError, match="blocks: "):
         await requests.add("starter", "many")
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_no_other_node_of_the_mesh_has_is_removed_by_force_only(nursery, catalog, channels, make_entry):
+    box, removed = Mailbox("owner", 0), []
+
+    async def serve():
+        with box.serve() as letters:
+            async for letter in letters:
+                removed.append(letter.question)
+                letter.answer(entry.manifest)
+
+    nursery.start_soon(serve)
+    entry = make_entry("tiny")
+    await catalog.put(entry)
+    catalog.mark_held(entry.manifest.shards)
+    model = entry.manifest.id
+    peers = Peers([])
+    requests = ModelRequests(box, ModelViews(catalog, channels.loaded, channels.intent, peers, 0))
+
+    async def refused(*holdings):
+        peers.offers, peers.holdings = [offer_of("another", 0, 1)], holdings
+        with pytest.raises(LastCopy) as caught:
+            await requests.remove("tiny")
+        return str(caught.value).partition(" to have ")[2].partition(";")[0]
+
+    assert await refused() == "the embedding, blocks 0:2, the head of tiny"
+    assert (
+        await refused(Holding("another", "tiny", 2, (BlockRange(0, 2),), embedding=True, head=True)) == await refused()
+    )
+    assert (
+        await refused(Holding(model, "tiny", 2, (BlockRange(1, 2),), embedding=True)) == "blocks 0:1, the head of tiny"
+    )
+    assert removed == []
+    await requests.remove("tiny", force=True)
+    rest = Holding(model, "tiny", 2, (BlockRange(0, 1),), head=True)
+    peers.holdings += (rest,)
+    await requests.remove("tiny")
+    peers.liveness = Liveness.DEAD  # a node that knows nobody asks nobody
+    await requests.remove("tiny")
+    assert removed == [RemoveModel("tiny")] * 3
     nursery.cancel_scope.cancel()
 
 

@@ -11,7 +11,7 @@ from meshnode.api.ports import ApiDependencies, ServedModel
 from meshnode.api.responses.archive import open_archive
 from meshnode.api.server import ApiServer
 from meshnode.api.serving import ServingLimits
-from meshnode.errors import MeshnodeError, UnknownModel
+from meshnode.errors import LastCopy, MeshnodeError, UnknownModel
 from meshnode.observe.metrics import Metrics
 from meshnode.store.memory import MemoryStore
 from meshnode.supervise.subsystem import Pulse
@@ -116,8 +116,9 @@ class FakeAdmin:
             raise UnknownModel(f"nothing is known as {reference!r}", param="reference")
         return "tiny"
 
-    async def remove(self, name):
-        self.removed = name
+    async def remove(self, name, *, force=False):
+        if not force:
+            raise LastCopy(f"no other node has {name}", param="force")
 
 
 @attrs.define(eq=False)

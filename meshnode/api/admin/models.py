@@ -1,13 +1,13 @@
 """/api/admin/models: list, add, remove."""
 
 import msgspec
-from quart import Response
+from quart import Response, request
 from quart_trio import QuartTrio
 
 from meshnode.api.operations import Operation, describes, takes
 from meshnode.api.ports import ApiDependencies
 from meshnode.api.replies import json_reply
-from meshnode.errors import UnknownModel
+from meshnode.errors import RequestError, UnknownModel
 
 __all__ = ["AddModel", "add_model_routes"]
 
@@ -51,10 +51,26 @@ def add_model_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
         return json_reply({"name": await dependencies.admin.export(body.name, body.folder), "folder": body.folder})
 
     @app.delete("/api/admin/models/<path:name>")
-    @describes(Operation("Remove a model."))
+    @describes(
+        Operation(
+            "Remove a model; what no other node of the mesh is known to have, only by force.",
+            query={"force": {"type": "boolean", "default": False}},
+        )
+    )
     async def admin_remove_model(name: str) -> Response:
+        force = _flag("force")
         if not any(name in (model.name, model.id, *model.aliases) for model in dependencies.models()):
             names = ", ".join(model.name for model in dependencies.models()) or "none"
             raise UnknownModel(f"there is no model {name!r}; there are: {names}", param="name")
-        await dependencies.admin.remove(name)
+        await dependencies.admin.remove(name, force=force)
         return json_reply({"removed": name})
+
+
+def _flag(name: str) -> bool:
+    """Return the one parameter that the query may have. Raises RequestError for another, and for a value that is none."""
+    if unknown := next((each for each in request.args if each != name), None):
+        raise RequestError(f"there is no query parameter {unknown[:80]!r}; there is {name}", param=unknown[:80])
+    value = request.args.get(name, "false")
+    if value not in ("true", "1", "false", "0"):
+        raise RequestError(f"{name}: must be true or false", param=name)
+    return value in ("true", "1")
