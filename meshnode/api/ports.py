@@ -1,6 +1,6 @@
 """What the API needs from the rest of the node, as plain values and callables."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -138,7 +138,7 @@ class ApiDependencies:
     models: ModelList
     admin: ModelAdmin
     mesh: MeshAdmin
-    wishes: Callable[[], Sequence[object]]  # what each model lacks, as of the last look; attrs values
+    wishes: Callable[[], Mapping[str, object]]  # what each model lacks, and how old that is, JSON values
     status: Callable[[], dict[str, object]]  # for /api/admin/status, JSON values
     unready: Callable[[], tuple[str, ...]]  # names of subsystems and models that are not ready
     request_shutdown: Callable[[], None]

@@ -153,19 +153,24 @@ def wishlist(*, data_dir: Path | None, port: int | None, api_key: str | None, as
     """Show what the mesh lacks: copies of each model, how many are wanted, and why.
 
     A node holds parts of models of its own accord when resources.disk_bytes
-    says how much room it gives.
+    says how much room it gives. What is in the mesh is looked at every five
+    minutes and whenever a model has come or gone here; popular repositories
+    of the hub are asked for once an hour.
     """
     loaded = settings(data_dir, port, as_json, api_key=api_key)
     from meshnode.cli.client import Client
 
     client = Client(locate(loaded), find_api_key(loaded))
-    rows = client.get("/api/admin/wishlist").get("models") or []
+    answer = client.get("/api/admin/wishlist")
+    rows = answer.get("models") or []
     if loaded.config.cli.json:
-        print_json({"models": rows})
+        print_json(answer)
     elif not rows:
         click.echo("no models are known in the mesh yet")
     else:
         print_wishes(rows)
+        if answer.get("age_seconds") is not None:
+            click.echo(f"as of {answer['age_seconds']:.0f} s ago")
 
 
 @models.command()

@@ -56,7 +56,6 @@ from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.observe.metrics import Metrics
 from meshnode.placement.auto_shard import AutoShardManager, PlacementResources, PlacementSettings
 from meshnode.placement.ledger import PlacementLedger, open_ledger
-from meshnode.placement.wishlist import Wish
 from meshnode.store.opening import open_store
 from meshnode.store.tables import Table
 from meshnode.supervise.health import HealthBoard
@@ -152,7 +151,7 @@ def _connect(opened: Opened, lanes: Lanes, metrics: Metrics, watchdog: ShutdownW
             models=models.served,
             admin=ModelRequests(channels.acquisitions, models),
             mesh=mesh,
-            wishes=lambda: (*channels.wishes.value, *_candidates(opened, channels)),
+            wishes=partial(_wishes, opened, channels),
             status=lambda: view.status(supervisor.states()),
             unready=lambda: view.unready(supervisor.states()),
             request_shutdown=supervisor.request_stop,
@@ -257,9 +256,11 @@ def _build_watcher(
     return HfWatcher(resources, WatcherSettings(_trust_rules(settings), settings.interval), pulse)
 
 
-def _candidates(opened: Opened, channels: Channels) -> tuple[Wish, ...]:
-    rules = _trust_rules(opened.config.hub)
-    return candidates(channels.trending.value, opened.catalog.manifests(), rules, time.time())
+def _wishes(opened: Opened, channels: Channels) -> dict[str, object]:
+    rules, listed = _trust_rules(opened.config.hub), channels.wishes.value
+    found = candidates(channels.trending.value, opened.catalog.manifests(), rules, time.time())
+    age = None if listed.made is None else round(trio.current_time() - listed.made, 1)
+    return {"models": (*listed.wishes, *found), "age_seconds": age}
 
 
 def _trust_rules(settings: HubConfig) -> TrustRules:

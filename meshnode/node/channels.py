@@ -16,7 +16,7 @@ from meshnode.network.manager import DialRequest
 from meshnode.network.stage_links import AnyReceived, ControlReceived, Received
 from meshnode.node.model_keeper import Intent
 from meshnode.placement.ports import Entrusted
-from meshnode.placement.wishlist import Wish
+from meshnode.placement.wishlist import Wishlist
 from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Evidence
 from meshnode.types.ids import ModelId, PeerId
@@ -90,8 +90,8 @@ class Channels:
     leaving: Latest[tuple[ModelId, BlockRange] | None] = attrs.field(
         factory=lambda: Latest(None)  # AutoShardManager -> NetworkManager: what it is about to let go
     )
-    wishes: Latest[tuple[Wish, ...]] = attrs.field(
-        factory=lambda: Latest(())  # AutoShardManager -> wishlist
+    wishes: Latest[Wishlist] = attrs.field(
+        factory=lambda: Latest(Wishlist())  # AutoShardManager -> wishlist
     )
     trending: Latest[tuple[Standing, ...]] = attrs.field(
         factory=lambda: Latest(())  # HfWatcher -> wishlist

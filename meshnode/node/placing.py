@@ -40,6 +40,11 @@ class CatalogModels:
     offering: Latest[Offering]
     acquiring: Latest[tuple[AcquisitionProgress, ...]]
 
+    @property
+    def revision(self) -> Latest[int]:
+        """Grows with every change of the catalog."""
+        return self.catalog.revision
+
     def holdings(self) -> tuple[Holding, ...]:
         """Return what is here, verified."""
         return described(self.catalog)

@@ -15,7 +15,7 @@ from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.flow.rates import FadingRates
 from meshnode.placement.budget import budget
-from meshnode.placement.decisions import Decision, decide
+from meshnode.placement.decisions import decide
 from meshnode.placement.ledger import PlacementLedger
 from meshnode.placement.letting_go import Departure, LettingGo
 from meshnode.placement.models import Segment
@@ -23,7 +23,7 @@ from meshnode.placement.picture import names_of, picture
 from meshnode.placement.ports import Entrusted, MeshMembers, OtherHolders, OwnModels, Shards
 from meshnode.placement.recollection import Recollection
 from meshnode.placement.view import MeshState
-from meshnode.placement.wishlist import Wish, wishlist
+from meshnode.placement.wishlist import Wishlist, wishlist
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, short
@@ -36,6 +36,7 @@ _PULSE_EVERY = 5.0  # seconds
 _GOSSIP_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds
 _LEAST_RATE = 0.01  # requests per hour that are worth telling
 _MAX_TOLD = 64  # models
+_FOLLOW_PAUSE = 1.0  # seconds; while a model is verified, shards are noted one by one
 _LONGEST_FETCH = 2 * 3600.0  # seconds; what has come then is kept for the next time
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +67,7 @@ class PlacementResources:
     is_busy: Callable[[], bool]  # whether sessions run here
     room: Latest[Room | None]  # what we tell others; written by the manager alone
     hosted: Latest[frozenset[ModelId]]  # models that are held of the node's own accord, to be loaded
-    wishes: Latest[tuple[Wish, ...]]
+    wishes: Latest[Wishlist]
     nudge: Latest[int]  # from the ShardRebalancer: somebody has come or gone for good
     entrusted: Mailbox[Entrusted, None]  # shares that this node has made for somebody
     others: OtherHolders
@@ -106,6 +107,7 @@ class AutoShardManager:
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_pulse)
+            nursery.start_soon(self._follow_models)
             nursery.start_soon(self._take_entrusted)
             await self._wait(self._settings.first)
             while True:
@@ -119,6 +121,12 @@ class AutoShardManager:
         while True:
             self._pulse.touch()
             await trio.sleep(_PULSE_EVERY)
+
+    async def _follow_models(self) -> None:
+        """Tell anew what the mesh lacks when something has come or gone here, without waiting for the next look."""
+        async for _ in self._resources.models.revision.values():
+            self._tell()
+            await trio.sleep(_FOLLOW_PAUSE)
 
     async def _wait(self, seconds: float) -> None:
         nudge = self._resources.nudge
@@ -150,7 +158,7 @@ class AutoShardManager:
             nursery.start_soon(self._acquire, segment, self._fetching[segment])
         here = shared.models.known()
         gone = await self._let_go(state, decision.drop)
-        self._tell(decision)
+        self._tell()
         self._seen = shared.models.known() | (here - gone) | (removed - shared.ledger.refused())
 
     async def _heed_removals(self) -> frozenset[ModelId]:
@@ -300,11 +308,12 @@ class AutoShardManager:
             pinned=tuple(sorted(pinned))[:_MAX_TOLD],
         )
 
-    def _tell(self, decision: Decision = Decision()) -> None:  # noqa: B008  # frozen
+    def _tell(self) -> None:
         shared, room = self._resources, self._room()
         shared.room.set(room)
         names = names_of(shared.models.holdings(), shared.members.peers())
-        shared.wishes.set(wishlist(self._state(room), shared.own, names, decision))
+        wishes = wishlist(self._state(room), shared.own, names, self._fetching)
+        shared.wishes.set(Wishlist(wishes, trio.current_time()))
 
 
 def _fetch(state: MeshState, own: PeerId, segment: Segment) -> _Fetch:

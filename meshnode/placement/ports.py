@@ -5,6 +5,7 @@ from typing import Protocol
 
 import attrs
 
+from meshnode.flow.latest import Latest
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, ShardId
 from meshnode.types.peers import Holding, PeerInfo, StageOffer
@@ -41,6 +42,11 @@ class OtherHolders(Protocol):
 
 class OwnModels(Protocol):
     """What this node has."""
+
+    @property
+    def revision(self) -> Latest[int]:
+        """Grows with every change of what is here."""
+        ...
 
     def holdings(self) -> tuple[Holding, ...]:
         """Return what is here, verified."""

@@ -1,15 +1,14 @@
 """What each model of the mesh lacks, and why this node holds it or not."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import attrs
 
-from meshnode.placement.decisions import Decision
-from meshnode.placement.models import ModelFacts
+from meshnode.placement.models import ModelFacts, Segment
 from meshnode.placement.view import MeshState
 from meshnode.types.ids import ModelId, PeerId
 
-__all__ = ["Wish", "wishlist"]
+__all__ = ["Wish", "Wishlist", "wishlist"]
 
 
 @attrs.frozen
@@ -30,13 +29,23 @@ class Wish:
     likes: int = 0
 
 
-def wishlist(state: MeshState, own: PeerId, names: Mapping[ModelId, str], decision: Decision) -> tuple[Wish, ...]:
-    """Return all known models, the most wanted first."""
+@attrs.frozen
+class Wishlist:
+    """What the mesh lacks, as of a moment."""
+
+    wishes: tuple[Wish, ...] = ()
+    made: float | None = None  # on the clock of trio.current_time(); None: nobody has looked yet
+
+
+def wishlist(
+    state: MeshState, own: PeerId, names: Mapping[ModelId, str], fetching: Collection[Segment] = ()
+) -> tuple[Wish, ...]:
+    """Return all known models, the most wanted first; `fetching` is on its way to this node."""
     order = sorted(state.models.values(), key=lambda facts: (-facts.demand, not facts.is_pinned, facts.model))
-    return tuple(_wish(state, own, facts, names.get(facts.model, facts.model[:12]), decision) for facts in order)
+    return tuple(_wish(state, own, facts, names.get(facts.model, facts.model[:12]), fetching) for facts in order)
 
 
-def _wish(state: MeshState, own: PeerId, facts: ModelFacts, name: str, decision: Decision) -> Wish:
+def _wish(state: MeshState, own: PeerId, facts: ModelFacts, name: str, fetching: Collection[Segment]) -> Wish:
     segments = list(facts.segments())
     target = state.targets.get(facts.model)
     counts = [state.copies(segment) for segment in segments]
@@ -52,8 +61,8 @@ def _wish(state: MeshState, own: PeerId, facts: ModelFacts, name: str, decision:
         reasons.append(f"{min(counts)} copies of its rarest part, and {target.copies} are wanted")
     else:
         reasons.append(f"{min(counts)} copies of its rarest part are enough")
-    if any(segment.model == facts.model for segment in decision.acquire):
-        reasons.append("this node is going to fetch a part of it")
+    if any(segment.model == facts.model for segment in fetching):
+        reasons.append("this node is fetching a part of it")
     elif is_wanted and not held and facts.segment_bytes(0) > state.free[own]:
         reasons.append("this node has no room for a part of it")
     if facts.is_pinned:

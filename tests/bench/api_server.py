@@ -49,7 +49,7 @@ async def main():
     async with trio.open_nursery() as nursery:
         dependencies = ApiDependencies(
             mesh=FakeMesh(),
-            wishes=tuple,
+            wishes=dict,
             key=KEY,
             generate=partial(generate, nursery),
             models=lambda: (MODEL,),

@@ -214,6 +214,7 @@ REPORTING = {
     "models list": {"models"},
     "models add starter": {"name"},
     "models remove m": {"removed"},
+    "models wishlist": {"models", "age_seconds"},
     "token": {"token"},
     "config show": {"api.port"},
     "config set api.port 9": {"key", "value", "file"},
@@ -225,6 +226,7 @@ def test_every_command_that_reports_does_so_in_json_too(node, invoke, sse, comma
     node.answers |= {
         ("GET", "/v1/models"): {"data": [{"id": "m", "loaded": True}]},
         ("GET", "/api/admin/models"): {"models": []},
+        ("GET", "/api/admin/wishlist"): {"models": [], "age_seconds": 7.2},
         ("POST", "/api/admin/models"): {"name": "m"},
         ("DELETE", "/api/admin/models/m"): {"removed": "m"},
         ("POST", "/v1/chat/completions"): [sse("hi"), "data: [DONE]\n\n"],
@@ -287,6 +289,11 @@ def test_bad_blocks_are_wrong_usage(invoke):
         refused = invoke(*command, "--blocks", "3:1")
         assert refused.exit_code == 2
         assert "--blocks" in refused.output
+
+
+def test_the_wishlist_says_how_old_it_is(node, invoke):
+    node.answers["GET", "/api/admin/wishlist"] = {"models": [{"name": "m", "reasons": ["rare"]}], "age_seconds": 7.2}
+    assert invoke("models", "wishlist").stdout.splitlines()[-1] == "as of 7 s ago"
 
 
 def test_removing_quotes_the_name_and_passes_a_404_on(node, invoke):

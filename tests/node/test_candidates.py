@@ -90,5 +90,6 @@ def test_a_node_shows_what_is_popular(tmp_path):
                 ("unsloth/a-GGUF", "candidate", "verified"),
                 ("someone/b-GGUF", "blocked", "seen"),
             ]
+            assert 0 <= node.http.get("/api/admin/wishlist").json()["age_seconds"] < 300
             states = {row["name"]: row["state"] for row in node.http.get("/api/admin/status").json()["subsystems"]}
             assert states["HfWatcher"] == "running"

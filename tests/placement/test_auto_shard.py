@@ -128,7 +128,7 @@ async def test_a_removal_that_a_full_disk_cannot_note_is_heeded_and_noted_when_t
         fetched = len(other.asked)
         await trio.sleep(3 * HOUR)
         assert len(other.asked) == fetched
-        assert other.wishes.value, "the manager looks on"
+        assert other.wishes.value.wishes, "the manager looks on"
         other.store.is_full = False
         await trio.sleep(HOUR)
         mesh.stop("b")
@@ -232,13 +232,25 @@ async def test_no_more_is_fetched_than_the_disk_has_room_for(autojump_clock):
         assert 0 < len(other.held["m"]) <= 4
 
 
+async def test_the_wishlist_follows_what_is_added_and_removed_and_says_when_it_was_made(autojump_clock):
+    async with open_mesh() as mesh:
+        holder = await mesh.add("a", gib=0)
+        await trio.sleep(100)
+        for change, names in ((holder.put, ["m"]), (holder.remove, [])):
+            change("m")
+            changed = trio.current_time()
+            await trio.sleep(5)
+            assert [wish.name for wish in holder.wishes.value.wishes] == names
+            assert changed <= holder.wishes.value.made < trio.current_time()
+
+
 async def test_the_wishlist_says_what_is_lacking_and_why(autojump_clock):
     async with open_mesh() as mesh:
         holder = await mesh.add("a", gib=0)
         holder.put("m", range(8))
         holder.put("idle", range(COUNT))
         await trio.sleep(HOUR)
-        rows = {wish.name: wish for wish in holder.wishes.value}
+        rows = {wish.name: wish for wish in holder.wishes.value.wishes}
         assert rows["m"].status == "unreachable"
         assert "4 of 8 parts are held by nobody who is here" in rows["m"].reasons
         assert rows["idle"].status == "hosting"
@@ -246,7 +258,7 @@ async def test_the_wishlist_says_what_is_lacking_and_why(autojump_clock):
         for _ in range(5):
             await mesh.add(f"x{_}", gib=0)
         await trio.sleep(HOUR)
-        seen = {wish.name: wish for wish in mesh.nodes["x1"].wishes.value}
+        seen = {wish.name: wish for wish in mesh.nodes["x1"].wishes.value.wishes}
         assert (seen["idle"].status, seen["idle"].copies, seen["idle"].target) == (
             "serveable",
             1,
@@ -255,14 +267,14 @@ async def test_the_wishlist_says_what_is_lacking_and_why(autojump_clock):
         assert "this node has no room for a part of it" in seen["idle"].reasons
         await mesh.add("roomy", gib=4)
         await trio.sleep(3 * HOUR)
-        seen = {wish.name: wish for wish in mesh.nodes["x1"].wishes.value}
+        seen = {wish.name: wish for wish in mesh.nodes["x1"].wishes.value.wishes}
         assert (seen["idle"].copies, seen["idle"].target) == (2, 2)
         for _ in range(3):
             mesh.nodes["x1"].demand.note("other")
         mesh.nodes["x0"].put("other")
         mesh.nodes["roomy"].put("other")
         await trio.sleep(HOUR)
-        rows = [wish for node in mesh.alive() for wish in node.wishes.value]
+        rows = [wish for node in mesh.alive() for wish in node.wishes.value.wishes]
         assert all(wish.reasons for wish in rows)
         assert "2 copies of its rarest part are enough" in {reason for wish in rows for reason in wish.reasons}
 
@@ -343,7 +355,7 @@ async def test_who_cannot_fetch_leaves_it_to_others_after_a_while(autojump_clock
             await mesh.add(name)
         await trio.sleep(hours * HOUR)  # two hours for each attempt, and both may have a turn or two before the others
         assert min(mesh.copies("m")) == 2
-        assert mesh.nodes["b"].wishes.value[0].copies >= 2, "a stuck fetch stops no look"
+        assert mesh.nodes["b"].wishes.value.wishes[0].copies >= 2, "a stuck fetch stops no look"
 
 
 async def test_who_does_not_want_a_model_leaves_it_to_others_after_a_while(autojump_clock):
@@ -364,7 +376,7 @@ async def test_a_model_that_people_have_cut_elsewhere_is_whole_and_gets_its_copi
         for name in "def":
             await mesh.add(name)
         await trio.sleep(60)
-        (wish,) = mesh.nodes["d"].wishes.value
+        (wish,) = mesh.nodes["d"].wishes.value.wishes
         assert (wish.status, wish.copies) != ("unreachable", 0)
         await trio.sleep(4 * HOUR)
         assert min(mesh.copies("m")) == 2
@@ -405,7 +417,7 @@ async def test_where_it_came_from_is_asked_again_later_when_it_does_not_answer(a
         node.put("m", range(14))
         await trio.sleep(2 * HOUR)
         assert 2 <= node.asked.count(("outside", "m", "14:16")) <= 4
-        assert [wish.status for wish in node.wishes.value] == ["unreachable"]
+        assert [wish.status for wish in node.wishes.value.wishes] == ["unreachable"]
         node.fails = False
         await trio.sleep(2 * HOUR)
         assert set(mesh.copies("m")) == {1}

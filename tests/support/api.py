@@ -161,7 +161,7 @@ def serve():
         router, stopped = router or FakeRouter(), []
         dependencies = ApiDependencies(
             mesh=FakeMesh(),
-            wishes=tuple,
+            wishes=dict,
             key=KEY,
             generate=router.generate,
             models=lambda: (MODEL,),

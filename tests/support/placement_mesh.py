@@ -13,6 +13,7 @@ from meshnode.flow.mailbox import Mailbox
 from meshnode.flow.rates import FadingRates
 from meshnode.placement.auto_shard import AutoShardManager, PlacementResources, PlacementSettings
 from meshnode.placement.ledger import open_ledger
+from meshnode.placement.wishlist import Wishlist
 from meshnode.store.memory import MemoryStore
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.blocks import BlockRange
@@ -47,7 +48,8 @@ class Node:
     demand: FadingRates = attrs.field(factory=FadingRates)
     room: Latest = attrs.field(factory=lambda: Latest(None))
     hosted: Latest = attrs.field(factory=lambda: Latest(frozenset()))
-    wishes: Latest = attrs.field(factory=lambda: Latest(()))
+    wishes: Latest = attrs.field(factory=lambda: Latest(Wishlist()))
+    revision: Latest = attrs.field(factory=lambda: Latest(0))
     nudge: Latest = attrs.field(factory=lambda: Latest(0))
     entrusted: Mailbox = attrs.field(factory=lambda: Mailbox("placement", 0))
     leaving: Latest = attrs.field(factory=lambda: Latest(None))
@@ -157,10 +159,12 @@ class Node:
     def put(self, model, blocks=range(COUNT)):
         """A person adds it."""
         self.held.setdefault(model, set()).update(blocks)
+        self.revision.set(self.revision.value + 1)
 
     def remove(self, model):
         """A person removes it."""
         self.held.pop(model)
+        self.revision.set(self.revision.value + 1)
 
 
 def ranges(blocks):

@@ -27,10 +27,13 @@ def add_mesh_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
 
     @app.get("/api/admin/wishlist")
     @describes(
-        Operation("List the models of the mesh and of the hub: copies, targets, and why this node holds them or not.")
+        Operation(
+            "List the models of the mesh and of the hub: copies, targets, and why this node holds them or not; and how "
+            "many seconds ago the mesh was looked at, null before the first time."
+        )
     )
     async def admin_wishlist() -> Response:
-        return json_reply({"models": dependencies.wishes()})
+        return json_reply(dependencies.wishes())
 
     @app.post("/api/admin/invitation")
     @describes(Operation("Make a code that leads to this node.", status=201))
