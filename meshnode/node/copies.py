@@ -1,61 +1,87 @@
 """Where the parts of a model lie, on disks and in workers, counted over this node and its peers: pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
 from meshnode.types.blocks import BlockRange
+from meshnode.types.manifest import ShardKind
+from meshnode.types.parts import Parts
 from meshnode.types.peers import Holding
 
-__all__ = ["Copies", "count_copies", "only_in", "written"]
+__all__ = ["Copies", "Loaded", "count_copies", "only_in"]
+
+_ENDS = (ShardKind.EMBEDDING, ShardKind.HEAD)
+
+
+@attrs.frozen
+class Loaded:
+    """What one node has of a model in memory."""
+
+    blocks: BlockRange
+    embedding: bool
+    head: bool
 
 
 @attrs.frozen
 class Copies:
-    """How often a model is there, by its rarest part."""
+    """How often a model is there, by its rarest part; embedding and head count as parts."""
 
-    disks: int  # nodes that have on disk what the fewest have, ends counted
-    routes: int  # complete routes that share no node: nodes that have loaded the block that the fewest have
-    unloaded: tuple[int, ...]  # blocks that nobody has loaded
-    nowhere: tuple[int, ...]  # of these, blocks that nobody has on disk either
+    disks: int  # nodes that have on disk what the fewest have
+    routes: int  # complete routes that share no node: nodes that have loaded what the fewest have
+    unloaded: Parts  # that nobody has loaded
+    nowhere: Parts  # of these, what nobody has on disk either
 
     def why(self) -> str:
-        """Say which blocks are missing, and why; empty if none is."""
-        stored = [block for block in self.unloaded if block not in self.nowhere]
-        reasons = [f"{written(self.nowhere)} on no reachable node"] if self.nowhere else []
-        return "; ".join(reasons + ([f"{written(stored)} on disk, and loaded by nobody"] if stored else []))
+        """Say what is missing, and why; empty if nothing is."""
+        reasons = [f"{self.nowhere} on no reachable node"] if self.nowhere else []
+        stored = self.unloaded - self.nowhere
+        return "; ".join(reasons + ([f"{stored} on disk, and loaded by nobody"] if stored else []))
 
 
-def count_copies(block_count: int, stages: Iterable[BlockRange], holdings: Sequence[Holding]) -> Copies:
+def count_copies(block_count: int, stages: Sequence[Loaded], holdings: Sequence[Holding]) -> Copies:
     """Count what nodes have loaded (`stages`, one entry for each) and what they have on disk (`holdings`) of one model."""
-    loaded, stored = [0] * block_count, [0] * block_count
-    for blocks in stages:
-        for block in range(blocks.start, min(blocks.end, block_count)):
-            loaded[block] += 1
-    for holding in holdings:
-        for blocks in holding.blocks:
-            for block in range(blocks.start, min(blocks.end, block_count)):
-                stored[block] += 1
-    ends = (sum(holding.embedding for holding in holdings), sum(holding.head for holding in holdings))
-    unloaded = tuple(block for block, count in enumerate(loaded) if not count)
-    nowhere = tuple(block for block in unloaded if not stored[block])
-    return Copies(min((*stored, *ends)), min(loaded, default=0), unloaded, nowhere)
+    loaded = _Counts.of(block_count, ((stage.embedding, (stage.blocks,), stage.head) for stage in stages))
+    stored = _Counts.of(block_count, ((each.embedding, each.blocks, each.head) for each in holdings))
+    unloaded = loaded.none()
+    return Copies(stored.least, loaded.least, unloaded, unloaded - (unloaded - stored.none()))
 
 
-def only_in(own: Holding, others: Sequence[Holding]) -> str:
-    """Write what of `own` none of the others has of the same model; empty if they have all of it."""
-    blocks = [block for each in own.blocks for block in each if not any(other.has(block) for other in others)]
-    embedding = own.embedding and not any(other.embedding for other in others)
-    head = own.head and not any(other.head for other in others)
-    return ", ".join(["the embedding"] * embedding + [written(blocks)] * bool(blocks) + ["the head"] * head)
+def only_in(own: Holding, others: Sequence[Holding]) -> Parts:
+    """Return what of `own` none of the others has of the same model."""
+    nowhere = _Counts.of(own.block_count, ((each.embedding, each.blocks, each.head) for each in others)).none()
+    mine = _Counts.of(own.block_count, [(own.embedding, own.blocks, own.head)]).none()
+    return nowhere - mine
 
 
-def written(blocks: Iterable[int]) -> str:
-    """Write ascending blocks as half-open ranges."""
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and runs[-1][1] == block:
-            runs[-1][1] = block + 1
-        else:
-            runs.append([block, block + 1])
-    return "blocks " + ", ".join(f"{start}:{end}" for start, end in runs)
+@attrs.frozen
+class _Counts:
+    """How many have each part."""
+
+    blocks: Sequence[int]
+    ends: Sequence[int]
+
+    @classmethod
+    def of(cls, block_count: int, nodes: Iterable[tuple[bool, Iterable[BlockRange], bool]]) -> "_Counts":
+        """Count over nodes: whether each has the embedding, its blocks, whether it has the head."""
+        blocks, ends = [0] * block_count, [0, 0]
+        for embedding, ranges, head in nodes:
+            ends[0] += embedding
+            ends[1] += head
+            for block in _within(block_count, ranges):
+                blocks[block] += 1
+        return cls(blocks, ends)
+
+    @property
+    def least(self) -> int:
+        """How many have what the fewest have."""
+        return min((*self.blocks, *self.ends))
+
+    def none(self) -> Parts:
+        """Return what nobody has."""
+        blocks = frozenset(block for block, count in enumerate(self.blocks) if not count)
+        return Parts(blocks, frozenset(kind for kind, count in zip(_ENDS, self.ends, strict=True) if not count))
+
+
+def _within(block_count: int, ranges: Iterable[BlockRange]) -> Iterator[int]:
+    return (block for blocks in ranges for block in range(blocks.start, min(blocks.end, block_count)))

@@ -19,7 +19,7 @@ from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.models import LoadedModel
 from meshnode.network.holdings import described
 from meshnode.network.peers import PeerView
-from meshnode.node.copies import Copies, count_copies, only_in
+from meshnode.node.copies import Copies, Loaded, count_copies, only_in
 from meshnode.node.model_keeper import Intent
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildState, Criticality
@@ -75,7 +75,7 @@ class ModelViews:
         offers = self._offers()
         own = next((holding for holding in described(self.catalog) if holding.model == model), None)
         others = [holding for offer in offers for holding in offer.holdings if holding.model == model]
-        return only_in(own, others) if own is not None and offers else ""
+        return str(only_in(own, others)) if own is not None and offers else ""
 
     def _offers(self) -> list[Offer]:
         return [
@@ -92,18 +92,20 @@ class ModelViews:
     def _own(self, manifest: ModelManifest, there: "_There") -> ServedModel:
         loaded = self.loaded.value.get(manifest.id)
         memory = 0 if loaded is None else loaded.memory_bytes
-        copies = self._copies(manifest.id, manifest.config.block_count, there)
+        is_ready = loaded is not None and loaded.is_ready
+        copies = self._copies(manifest, there, loaded if is_ready else None)
+        lacking = copies if loaded is None or is_ready else self._copies(manifest, there, loaded)
         shards = {shard.id for shard in manifest.shards}
         held = len(self.catalog.held(manifest.id))
         return ServedModel(
             name=manifest.name,
             id=manifest.id,
-            loaded=loaded is not None and loaded.is_ready and not copies.unloaded,
+            loaded=is_ready and not copies.unloaded,
             context_length=min(self.context_length or _LONGEST_CONTEXT, manifest.config.context_length),
             created=self._created(manifest),
             quantization=manifest.quantization,
             aliases=self.catalog.aliases(manifest.id),
-            detail=_detail(loaded, copies, held, len(shards)),
+            detail=_detail(loaded, lacking, held, len(shards)),
             nbytes=manifest.nbytes,
             architecture=manifest.config.architecture,
             parameters=manifest.parameters,
@@ -118,7 +120,7 @@ class ModelViews:
         )
 
     def _elsewhere(self, offer: StageOffer, there: "_There") -> ServedModel:
-        copies = self._copies(offer.model, offer.block_count, there)
+        copies = there.copies(offer.model, offer.block_count)
         names = ModelNames(offer.model, offer.name, offer.aliases)
         return ServedModel(
             name=offer.name,
@@ -134,12 +136,10 @@ class ModelViews:
             routes=copies.routes,
         )
 
-    def _copies(self, model: ModelId, count: int, there: "_There") -> Copies:
-        own = self.loaded.value.get(model)
-        stages = [stage.blocks for stage in there.stages if stage.model == model]
-        if own is not None and own.is_ready and own.spec.blocks is not None:
-            stages.append(own.spec.blocks)
-        return count_copies(count, stages, [holding for holding in there.holdings if holding.model == model])
+    def _copies(self, manifest: ModelManifest, there: "_There", own: LoadedModel | None) -> Copies:
+        spec = None if own is None else own.spec
+        mine = [] if spec is None or spec.blocks is None else [Loaded(spec.blocks, spec.embedding, spec.head)]
+        return there.copies(manifest.id, manifest.config.block_count, mine)
 
     def _created(self, manifest: ModelManifest) -> int:
         try:
@@ -155,14 +155,18 @@ class _There:
     stages: Sequence[StageOffer]
     holdings: Sequence[Holding]
 
+    def copies(self, model: ModelId, block_count: int, own: Sequence[Loaded] = ()) -> Copies:
+        """Count one model; `own` is what this node has loaded of it."""
+        stages = [Loaded(each.blocks, each.embedding, each.head) for each in self.stages if each.model == model]
+        return count_copies(block_count, [*stages, *own], [each for each in self.holdings if each.model == model])
+
 
 def _detail(loaded: LoadedModel | None, copies: Copies, held: int, shards: int) -> str:
-    """Say why a model of this node cannot be used, or which part of it is here."""
-    if loaded is not None and not loaded.is_ready:
-        return loaded.problem or "loading"
+    """Say why a model of this node cannot be used, or which part of it is here; what is being loaded counts as there."""
     if loaded is not None:
+        how = [] if loaded.is_ready else [loaded.problem or "loading"]
         here = [] if loaded.is_whole else [f"blocks {loaded.spec.blocks} here"]
-        return "; ".join(here + ([copies.why()] if copies.unloaded else []))
+        return "; ".join(how + here + ([copies.why()] if copies.unloaded else []))
     if held == shards:
         return "not loaded; the first request loads it"
     return f"{held} of {shards} shards are here" + (f"; {copies.why()}" if copies.nowhere else "")

@@ -27,6 +27,8 @@ class Executor:
 class Spec:
     blocks: BlockRange = attrs.field(factory=lambda: BlockRange(0, 2))
     device: str = "cpu"
+    embedding: bool = True
+    head: bool = True
 
 
 @attrs.define
@@ -64,7 +66,7 @@ async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
     (model,) = views.served()
     assert (model.loaded, model.detail, model.created) == (
         False,
-        "2 of 5 shards are here; blocks 0:2 on no reachable node",
+        "2 of 5 shards are here; blocks 0:2, the head on no reachable node; the embedding on disk, and loaded by nobody",
         views.started,
     )
     assert (model.shards_held, model.shards, model.copies, model.routes) == (2, 5, 0, 0)
@@ -243,12 +245,21 @@ async def test_a_part_of_a_model_is_usable_once_peers_have_the_rest(catalog, cha
     await catalog.put(entry)
     peers = Peers([])
     views = ModelViews(catalog, channels.loaded, channels.intent, peers, 0)
-    part = Loaded(entry.manifest, is_ready=True, executor=Executor(1), spec=Spec(BlockRange(0, 1)))
+    coming = Loaded(entry.manifest, is_ready=False, executor=Executor(1), spec=Spec(BlockRange(0, 1), head=False))
+    channels.loaded.set({entry.manifest.id: coming})
+    assert (views.served()[0].loaded, views.served()[0].detail) == (
+        False,
+        "loading; blocks 0:1 here; blocks 1:2, the head on no reachable node",
+    )
+    part = Loaded(entry.manifest, is_ready=True, executor=Executor(1), spec=Spec(BlockRange(0, 1), head=False))
     channels.loaded.set({entry.manifest.id: part})
     assert (views.served()[0].loaded, views.served()[0].detail) == (
         False,
-        "blocks 0:1 here; blocks 1:2 on no reachable node",
+        "blocks 0:1 here; blocks 1:2, the head on no reachable node",
     )
+    peers.offers.append(attrs.evolve(offer_of(entry.manifest.id, 1, 2), head=False))
+    listed = views.served()[0]
+    assert (listed.loaded, listed.routes, listed.detail) == (False, 0, "blocks 0:1 here; the head on no reachable node")
     peers.offers.append(offer_of(entry.manifest.id, 1, 2))
     assert (views.served()[0].loaded, views.served()[0].detail) == (True, "blocks 0:1 here")
 

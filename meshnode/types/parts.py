@@ -1,0 +1,47 @@
+"""Which parts of a model, for people: the embedding, blocks, the head."""
+
+from collections.abc import Iterable
+from typing import Self
+
+import attrs
+
+from meshnode.types.blocks import BlockRange
+from meshnode.types.manifest import ShardDescriptor, ShardKind
+
+__all__ = ["Parts"]
+
+
+@attrs.frozen
+class Parts:
+    """Some parts of one model, as `the embedding, blocks 0:3, 5:6, the head`."""
+
+    blocks: frozenset[int] = frozenset()
+    others: frozenset[ShardKind] = frozenset()  # what is no block
+
+    @classmethod
+    def of(cls, shards: Iterable[ShardDescriptor]) -> Self:
+        """Return what shards are."""
+        places = [(shard.kind, shard.block) for shard in shards]
+        blocks = frozenset(block for _, block in places if block is not None)
+        return cls(blocks, frozenset(kind for kind, block in places if block is None))
+
+    def __bool__(self) -> bool:
+        return bool(self.blocks or self.others)
+
+    def __sub__(self, other: "Parts") -> "Parts":
+        return Parts(self.blocks - other.blocks, self.others - other.others)
+
+    def __str__(self) -> str:
+        first = [f"the {kind.value}" for kind in (ShardKind.TOKENIZER, ShardKind.EMBEDDING) if kind in self.others]
+        blocks = [f"blocks {', '.join(map(str, _runs(self.blocks)))}"] if self.blocks else []
+        return ", ".join([*first, *blocks, *(["the head"] if ShardKind.HEAD in self.others else [])])
+
+
+def _runs(blocks: Iterable[int]) -> list[BlockRange]:
+    runs: list[BlockRange] = []
+    for block in sorted(blocks):
+        if runs and runs[-1].end == block:
+            runs[-1] = BlockRange(runs[-1].start, block + 1)
+        else:
+            runs.append(BlockRange(block, block + 1))
+    return runs
