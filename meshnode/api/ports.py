@@ -10,6 +10,7 @@ from quart_trio import QuartTrio
 from meshnode.api.responses.archive import ResponseArchive
 from meshnode.observe.metrics import Metrics
 from meshnode.types.generation import GenerationEvent, GenerationRequest
+from meshnode.types.parts import Added
 
 __all__ = [
     "ApiDependencies",
@@ -76,8 +77,8 @@ ModelList = Callable[[], tuple[ServedModel, ...]]
 class ModelAdmin(Protocol):
     """Adds and removes models."""
 
-    async def add(self, reference: str, blocks: str | None, *, spread: bool = False) -> str:
-        """Acquire a model and return its name. Raises FileError and RequestError leafs; cancellation stops it."""
+    async def add(self, reference: str, blocks: str | None, *, spread: bool = False) -> Added:
+        """Acquire a model. Raises FileError and RequestError leafs; cancellation stops it."""
         ...
 
     async def remove(self, name: str, *, force: bool = False) -> None:

@@ -134,16 +134,17 @@ def add(
 
             if divides:
                 raise click.UsageError("--spread needs other nodes; start this one with `meshnode run` first")
-            name = add_model(loaded, reference, blocks, bar.show)
+            added: Mapping[str, Any] = add_model(loaded, reference, blocks, bar.show)
         else:
             wanted = {"reference": reference, "blocks": blocks} | ({"spread": True} if divides else {})
-            name = _add_through_node(client, wanted, bar)
+            added = _add_through_node(client, wanted, bar)
     finally:
         bar.finish()
     if as_json:
-        print_json({"name": name})
+        print_json(added)
     else:
-        click.echo(f"added {name}")
+        missing = f": {added['here']}; not here: {added['missing']}" if added.get("missing") else ""
+        click.echo(f"added {added['name']}{missing}")
 
 
 @models.command()
@@ -213,6 +214,8 @@ def import_(context: click.Context, /, *, folder: Path, **options: object) -> No
     """Take what `meshnode models export` has written into FOLDER.
 
     The same as `meshnode models add FOLDER`; nothing is asked of a network.
+    A folder that lacks parts is refused, and it is said which it has, to be
+    named with --blocks; what is not here then is said at the end.
     """
     context.invoke(add, reference=str(folder), spread=False, **options)
 
@@ -260,7 +263,7 @@ def _running(loaded: LoadedConfig) -> "Client | None":
     return client
 
 
-def _add_through_node(client: "Client", wanted: Mapping[str, Any], bar: ProgressBar) -> str:
+def _add_through_node(client: "Client", wanted: Mapping[str, Any], bar: ProgressBar) -> Mapping[str, Any]:
     """Ask the node, and show its progress until it answers."""
     outcome: list[Mapping[str, Any] | CommandFailed] = []
     over = threading.Event()
@@ -283,4 +286,4 @@ def _add_through_node(client: "Client", wanted: Mapping[str, Any], bar: Progress
     answer = outcome[0]
     if isinstance(answer, CommandFailed):
         raise answer
-    return str(answer["name"])
+    return answer

@@ -16,6 +16,7 @@ from meshnode.files.foreign_manifests import decode_manifest, encode_manifest, m
 from meshnode.files.shard_file import shard_file_name
 from meshnode.types.ids import ShardId, short
 from meshnode.types.manifest import ModelManifest, ShardDescriptor
+from meshnode.types.parts import Parts
 
 __all__ = ["copy_shards", "export_model", "is_shard_folder", "read_manifest", "shard_folder_at"]
 
@@ -89,8 +90,16 @@ def copy_shards(
 ) -> None:
     """Copy shards into `staging`, each verified on the way. Blocking; what `report` raises ends it.
 
-    Raises SourceUnavailable for one that is not in the folder, ShardCorrupt for one with other bytes, FileError.
+    Raises SourceUnavailable, before anything is copied, when the folder does not have them all, ShardCorrupt for one with other
+    bytes, FileError.
     """
+    lacking = [shard for shard in shards if not (folder / shard_file_name(shard.id)).is_file()]
+    if lacking:
+        there = Parts.of(shard for shard in shards if shard not in lacking)
+        raise SourceUnavailable(
+            f"of what is not here yet, {folder} has {there or 'nothing'}, and lacks {Parts.of(lacking)}; name with --blocks "
+            "what it has"
+        )
     done, total = 0, sum(shard.nbytes for shard in shards)
     for shard in shards:
         hasher = blake3()
@@ -106,8 +115,5 @@ def copy_shards(
             if hasher.hexdigest() != shard.id:
                 raise ShardCorrupt(f"shard {short(shard.id)} in {folder} has other bytes than the manifest says")
             (staging / "copying").replace(staging / shard_file_name(shard.id))
-        except FileNotFoundError as error:
-            place = shard.kind.value if shard.block is None else f"block {shard.block}"
-            raise SourceUnavailable(f"{folder} does not have {place}; name with --blocks what it has") from error
         except OSError as error:
             raise FileError(f"cannot copy from {folder}: {error.strerror}") from error

@@ -29,6 +29,7 @@ from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.blocks import BlockRange
 from meshnode.types.manifest import ModelManifest
+from meshnode.types.parts import Added
 
 __all__ = ["add_model", "export_model", "list_models", "remove_model"]
 
@@ -48,10 +49,15 @@ def list_models(loaded: LoadedConfig) -> list[dict[str, Any]]:
     return _with_catalog(loaded, read)
 
 
-def add_model(loaded: LoadedConfig, reference: str, blocks: str | None, on_progress: ShowProgress) -> str:
-    """Acquire a model and return its name. Raises MeshnodeError leafs; Ctrl-C leaves the catalog as it was."""
+def add_model(loaded: LoadedConfig, reference: str, blocks: str | None, on_progress: ShowProgress) -> dict[str, Any]:
+    """Acquire a model and say what is here, as the API does. Raises MeshnodeError leafs; Ctrl-C leaves the catalog as it was."""
     question = AcquireModel(reference, None if blocks is None else BlockRange.parse(blocks))
-    return _with_catalog(loaded, partial(_ask, loaded, question, on_progress)).name
+
+    async def add(catalog: ModelCatalog, lanes: Lanes) -> dict[str, Any]:
+        manifest = await _ask(loaded, question, on_progress, catalog, lanes)
+        return attrs.asdict(Added.of(manifest, catalog.held(manifest.id)))
+
+    return _with_catalog(loaded, add)
 
 
 def export_model(loaded: LoadedConfig, name: str, folder: str) -> str:

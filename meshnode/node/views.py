@@ -27,6 +27,7 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelManifest
 from meshnode.types.model_names import ModelNames
+from meshnode.types.parts import Added
 from meshnode.types.peers import Holding, Liveness, Offer, StageOffer
 
 __all__ = ["ModelRequests", "ModelViews", "NodeView"]
@@ -179,15 +180,16 @@ class ModelRequests:
     mailbox: Mailbox[Question, ModelManifest]
     models: ModelViews
 
-    async def add(self, reference: str, blocks: str | None, *, spread: bool = False) -> str:
-        """Acquire a model and return its name. Raises FileError and RequestError leafs; cancellation stops it."""
+    async def add(self, reference: str, blocks: str | None, *, spread: bool = False) -> Added:
+        """Acquire a model. Raises FileError and RequestError leafs; cancellation stops it."""
         try:
             wanted = None if blocks is None else BlockRange.parse(blocks)
         except ValueError as error:
             raise RequestError(f"blocks: {error}", param="blocks") from error
         if spread and wanted is not None:
             raise RequestError("blocks: which blocks are held where is what spreading decides", param="blocks")
-        return (await self.mailbox.ask(AcquireModel(reference, wanted, spread=spread))).name
+        manifest = await self.mailbox.ask(AcquireModel(reference, wanted, spread=spread))
+        return Added.of(manifest, self.models.catalog.held(manifest.id))
 
     async def export(self, name: str, folder: str) -> str:
         """Write what is here of a model into a folder and return its name. Raises FileError leafs and RequestError."""

@@ -1,14 +1,15 @@
 """Which parts of a model, for people: the embedding, blocks, the head."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Self
 
 import attrs
 
 from meshnode.types.blocks import BlockRange
-from meshnode.types.manifest import ShardDescriptor, ShardKind
+from meshnode.types.ids import ShardId
+from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 
-__all__ = ["Parts"]
+__all__ = ["Added", "Parts"]
 
 
 @attrs.frozen
@@ -35,6 +36,21 @@ class Parts:
         first = [f"the {kind.value}" for kind in (ShardKind.TOKENIZER, ShardKind.EMBEDDING) if kind in self.others]
         blocks = [f"blocks {', '.join(map(str, _runs(self.blocks)))}"] if self.blocks else []
         return ", ".join([*first, *blocks, *(["the head"] if ShardKind.HEAD in self.others else [])])
+
+
+@attrs.frozen
+class Added:
+    """A model that was added, and how much of it is here, written for people."""
+
+    name: str
+    here: str
+    missing: str  # empty: all of it is here
+
+    @classmethod
+    def of(cls, manifest: ModelManifest, held: Container[ShardId]) -> Self:
+        """Describe a model of which some shards are held."""
+        here = Parts.of(shard for shard in manifest.shards if shard.id in held)
+        return cls(manifest.name, str(here), str(Parts.of(manifest.shards) - here))
 
 
 def _runs(blocks: Iterable[int]) -> list[BlockRange]:

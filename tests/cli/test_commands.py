@@ -260,8 +260,9 @@ def test_a_local_path_is_sent_absolute(node, invoke, tmp_path, monkeypatch):
 
 
 def test_blocks_can_come_from_the_environment(node, invoke):
-    node.answers["POST", "/api/admin/models"] = (201, {"name": "smol"})
-    assert invoke("models", "add", "starter", env={"MESHNODE_BLOCKS": "0:3"}).exit_code == 0
+    node.answers["POST", "/api/admin/models"] = (201, {"name": "smol", "here": "blocks 0:3", "missing": "the head"})
+    added = invoke("models", "add", "starter", env={"MESHNODE_BLOCKS": "0:3"})
+    assert added.stdout == "added smol: blocks 0:3; not here: the head\n"
     assert ("POST", "/api/admin/models", {"reference": "starter", "blocks": "0:3"}) in node.requests
 
 

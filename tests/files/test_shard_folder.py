@@ -53,7 +53,9 @@ async def test_a_part_is_taken_where_that_is_all_there_is(data, stick):
     last = next(shard for shard in manifest.shards if shard.block == 2)
     (folder / f"{last.id}.shard").unlink()
     async with data.running() as node:
-        with pytest.raises(SourceUnavailable, match=r"does not have block 2; name with --blocks"):
+        with pytest.raises(
+            SourceUnavailable, match=r"stick has .*the embedding, blocks 0:2, the head, and lacks blocks 2:3; name"
+        ):
             await node.mailbox.ask(AcquireModel(str(folder)))
         assert node.catalog.manifests() == ()
         await node.mailbox.ask(AcquireModel(str(folder), BlockRange(0, 2)))

@@ -15,6 +15,7 @@ from meshnode.node.views import ModelRequests, ModelViews, NodeView
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildState, Criticality, Status
 from meshnode.types.blocks import BlockRange
+from meshnode.types.parts import Added
 from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
 
 
@@ -168,8 +169,12 @@ async def test_adding_and_removing_ask_the_owner(nursery, make_entry, catalog, v
     nursery.start_soon(serve)
     await catalog.put(make_entry("tiny"))
     requests = ModelRequests(box, views)
-    assert await requests.add("big.gguf", "0:1") == "tiny"
-    assert await requests.add("starter", None) == "tiny"
+    catalog.mark_held(make_entry("tiny").manifest.shards[:3])
+    assert await requests.add("big.gguf", "0:1") == Added(
+        "tiny", "the tokenizer, the embedding, blocks 0:1", "blocks 1:2, the head"
+    )
+    catalog.mark_held(make_entry("tiny").manifest.shards)
+    assert (await requests.add("starter", None)).missing == ""
     await requests.remove("tiny")
     assert asked == [AcquireModel("big.gguf", BlockRange(0, 1)), AcquireModel("starter"), RemoveModel("tiny")]
     with pytest.raises(RequestError, match="blocks: "):

@@ -16,6 +16,7 @@ from meshnode.observe.metrics import Metrics
 from meshnode.store.memory import MemoryStore
 from meshnode.supervise.subsystem import Pulse
 from meshnode.types.generation import Delta, Finished, FinishReason, Started, TokenLogprob, Usage
+from meshnode.types.parts import Added
 
 KEY = "test-key"
 MODEL = ServedModel("tiny", "0" * 64, True, 1024, 1_700_000_000, "Q4_0", ("small",))
@@ -114,7 +115,7 @@ class FakeAdmin:
     async def add(self, reference, blocks, *, spread=False):
         if reference != "starter":
             raise UnknownModel(f"nothing is known as {reference!r}", param="reference")
-        return "tiny"
+        return Added("tiny", "the tokenizer", "")
 
     async def remove(self, name, *, force=False):
         if not force:

@@ -1,5 +1,6 @@
 """/api/admin/models: list, add, remove."""
 
+import attrs
 import msgspec
 from quart import Response, request
 from quart_trio import QuartTrio
@@ -41,7 +42,8 @@ def add_model_routes(app: QuartTrio, dependencies: ApiDependencies) -> None:
     @app.post("/api/admin/models")
     @takes(AddModel, "Acquire a model.", timeout=dependencies.body_timeout, status=201)
     async def admin_add_model(body: AddModel) -> Response:
-        return json_reply({"name": await dependencies.admin.add(body.reference, body.blocks, spread=body.spread)}, 201)
+        added = await dependencies.admin.add(body.reference, body.blocks, spread=body.spread)
+        return json_reply(attrs.asdict(added), 201)
 
     @app.post("/api/admin/models/export")
     @takes(
