@@ -101,6 +101,7 @@ class ControlInbox:
             neighbour.heard(record)
         if offer is not None:
             self.table.heard(offer)
+            self.links.spread(offer.peer)
 
     def _introductions(self, asker: PeerId, count: int) -> Introductions:
         known = [

@@ -2,15 +2,17 @@
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from random import Random
 
 import attrs
 import structlog
 import trio
 
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
-from meshnode.network.gossip import GossipBook, Neighbour
+from meshnode.network.gossip import GossipBook
 from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
+from meshnode.network.neighbours import Neighbour
 from meshnode.network.peers import PeerTable
 from meshnode.network.ports import Inbound, PeerStream
 from meshnode.observe.metrics import Metrics
@@ -48,6 +50,7 @@ class ControlLinks:
     book: GossipBook
     ports: LinkPorts
     settings: LinkSettings = attrs.field(factory=LinkSettings)
+    random: Random = attrs.field(factory=Random, init=False)
     _links: dict[PeerId, Link[ControlMessage]] = attrs.field(factory=dict, init=False)
     _neighbours: dict[PeerId, Neighbour] = attrs.field(factory=dict, init=False)
     _beyond: OrderedDict[Link[ControlMessage], None] = attrs.field(
@@ -82,6 +85,14 @@ class ControlLinks:
     def neighbour(self, peer: PeerId) -> Neighbour | None:
         """Return what a linked peer has of the book."""
         return self._neighbours.get(peer)
+
+    def spread(self, signer: PeerId) -> None:
+        """Hand on what is new in the book: our own word to all neighbours, another's to one of those who may lack it."""
+        lacking = [neighbour for neighbour in self._neighbours.values() if neighbour.lacks(signer)]
+        if signer != self.greeter.own and lacking:
+            lacking = [self.random.choice(lacking)]
+        for neighbour in lacking:
+            neighbour.tell(signer)
 
     def part_with(self, peer: PeerId) -> None:
         """End the link of a peer that has been banned."""
@@ -139,7 +150,8 @@ class ControlLinks:
                 del self._beyond[existing]
                 self._beyond[link] = None
         self._links[link.peer] = link
-        self._neighbours[link.peer] = Neighbour(link.peer, self.book)
+        self._neighbours[link.peer] = neighbour = Neighbour(link.peer, self.book)
+        link.compare(neighbour)
         if existing is not None:
             existing.close("a newer link has taken its place")
             if existing.is_relayed and not link.is_relayed:

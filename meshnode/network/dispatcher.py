@@ -109,12 +109,13 @@ class MessageDispatcher:
                     await self._dispatch(letter.question, nursery)
 
     def _dispatched(self, received: AnyReceived) -> bool:
-        """Hand on, without a switch of tasks, what has no limit: steps and answers of sessions, which a token waits for."""
+        """Hand on, without a switch of tasks, what is within its limit while there is room; else it counts for two."""
         kind = type(received.message)
-        if kind in self._buckets or not isinstance(received.message, StageMessage):
+        bucket = self._buckets.get(kind)
+        if bucket is not None and bucket.try_take(received.link.peer) is not None:
             return False
         try:
-            self._resources.stages.tell_nowait(received)  # type: ignore[arg-type]  # the message says which
+            self._recipient(received).tell_nowait(received)
         except trio.WouldBlock:
             return False
         self._resources.metrics.network_messages_total.labels(kind=kind.__struct_config__.tag).inc()
@@ -129,14 +130,14 @@ class MessageDispatcher:
             self._report(Evidence(received.link.peer, Misdeed.FLOOD, f"too many messages of kind {kind.__name__}"))
             self._refuse(nursery, received, f"too many at once; try again in {math.ceil(wait)} s")
             return
-        recipient: Mailbox[Any, None] = (
-            resources.stages if isinstance(received.message, StageMessage) else resources.control
-        )
         with trio.move_on_after(_RECIPIENT_PATIENCE) as patience:
-            await recipient.tell(received)
+            await self._recipient(received).tell(received)
         if patience.cancelled_caught:
             _log.warning("message dropped: its subsystem does not take any", kind=kind.__name__)
             self._refuse(nursery, received, "this node is restarting a part of itself; try again")
+
+    def _recipient(self, received: AnyReceived) -> Mailbox[Any, None]:
+        return self._resources.stages if isinstance(received.message, StageMessage) else self._resources.control
 
     def _report(self, evidence: Evidence) -> None:
         try:

@@ -1,35 +1,26 @@
-"""What nodes say about themselves, signed, and handed from neighbour to neighbour.
-
-Each node keeps the newest record of every other. A neighbour is sent what it does not have yet, in small batches, as soon as
-there is something new and not more often than the pace: so a newcomer gets the whole book first, a record crosses each link
-once, and nothing is sent while nothing changes.
-"""
+"""What nodes say about themselves, signed: each node keeps the newest record of every other. `neighbours` hands them on."""
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import attrs
 import msgspec
-import trio
 
 from meshnode.crypto.identity import Identity
 from meshnode.crypto.signing import verify
 from meshnode.errors import PeerMisbehaved
-from meshnode.flow.latest import Latest
 from meshnode.types.ids import PeerId
 from meshnode.types.peers import Offer
-from meshnode.wire.control_messages import Records, SignedRecord
+from meshnode.wire.control_messages import SignedRecord
 from meshnode.wire.tagged import UNDECODABLE
 
-__all__ = ["GossipBook", "Neighbour", "StaleRecord"]
+__all__ = ["MAX_PEERS", "MAX_RECORD", "GossipBook", "StaleRecord"]
 
 MAX_RECORD = 48 << 10  # bytes of one payload; a batch stays below 64 KiB
-_MAX_BATCH = 56 << 10
-_MAX_PEERS = 4096  # records kept; the one not renewed for longest goes first, never our own
+MAX_PEERS = 4096  # records kept; the one not renewed for longest goes first, never our own
 _MAX_BYTES = 32 << 20  # of all of them: strangers make identities for nothing
 _TOO_OLD = 3 * 3600.0  # seconds: a record is renewed every ten minutes, and clocks may be off by an hour or two
 _TOO_NEW = 2 * 3600.0
-_PACE = 0.2  # seconds between batches to one neighbour
 
 
 class StaleRecord(PeerMisbehaved):
@@ -44,9 +35,10 @@ class GossipBook:
     network: str  # hash of the network's id: part of what is signed, so that records of another network are forged ones
     clock: Callable[[], float]  # Unix seconds
     floor: int = 0  # the highest sequence of an earlier run of this node
-    changed: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)
+    version: int = attrs.field(default=0, init=False)  # of the book: counts its changes
+    digest: int = attrs.field(default=0, init=False)  # of all records; two books with the same one say the same
     _nbytes: int = attrs.field(default=0, init=False)  # of all payloads
-    # With the version of `changed` that each came with; the newest comes last.
+    # With the version that each came with; the newest comes last.
     _records: OrderedDict[PeerId, tuple[SignedRecord, Offer, int]] = attrs.field(factory=OrderedDict, init=False)
     _dead: dict[PeerId, int] = attrs.field(factory=dict, init=False)  # sequence at which a node was seen to be gone
 
@@ -110,16 +102,15 @@ class GossipBook:
         found = self._drop(peer)
         if found is not None:
             self._dead[peer] = found[1].sequence
-            if len(self._dead) > _MAX_PEERS:
+            if len(self._dead) > MAX_PEERS:
                 self._dead.pop(next(iter(self._dead)))
-            self.changed.set(self.changed.value + 1)
 
     def revive(self, peer: PeerId) -> None:
         """Believe again what a node says: it is connected."""
         self._dead.pop(peer, None)
 
     def records(self, since: int = -1) -> tuple[tuple[SignedRecord, int], ...]:
-        """Return the records that are newer than a version of `changed`, with their sequences, our own first."""
+        """Return the records that are newer than a version of the book, with their sequences, our own first."""
         found = []
         for record, offer, version in reversed(self._records.values()):
             if version <= since:
@@ -134,8 +125,6 @@ class GossipBook:
         old = [peer for peer, (_, offer, _) in self._records.items() if offer.issued < horizon]
         for peer in old:
             self._drop(peer)
-        if old:
-            self.changed.set(self.changed.value + 1)
         return tuple(old)
 
     @property
@@ -146,58 +135,18 @@ class GossipBook:
         found = self._records.pop(peer, None)
         if found is not None:
             self._nbytes -= len(found[0].payload)
+            self.digest ^= _digest(found[0])
         return found
 
     def _keep(self, record: SignedRecord, offer: Offer) -> None:
         self._drop(offer.peer)
-        self._records[offer.peer] = (record, offer, self.changed.version + 1)
+        self.version += 1
+        self._records[offer.peer] = (record, offer, self.version)
+        self.digest ^= _digest(record)
         self._nbytes += len(record.payload)
-        while len(self._records) > _MAX_PEERS or self._nbytes > _MAX_BYTES:
+        while len(self._records) > MAX_PEERS or self._nbytes > _MAX_BYTES:
             self._drop(next(peer for peer in self._records if peer != self.identity.peer))
-        self.changed.set(self.changed.value + 1)
 
 
-@attrs.define(eq=False)
-class Neighbour:
-    """What one neighbour has of the book."""
-
-    peer: PeerId
-    book: GossipBook
-    _has: dict[PeerId, int] = attrs.field(factory=dict, init=False)  # sequence of the newest record it has, by signer
-
-    def heard(self, record: SignedRecord) -> None:
-        """Note that the neighbour sent a record."""
-        known = self.book.offer(record.signer)
-        if known is not None and self.book.has(record) and len(self._has) < 2 * _MAX_PEERS:
-            self._has[record.signer] = known.sequence
-
-    async def feed(self, send: Callable[[Records], Awaitable[None]]) -> None:
-        """Send the neighbour what it lacks, until cancelled; `send` may wait, and raises PeerUnreachable at the end."""
-        seen = -1
-        while True:
-            before, seen = seen, await self.book.changed.changed(seen)
-            for batch in self._batches(before):
-                await send(Records(batch))
-            await trio.sleep(_PACE)
-
-    def _batches(self, since: int) -> Iterator[tuple[SignedRecord, ...]]:
-        """Cut what is lacking of what is new into messages."""
-        batch: list[SignedRecord] = []
-        size = 0
-        for record, sequence in self._lacking(since):
-            nbytes = len(record.payload) + 256
-            if batch and size + nbytes > _MAX_BATCH:
-                yield tuple(batch)
-                batch, size = [], 0
-            batch.append(record)
-            size += nbytes
-            self._has[record.signer] = sequence
-        if batch:
-            yield tuple(batch)
-
-    def _lacking(self, since: int) -> Sequence[tuple[SignedRecord, int]]:
-        return [
-            (record, sequence)
-            for record, sequence in self.book.records(since)
-            if record.signer != self.peer and self._has.get(record.signer, -1) < sequence
-        ]
+def _digest(record: SignedRecord) -> int:
+    return int.from_bytes(record.signature[:8], "little")  # as good as random, and another one for every payload

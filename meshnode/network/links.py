@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable, WireError
-from meshnode.network.heartbeats import Heartbeat
+from meshnode.network.heartbeats import Compared, Heartbeat
 from meshnode.network.outbox import Outbox
 from meshnode.network.ports import ByteStream, Inbound
 from meshnode.network.writer import FrameWriter
@@ -138,6 +138,10 @@ class Link(Generic[M]):
         if isinstance(asked.answer.message, Failed):
             raise error_from(asked.answer.message, PeerRefused)
         return asked.answer
+
+    def compare(self, what: Compared) -> None:
+        """Have heartbeats compare what both ends should have the same of."""
+        self._heart.compared = what
 
     def close(self, why: str | MeshnodeError) -> None:
         """End the link; `run` returns soon. What is queued is dropped, questions in flight raise PeerUnreachable."""
@@ -286,7 +290,7 @@ class Link(Generic[M]):
             if isinstance(message, Ping):
                 if not self.opened:
                     self._look(message)
-                self._outbox.put_first("pong", self._codec.encode(Pong(message.number)))
+                self._outbox.put_first("pong", self._codec.encode(self._heart.pong(message)))
                 continue
             if isinstance(message, Pong):
                 self._heart.answered(message)

@@ -344,6 +344,7 @@ class NetworkManager:
             )
             try:
                 shared.book.publish(offer)
+                self._links.spread(shared.own)
                 if offer.sequence > shared.addresses.sequence:  # seldom: it is noted ahead
                     await shared.addresses.said(offer.sequence + _NOTED_AHEAD)
             except (ValueError, StoreError) as error:

@@ -48,16 +48,18 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", omit_defaults=True):
     for_route: bool = False  # a session is to run over it: it may have a place where there is none for others
 
 
-class Ping(msgspec.Struct, frozen=True, tag="ping", gc=False):
+class Ping(msgspec.Struct, frozen=True, tag="ping", gc=False, omit_defaults=True):
     """Ask for a sign of life."""
 
     number: int
+    digest: int | None = None  # of the sender's book of records, on control links
 
 
-class Pong(msgspec.Struct, frozen=True, tag="pong", gc=False):
+class Pong(msgspec.Struct, frozen=True, tag="pong", gc=False, omit_defaults=True):
     """The answer to the ping of that number."""
 
     number: int
+    digest: int | None = None  # as in Ping
 
 
 # On control links

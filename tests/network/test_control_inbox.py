@@ -10,7 +10,8 @@ from meshnode.errors import PeerRefused
 from meshnode.flow.latest import Latest
 from meshnode.flow.mailbox import Mailbox
 from meshnode.network.control_inbox import ControlInbox
-from meshnode.network.gossip import GossipBook, Neighbour
+from meshnode.network.gossip import GossipBook
+from meshnode.network.neighbours import Neighbour
 from meshnode.network.peers import PeerTable
 from meshnode.network.stage_links import ControlReceived
 from meshnode.observe.metrics import Metrics
@@ -53,7 +54,7 @@ class Link:
 
 class Links:
     def __init__(self, book):
-        self.links, self.neighbours = {}, {}
+        self.links, self.neighbours, self.spreading = {}, {}, []
         self.book = book
 
     def to(self, peer):
@@ -61,6 +62,9 @@ class Links:
 
     def neighbour(self, peer):
         return self.neighbours.setdefault(peer, Neighbour(peer, self.book))
+
+    def spread(self, signer):
+        self.spreading.append(signer)
 
 
 class Plane:
@@ -130,8 +134,9 @@ async def test_those_we_are_introduced_to_are_known_afterwards_and_prove_nothing
     )
 
 
-async def test_a_record_goes_into_the_book_and_the_table(inbox):
-    await take(inbox, Records((record(3), record(4))))
+async def test_a_record_goes_into_the_book_and_the_table_and_is_handed_on_when_it_is_news(inbox):
+    await take(inbox, Records((record(3), record(4), record(3))))
+    assert inbox.links.spreading == [identity_of(3).peer, identity_of(4).peer]
     assert {info.peer for info in inbox.table.peers() if info.offer} == {identity_of(3).peer, identity_of(4).peer}
 
 

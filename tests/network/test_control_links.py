@@ -1,5 +1,6 @@
 """One control link per peer, whoever dials and however often; in memory and on virtual time."""
 
+import itertools
 from contextlib import asynccontextmanager
 
 import attrs
@@ -55,6 +56,7 @@ class Side:
     offences: list = attrs.field(factory=list)
     refused: list = attrs.field(factory=list)
     greeted: list = attrs.field(factory=list)
+    heard_by: object = None  # takes what arrives, too
     table: PeerTable = attrs.field(init=False)
     links: ControlLinks = attrs.field(init=False)
     book: GossipBook = attrs.field(init=False)
@@ -78,6 +80,8 @@ class Side:
 
     async def take(self, received):
         self.received.append(received.message)
+        if self.heard_by is not None:
+            await self.heard_by(received)
 
     async def serve(self, stream, *, opened, for_route=False):
         try:
@@ -128,6 +132,38 @@ async def test_what_each_knows_reaches_the_other_as_soon_as_they_are_linked(auto
         await here.dial(there)
         (records,) = there.received
         assert [record.signer for record in records.records] == [here.peer]
+
+
+async def test_a_word_reaches_everybody_by_few_messages_and_those_who_are_not_linked_with_its_speaker_too(
+    autojump_clock,
+):
+    async with sides(*range(1, 11)) as nodes:
+        said = []
+        for one, other in itertools.combinations(nodes, 2):
+            if one is not nodes[0] or other is not nodes[-1]:
+                await one.dial(other)
+        for node in nodes:
+
+            async def take(received, node=node):
+                said.append((received.link.peer, node.peer))
+                for record in received.message.records:
+                    node.links.neighbour(received.link.peer).heard(record)
+                    if node.book.accept(record) is not None:
+                        node.links.spread(record.signer)
+
+            node.heard_by = take
+        await trio.sleep(20.5)  # between two heartbeats
+        speaker = nodes[0]
+        speaker.book.publish(Offer(speaker.peer, 1, 1e9, "1", ()))
+        speaker.links.spread(speaker.peer)
+        await trio.sleep(6)
+        assert all(node.book.offer(speaker.peer) is not None for node in nodes)
+        assert {to for by, to in said if by == speaker.peer} == {node.peer for node in nodes[1:-1]}
+        assert (
+            len(said) <= 8 + 9 + 8
+        )  # by itself, by each that heard it, and to the last when a heartbeat shows that it lacks it
+        await trio.sleep(100)
+        assert len(said) <= 8 + 9 + 8
 
 
 async def test_the_end_of_a_link_is_the_end_of_its_peer_until_it_says_something_new(autojump_clock):

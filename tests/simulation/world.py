@@ -22,6 +22,7 @@ from meshnode.inference.assets import ModelAssets
 from meshnode.inference.model_loading import ModelTables
 from meshnode.inference.models import EngineSettings
 from meshnode.inference.router import MeshAccess, RouterResources, RouterSettings
+from meshnode.network import gossip
 from meshnode.network.address_book import open_address_book
 from meshnode.network.dataplane import DataPlane, DataPlanePorts
 from meshnode.network.dialing import peer_of
@@ -50,6 +51,7 @@ ENGINE = EngineSettings("cpu", 1, 0, 1 << 20, 8)
 SETTINGS = RouterSettings(ENGINE, queue_length=64, max_concurrent=16, request_timeout=300.0, prefill_chunk=8)
 
 
+gossip.verify = functools.lru_cache(1 << 12)(gossip.verify)  # fifty nodes of one process verify the same records
 load_assets = functools.cache(ModelAssets.load)  # by all nodes of all seeds: it takes longer than all else
 
 
@@ -209,6 +211,7 @@ class SimNode:
                     network, settings, partial(world.open_host, own), partial(_plane, own, channels), Pulse()
                 )
                 made._dialling.random = Random(world.random.random())
+                made._links.random = Random(world.random.random())
                 return made
 
             shelf = Shelf(world.manifest, world.folder, self.blocks)

@@ -78,6 +78,8 @@ _EVERYWHERE = {
     "failed": Failed("overloaded", "too much to do; come back in a second"),
 }
 _CONTROL = {
+    "ping_with_digest": Ping(3, 2**64 - 1),
+    "pong_with_digest": Pong(4, 0),
     "hello_for_route": Hello(1, 2, 7, bytes(range(32)), "0.1.0", 1_700_000_000.5, True),
     "records": Records((_RECORD, _RECORD)),
     "records_none": Records(()),
