@@ -35,7 +35,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """Meshes in trouble, on virtual time: 200 seeds, one of 50 nodes, 199 of 4 to 6; then the shards, as `placement`.
+    """Meshes in trouble, on virtual time: 200 seeds, 50 with 50 nodes, the others with 4 to 6; then the shards, as `placement`.
 
     `-- --seeds N`, `-- --seed N --trace` or `-- --size NODES` play the meshes alone; `nox -s placement -- ...` the shards alone.
     """

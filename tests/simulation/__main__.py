@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import itertools
 import logging
 import multiprocessing
 import os
@@ -14,31 +15,56 @@ from pathlib import Path
 
 import structlog
 
-from simulation.scenario import play, toy_model
+from simulation.forks import Forks, in_a_copy
+from simulation.scenario import LARGE, play, play_forks, toy_model
 
 __all__ = ["main"]
 
-LARGE_EVERY = 200  # one seed of so many plays with LARGE nodes, which takes as long as fifty others
-LARGE = 50
+NODES, EVERY = 50, 4  # one seed of so many has fifty nodes; the others have four to six, and link them from nothing
+OF_ONE_MESH = 100  # seeds: those among them that have fifty nodes go on from the same mesh
 LIMIT = 900  # seconds of a seed, on the clock of a machine that is slow and busy
 
 
-def one(job):
-    """Play one seed, the same every time; return it with its outcome, or with what went wrong."""
-    seed, size, folder, manifest = job
-    gc.collect()
+def begin(seed):
+    """Have all that is left to chance go the same way every time."""
     source = random.Random(f"ids {seed}")
     secrets.token_hex = lambda count=16: source.randbytes(count).hex()
     secrets.randbits = source.getrandbits
     trio_random(seed)
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LIMIT)
+
+
+def results(job):
+    """Play some seeds; return what came of each."""
+    size, mesh, seeds, model = job
+    gc.collect()
+    if size is not None and size >= LARGE:
+        return list(in_a_copy(lambda report: many(mesh, size, model, Forks(seeds, report))))
+    return [one(seed, size, model) for seed in seeds]
+
+
+def one(seed, size, model):
+    begin(seed)
     try:
-        return seed, play(seed, size, (folder, manifest)), None
-    except BaseException as error:
-        return seed, None, error
+        return play(seed, size, model)
     finally:
         signal.alarm(0)
+
+
+def many(mesh, size, model, forks):
+    begin(mesh)
+    play_forks(mesh, size, model, forks, begin)
+
+
+def jobs_of(seeds, size, model):
+    """Return what one process plays at a time: the small seeds one by one, the large ones by their mesh, these first."""
+    sizes = {seed: size or (None if seed % EVERY else NODES) for seed in seeds}
+    large = [seed for seed in seeds if (sizes[seed] or 0) >= LARGE]
+    jobs = [(sizes[seed], seed, [seed], model) for seed in seeds if (sizes[seed] or 0) < LARGE]
+    for mesh, group in itertools.groupby(large, key=lambda seed: seed // OF_ONE_MESH):
+        jobs.insert(0, (size or NODES, mesh, list(group), model))  # first, for they take longest
+    return jobs
 
 
 def collect_between_seeds():
@@ -62,13 +88,6 @@ def trio_random(seed):
     _run._r.seed(seed)
 
 
-def flat(error):
-    """Return the errors of a tree of groups."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for child in error.exceptions for leaf in flat(child)]
-    return [error]
-
-
 def main() -> int:
     """Play and report."""
     parser = argparse.ArgumentParser(prog="simulation")
@@ -84,33 +103,31 @@ def main() -> int:
         )
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     seeds = [asked.seed] if asked.seed is not None else range(asked.first, asked.first + asked.seeds)
+    failed, total = 0, [0, 0, 0, 0]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        manifest = toy_model(folder)
-        jobs = [(seed, asked.size or (LARGE if seed % LARGE_EVERY == 0 else None), folder, manifest) for seed in seeds]
-        failed, total = 0, [0, 0, 0, 0]
+        jobs = jobs_of(seeds, asked.size, (folder, toy_model(folder)))
         with multiprocessing.get_context("fork").Pool(os.cpu_count(), collect_between_seeds) as pool:
-            for seed, outcome, error in pool.imap(one, jobs, chunksize=1):
-                if error is not None:
+            for result in itertools.chain.from_iterable(pool.imap(results, jobs, chunksize=1)):
+                outcome = result.outcome
+                if result.wrong:
                     failed += 1
-                    for leaf in flat(error)[:3]:
-                        print(f"seed {seed}: {type(leaf).__name__}: {leaf}", flush=True)
-                    if asked.trace:
-                        print("\n".join(error.__notes__))
-                    size = f" --size {asked.size}" if asked.size else ""
-                    print(f"  replay: PYTHONPATH=.:tests python -m simulation --seed {seed}{size} --trace", flush=True)
-                    continue
-                total = [
-                    a + b
-                    for a, b in zip(
-                        total, (outcome.requests, outcome.answered, outcome.refused, outcome.faults), strict=True
-                    )
-                ]
+                    for line in result.wrong:
+                        print(f"seed {result.seed}: {line}", flush=True)
                 if asked.trace:
-                    print(f"seed {seed}:", *outcome.trace, sep="\n")
+                    print(f"seed {result.seed}:", *outcome.trace, sep="\n")
+                if result.wrong:
+                    size = f" --size {asked.size}" if asked.size else ""
+                    print(
+                        f"  replay: PYTHONPATH=.:tests python -m simulation --seed {result.seed}{size} --trace",
+                        flush=True,
+                    )
+                    continue
+                counts = (outcome.requests, outcome.answered, outcome.refused, outcome.faults)
+                total = [a + b for a, b in zip(total, counts, strict=True)]
     requests, answered, refused, faults = total
     print(
-        f"{len(jobs)} seeds, {failed} failed: {requests} requests, {answered} answered, {refused} refused, {faults} faults"
+        f"{len(seeds)} seeds, {failed} failed: {requests} requests, {answered} answered, {refused} refused, {faults} faults"
     )
     return 1 if failed else 0
 

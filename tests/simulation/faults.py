@@ -32,6 +32,7 @@ class Faults:
     world: SimWorld
     random: Random
     trace: list
+    long: float  # of what goes wrong stays so until others know
     count: int = 0
     _troubles: list = attrs.field(factory=list, init=False)
     _crashes: dict = attrs.field(factory=dict, init=False)  # of workers, by node
@@ -114,7 +115,7 @@ class Faults:
         return node if node.is_up else None
 
     async def _wait(self):
-        await trio.sleep(self.random.uniform(*(SHORT if self.random.random() < 0.8 else LONG)))
+        await trio.sleep(self.random.uniform(*(SHORT if self.random.random() >= self.long else LONG)))
 
     def _trouble(self, what, peers, *, apart=False):
         self.count += 1

@@ -25,14 +25,14 @@ class Way:
     broken: bool = False
     lost: bool = False  # what is sent arrives nowhere, and nothing tells so
     room: trio.Event = attrs.field(factory=trio.Event)
-    _nap: trio.CancelScope | None = None  # of the receiver, while it waits
+    clock: object = attrs.field(factory=trio.lowlevel.current_clock)
+    _receiver: object = None  # task that waits
 
     def tell(self):
         """Have both ends look again."""
         self.room.set()
         self.room = trio.Event()
-        if self._nap is not None:
-            self._nap.cancel()
+        self._wake()
 
     async def send(self, data):
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -43,28 +43,33 @@ class Way:
         self.bytes += len(data)
         if self.lost:
             return
-        self.last = max(self.last, _tick(trio.current_time() + self.world.latency(self.source, self.target)))
+        self.last = max(self.last, _tick(self.clock.now + self.world.latency(self.source, self.target)))
         self.queue.append((self.last, bytes(data)))
-        if self._nap is not None and len(self.queue) == 1:
-            self._nap.deadline = self.last
+        if self._receiver is not None and len(self.queue) == 1:
+            self.clock.call_at(self.last, self._wake)
 
     async def receive(self):
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             if self.broken:
                 raise trio.BrokenResourceError("the other side is gone")
-            arrives = math.inf
             if self.queue and not self.lost and not self.world.is_cut(self.source, self.target):
-                arrives = self.queue[0][0]
-                if arrives <= trio.current_time():
+                if self.queue[0][0] <= self.clock.now:
                     return self._take()
+                self.clock.call_at(self.queue[0][0], self._wake)
             elif self.ended and not self.queue and not self.lost:
                 return b""
-            with trio.CancelScope(
-                deadline=arrives
-            ) as self._nap:  # its sender moves the deadline: one wake for each arrival
-                await trio.sleep_forever()
-            self._nap = None
+            self._receiver = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._leave)
+
+    def _wake(self):
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            trio.lowlevel.reschedule(receiver)
+
+    def _leave(self, _):
+        self._receiver = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def _take(self):
         _, data = self.queue.popleft()

@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 import trio
-import trio.testing
 
+from simulation.clock import JumpingClock
 from simulation.faults import Faults
 from simulation.scenario import BLOCKS, toy_model
 from simulation.users import Users
@@ -14,7 +14,7 @@ from simulation.world import SimWorld
 
 @pytest.fixture
 def autojump_clock():
-    return trio.testing.MockClock(autojump_threshold=0)
+    return JumpingClock()
 
 
 async def test_a_route_leads_through_peers_that_there_is_no_room_for(autojump_clock, tmp_path):
@@ -29,7 +29,7 @@ async def test_a_route_leads_through_peers_that_there_is_no_room_for(autojump_cl
             await node.start()
         await trio.sleep(20)
         assert all({info.peer for info in half.table.peers() if info.connected} == {hub.peer} for half in halves)
-        users, began = Users(Faults(world, Random(2), [])), trio.current_time()
+        users, began = Users(Faults(world, Random(2), [], 0)), trio.current_time()
         await users.ask(halves[0], must=True)
         await users.ask(hub, must=True)
         assert users.answered == 2

@@ -30,7 +30,7 @@ class Users:
     answered: int = 0
     refused: int = 0
 
-    async def ask_until(self, until):
+    async def ask_until(self, until, rate):
         """Ask all the time, whoever is up; some leave before the answer is complete."""
         random, world = self.faults.random, self.faults.world
         async with trio.open_nursery() as nursery:
@@ -39,7 +39,7 @@ class Users:
                 if up:
                     stays = PATIENCE if random.random() < 0.85 else random.uniform(0.05, 2)
                     nursery.start_soon(self.ask, random.choice(up), stays)
-                await trio.sleep(random.expovariate(0.7))
+                await trio.sleep(random.expovariate(rate))
 
     async def ask(self, node, stays=PATIENCE, *, must=False):
         """Ask one node one thing. It ends, what is answered is right, and it is answered if that was possible throughout."""

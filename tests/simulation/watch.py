@@ -39,31 +39,28 @@ class WatchedRouter(InferenceRouter):
 
 
 def held(nodes):
-    """Return what nodes hold of requests and sessions: nothing, once all have ended."""
-    found = []
+    """Yield what nodes hold of requests and sessions: nothing, once all have ended."""
     for node in nodes:
         counts = node.router.held() | {"caches": len(node.executor.sessions) if node.executor else 0}
-        found += [f"{node.peer[-6:]}: {count} {what}" for what, count in counts.items() if count]
-    return found
+        yield from (f"{node.peer[-6:]}: {count} {what}" for what, count in counts.items() if count)
 
 
 def strangers(nodes):
-    """Return who does not know, or is not linked with, or knows old things of whom; nobody in a mesh that is well."""
+    """Yield who does not know, or is not linked with, or knows old things of whom; nobody in a mesh that is well."""
     by_peer = {node.peer: node for node in nodes}
-    found = []
     for node in nodes:
         known = {info.peer: info for info in node.table.peers()}
-        alive = node.alive_peers()
-        found += [f"{node.peer[-6:]} takes {peer[-6:]} for alive" for peer in sorted(alive - set(by_peer))]
+        alive = {peer for peer, info in known.items() if info.liveness.value != "dead" and info.offer is not None}
+        for peer in sorted(alive - set(by_peer)):
+            yield f"{node.peer[-6:]} takes {peer[-6:]} for alive"
         for peer, other in by_peer.items():
             if other is node:
                 continue
             newest = other.book.offer(peer)
             if peer not in alive or not known[peer].connected:
-                found.append(f"{node.peer[-6:]} is not linked with {peer[-6:]}")
+                yield f"{node.peer[-6:]} is not linked with {peer[-6:]}"
             elif newest is not None and known[peer].offer.sequence != newest.sequence:
-                found.append(f"{node.peer[-6:]} has an old offer of {peer[-6:]}")
-    return found
+                yield f"{node.peer[-6:]} has an old offer of {peer[-6:]}"
 
 
 @contextmanager
@@ -112,9 +109,9 @@ class Undead:
         for node in self.nodes if self._gone else ():
             if not node.is_up or node.table is None:
                 continue
-            for info in node.table.peers():
-                if info.peer in self._gone:
-                    self._judge(node, info, now - self._gone[info.peer])
+            for peer, since in self._gone.items():
+                if (info := node.table.peer(peer)) is not None:
+                    self._judge(node, info, now - since)
 
     def _judge(self, node, info, gone):
         key = (node.scope, info.peer)
