@@ -12,7 +12,7 @@ import attrs
 import structlog
 import trio
 
-from meshnode.errors import FileError, MeshnodeError, RequestError, Unavailable, UnknownModel
+from meshnode.errors import FileError, InvalidModelFile, MeshnodeError, RequestError, Unavailable, UnknownModel
 from meshnode.files.acquisitions import (
     AcquireModel,
     AcquisitionProgress,
@@ -228,14 +228,25 @@ class AcquisitionManager:
                     manifest = await self._jobs.acquire(source, reference, part, others)
                 if not question.unasked:
                     await self._jobs.revise(manifest.id, _asked)
-                if self._hub_copies is not None and (hub_copies or not question.unasked):  # else no hub is to be asked
-                    await self._hub_copies.confirm(manifest.id)
+                if hub_copies or not question.unasked or question.may_prove:  # else no hub is to be asked
+                    await self._confirm(manifest, question)
         except BaseException:  # cancellation too, which may come as a group; an error is shown by whoever catches it
             self._board.forget(reference)
             raise
         self._set_trouble(manifest.id, None)
         _log.info("model.acquired", model=manifest.name, id=manifest.id, bytes=manifest.nbytes)
         return manifest
+
+    async def _confirm(self, manifest: ModelManifest, question: AcquireModel) -> None:
+        """Prove what samples have spoken for. Raises InvalidModelFile for something else, to a person: they can remove it."""
+        if self._hub_copies is None:
+            return
+        try:
+            await self._hub_copies.confirm(manifest.id)
+        except InvalidModelFile as error:
+            if not question.unasked:
+                raise
+            _log.warning("model not proved", model=manifest.name, error=str(error))
 
     async def _spread(self, source: Source | ModelNames, reference: str) -> ModelManifest:
         if not isinstance(source, HubSource):

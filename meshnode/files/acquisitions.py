@@ -38,6 +38,7 @@ class AcquireModel:
     both_ends: bool = False  # and embedding and head, whichever blocks
     spread: bool = False  # of a hub: fetched by all who give room, each a share of it
     unasked: bool = False  # of the node's own accord: no person wants it here
+    may_prove: bool = False  # a hub may be asked whether it has the same, though no person wants it here
     terms: Terms | None = None  # of a model that peers have, named by PREFIX; None: whatever it is
 
 

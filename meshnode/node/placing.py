@@ -110,7 +110,7 @@ class MailboxShards:
 
     async def acquire(self, model: ModelId, blocks: BlockRange) -> None:
         """Fetch blocks from peers. Raises FileError leafs and Unavailable; cancellation keeps what has come."""
-        await self.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks, unasked=True))
+        await self.mailbox.ask(AcquireModel(f"{PREFIX}{model}", blocks, unasked=True, may_prove=self.may_ask_hubs))
 
     async def keep(self, share: Entrusted, room: int) -> None:
         """Hold a share, if it is one and there is room. Raises as `acquire`, and Unavailable."""

@@ -282,7 +282,10 @@ async def test_who_adds_what_members_have_has_it_from_them(world, hub, wide, wid
     await helper.manager._check(wide_id)  # as at the start
     assert helper.catalog.is_held(damaged.id)
     assert hub.sent_bytes == sent, "members are asked first"
-    await stranger.mailbox.ask(AcquireModel(REFERENCE))
+    fetch = AcquireModel(f"{PREFIX}{wide_id}", unasked=True)  # of the node's own accord
+    await stranger.mailbox.ask(fetch)
+    assert stranger.catalog.entry(wide_id).sampled, "whether a hub may be asked is for the settings to say"
+    await stranger.mailbox.ask(attrs.evolve(fetch, may_prove=True))
     assert not stranger.catalog.entry(wide_id).sampled
     assert not list(stranger.catalog.paths.transfers.iterdir())
 

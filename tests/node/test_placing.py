@@ -125,6 +125,12 @@ async def test_only_a_hub_is_asked_for_what_nobody_has_and_for_the_bytes_that_th
     mailbox, blocks = Mailbox("acquisitions", 1), BlockRange(2, 4)
     shards = MailboxShards(mailbox, Entries(None if origins is None else CatalogEntry(None, (), origins)), may)
     assert shards.comes_from_outside("m") is (reference is not None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shards.acquire, "m", blocks)
+        with mailbox.serve() as letters:
+            letter = await anext(letters)
+            assert letter.question == AcquireModel("mesh:m", blocks, unasked=True, may_prove=may)
+            letter.answer(None)
     if reference is None:
         with pytest.raises(SourceUnavailable, match="not known"):
             await shards.acquire_from_outside("m", blocks)
