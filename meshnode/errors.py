@@ -19,7 +19,8 @@ MeshnodeError
 ├── EngineError              the machinery below a stage
 │   ├── OutOfMemory
 │   ├── DeviceLost
-│   └── WorkerLost           the worker process ended while it owed us an answer
+│   ├── WorkerLost           the worker process ended while it owed us an answer
+│   └── RingBroken           workers of two stages have lost each other
 ├── InferenceError           a generation that could not be completed
 │   ├── NoRoute
 │   ├── SessionLost
@@ -73,6 +74,7 @@ __all__ = [
     "PoolError",
     "ReleaseRefused",
     "RequestError",
+    "RingBroken",
     "SessionLost",
     "ShardCorrupt",
     "SourceUnavailable",
@@ -209,6 +211,12 @@ class WorkerLost(EngineError):
     """The worker process ended while it owed us an answer."""
 
     code = "worker_lost"
+
+
+class RingBroken(EngineError):
+    """Workers of two stages have lost each other; their daemons can still hand tokens on."""
+
+    code = "ring_broken"
 
 
 class InferenceError(MeshnodeError):

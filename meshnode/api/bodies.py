@@ -111,9 +111,11 @@ def decode_json(raw: bytes, kind: type[T], *, wrong: WrongValue = named) -> T:
     """Decode; the sentence says where it went wrong."""
     check_nesting(raw)
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        raise wrong(str(error)) from error
+        try:
+            return msgspec.json.decode(raw, type=kind)
+        except msgspec.ValidationError as error:
+            msgspec.json.decode(raw, type=msgspec.Raw)  # a body that breaks off has first of all done that
+            raise wrong(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"the body is not valid JSON: {_what_and_where(raw, error)}") from error
 

@@ -16,9 +16,10 @@ from meshnode.engine.grammar import Grammars, GrammarState
 from meshnode.engine.pace import Counters
 from meshnode.engine.prefixes import PAGE, PageNames
 from meshnode.engine.readings import Reading, begin_reading
+from meshnode.engine.rings import Rings
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Rows, Wanted
-from meshnode.engine.stepped_sessions import SteppedSessions
+from meshnode.engine.stepped_sessions import SteppedQuestion, SteppedSessions
 from meshnode.engine.worker_messages import (
     Accepted,
     Answer,
@@ -28,10 +29,7 @@ from meshnode.engine.worker_messages import (
     Generate,
     Grant,
     Progress,
-    Release,
-    Reserve,
     Sampled,
-    Step,
 )
 from meshnode.errors import MeshnodeError, RequestError
 from meshnode.types.generation import TokenEvent
@@ -80,6 +78,7 @@ class Batch:
     stage: Stage
     limits: BatchLimits
     emit: Callable[[Envelope], None]
+    rings: Rings = attrs.field(default=attrs.Factory(lambda self: Rings(self.emit), takes_self=True))
     counters: Counters = attrs.field(factory=Counters, init=False)
     _running: dict[int, _Running] = attrs.field(factory=dict, init=False)  # by exchange, in order of arrival
     _grammars: Grammars = attrs.field(init=False)
@@ -89,7 +88,7 @@ class Batch:
 
     def __attrs_post_init__(self) -> None:
         self._grammars = Grammars(self.stage.spec)
-        self._stepped = SteppedSessions(self.stage, self.limits, self.emit, self.counters, self._grammars)
+        self._stepped = SteppedSessions(self.stage, self.limits, self.emit, self.counters, self._grammars, self.rings)
 
     @property
     def is_idle(self) -> bool:
@@ -114,8 +113,12 @@ class Batch:
             self._running[exchange].window += message.tokens
         elif isinstance(message, Cancel) and exchange in self._running:
             self._running.pop(exchange).cache.close()
-        elif isinstance(message, Reserve | Step | Release):
+        elif isinstance(message, SteppedQuestion):
             self._stepped.accept(exchange, message, envelope.body)
+
+    def take_laps(self, stirred: frozenset[int]) -> None:
+        """Take what workers of other stages have handed to this one, over the connections that have stirred."""
+        self.rings.take(stirred, self._stepped.lap)
 
     def step(self) -> None:
         """Compute once: steps of sessions that others drive, or one round of the generations; both wait their turn."""

@@ -4,6 +4,7 @@ A stage executor owns the weights of one stage on one device and the KV caches o
 that runs is `ProcessExecutor`, a supervised worker process.
 """
 
+import enum
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -14,10 +15,15 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import SamplingParameters, TokenEvent
 from meshnode.types.ids import ModelId, SessionId
 from meshnode.types.manifest import ModelConfig, ShardDescriptor
+from meshnode.types.rings import RingPlace
+from meshnode.wire.ring_messages import RingDoor
 
 __all__ = [
     "ExecutorStats",
     "Generation",
+    "RingEvent",
+    "RingSign",
+    "RingToken",
     "StageExecutor",
     "StageReservation",
     "StageResult",
@@ -101,6 +107,8 @@ class StageStep:
     activations: bytes = b""
     sample: bool = False  # the head samples after the last row
     return_from: int = 0  # rows below this position are computed and not returned
+    number: int = 0  # of the step; those that follow in the ring count on
+    until: int = 0  # the ring turns after this step, up to the row before this position; 0: it does not
 
 
 @attrs.frozen
@@ -111,6 +119,26 @@ class StageResult:
     position: int  # of the first row returned
     activations: bytes = b""
     token: TokenEvent | None = None
+    goes_round: bool = False  # the worker has handed its rows on itself
+
+
+@attrs.frozen
+class RingToken:
+    """A token that the head sampled of a step that went round."""
+
+    step: int
+    position: int  # of the row it was sampled after
+    event: TokenEvent
+
+
+class RingSign(enum.Enum):
+    """What else is heard of a session's part in its ring."""
+
+    ENTERED = "entered"  # both neighbours are connected
+    TURNING = "turning"  # rows pass; said at most once a second
+
+
+RingEvent = RingToken | RingSign
 
 
 @attrs.frozen
@@ -179,6 +207,27 @@ class StageExecutor(Protocol):
 
         Raises SessionLost for a session without a reservation, RequestError for rows that do not fit it, WorkerLost.
         """
+        ...
+
+    async def open_door(self, session: SessionId, place: RingPlace) -> RingDoor | None:
+        """Expect the worker of the stage before, and return where; None where workers of this kind have no doors.
+
+        What the session had of an earlier ring ends. Raises RingBroken when nobody can be let in, WorkerLost.
+        """
+        ...
+
+    def ring(
+        self, session: SessionId, door: RingDoor, *, tells: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[RingEvent]]:
+        """Connect to the worker of the next stage, and yield what is heard of the session's ring: tokens only if it `tells`.
+
+        The iteration raises RingBroken when a neighbour is lost, what a lap failed with, and WorkerLost. Leaving the context ends
+        the iteration and nothing else: a new reservation, a new door and a release take the session out of its ring.
+        """
+        ...
+
+    def let_turn(self, session: SessionId, until: int) -> None:
+        """Let the session's ring turn up to the row before position `until`. Raises WorkerLost."""
         ...
 
     async def release(self, session: SessionId) -> None:

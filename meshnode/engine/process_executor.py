@@ -12,16 +12,21 @@ import structlog
 import trio
 
 from meshnode.engine.executor import ExecutorStats, Generation, StageReservation, StageResult, StageSpec, StageStep
+from meshnode.engine.ring_events import RingEvents
 from meshnode.engine.token_stream import TokenStream
 from meshnode.engine.worker_connection import Pending, WorkerConnection
 from meshnode.engine.worker_messages import (
     BatchLimits,
     Cancel,
+    DoorOpened,
+    EnterRing,
     Envelope,
     Generate,
     Grant,
+    LetTurn,
     Load,
     Loading,
+    OpenDoor,
     Ping,
     Pong,
     Question,
@@ -37,7 +42,9 @@ from meshnode.engine.worker_messages import (
 from meshnode.engine.worker_process import WorkerProcess
 from meshnode.errors import EngineError, WorkerLost
 from meshnode.types.ids import SessionId
+from meshnode.types.rings import RingPlace
 from meshnode.wire.failures import Failed, error_from
+from meshnode.wire.ring_messages import RingDoor
 
 __all__ = ["ProcessExecutor"]
 
@@ -148,10 +155,34 @@ class ProcessExecutor:
 
     async def step(self, step: StageStep) -> StageResult:
         """Run one step; see StageExecutor.step."""
-        message = Step(step.session, step.position, step.tokens, step.sample, step.return_from)
+        message = Step(step.session, step.position, step.tokens, step.sample, step.return_from, step.number, step.until)
         envelope = await self._ask(message, step.activations)
-        assert isinstance(envelope.message, StepDone)
-        return StageResult(step.session, envelope.message.position, envelope.body, envelope.message.token)
+        done = envelope.message
+        assert isinstance(done, StepDone)
+        return StageResult(step.session, done.position, envelope.body, done.token, done.goes_round)
+
+    async def open_door(self, session: SessionId, place: RingPlace) -> RingDoor:
+        """Expect the worker of the stage before; see StageExecutor.open_door."""
+        opened = (await self._ask(OpenDoor(session, place))).message
+        assert isinstance(opened, DoorOpened)
+        return RingDoor(place.hosts, opened.port, place.certificate, opened.token)
+
+    @asynccontextmanager
+    async def ring(self, session: SessionId, door: RingDoor, *, tells: bool) -> AsyncIterator[RingEvents]:
+        """Connect to the worker of the next stage; see StageExecutor.ring."""
+        connection = self._live()
+        exchange, events = connection.new_exchange(), RingEvents()
+        connection.rings[exchange] = events
+        try:
+            connection.post(exchange, EnterRing(session, door, tells))
+            yield events
+        finally:
+            del connection.rings[exchange]
+
+    def let_turn(self, session: SessionId, until: int) -> None:
+        """Let the session's ring turn on; see StageExecutor.let_turn."""
+        connection = self._live()
+        connection.post(connection.new_exchange(), LetTurn(session, until))
 
     async def release(self, session: SessionId) -> None:
         """Free everything held for `session`; unknown sessions are fine."""

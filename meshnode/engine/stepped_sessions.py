@@ -19,12 +19,17 @@ from meshnode.engine.no_cache import NoCache
 from meshnode.engine.pace import Counters
 from meshnode.engine.prefixes import PAGE, names_in
 from meshnode.engine.readings import Reading, begin_reading
+from meshnode.engine.rings import Rings
 from meshnode.engine.sampling import sample
 from meshnode.engine.stage_model import Part, Rows, Wanted
 from meshnode.engine.worker_messages import (
     Answer,
     BatchLimits,
+    EnterRing,
     Envelope,
+    Lapped,
+    LetTurn,
+    OpenDoor,
     Release,
     Released,
     Reserve,
@@ -32,19 +37,24 @@ from meshnode.engine.worker_messages import (
     Step,
     StepDone,
 )
-from meshnode.errors import MeshnodeError, RequestError, SessionLost
+from meshnode.errors import BadRows, MeshnodeError, RequestError, SessionLost
 from meshnode.types.generation import TokenEvent
 from meshnode.types.ids import SessionId
 from meshnode.wire.failures import failure
+from meshnode.wire.ring_messages import Lap
 
-__all__ = ["SteppedSessions"]
+__all__ = ["SteppedQuestion", "SteppedSessions"]
+
+SteppedQuestion = Reserve | Step | OpenDoor | EnterRing | LetTurn | Release
+
+_LAST_STEP = (1 << 63) - 1  # a message has no room for a number much higher
 
 
 @attrs.define(eq=False)
 class _Waiting:
     """A step whose rows from `done` on are to be computed."""
 
-    exchange: int
+    exchange: int | None  # None: it came round the ring
     step: Step
     inputs: torch.Tensor
     done: int = 0
@@ -71,6 +81,8 @@ class _Session:
     pages: tuple[bytes, ...]  # names of the first ones
     reading: Reading | None  # of the prompt, where the head is, until it is done
     steps: deque[_Waiting] = attrs.field(factory=deque)
+    until: int = 0  # where the embedding is: the ring turns up to the row before this position
+    held: tuple[Lap, bytes] | None = None  # what came round to there
 
     def begin(self, waiting: _Waiting) -> None:
         """Go back to where a step begins. Raises RequestError, and changes nothing, when it begins or samples too far on."""
@@ -111,6 +123,7 @@ class SteppedSessions:
     emit: Callable[[Envelope], None]
     counters: Counters
     grammars: Grammars
+    rings: Rings
     _sessions: dict[SessionId, _Session] = attrs.field(factory=dict, init=False)
     _turns: dict[SessionId, _Session] = attrs.field(factory=dict, init=False)
     _long_next: bool = attrs.field(default=False, init=False)
@@ -123,18 +136,55 @@ class SteppedSessions:
         """Whether there are steps to run."""
         return bool(self._turns)
 
-    def accept(self, exchange: int, message: Reserve | Step | Release, body: bytes) -> None:
+    def accept(self, exchange: int, message: SteppedQuestion, body: bytes) -> None:
         """Take a question; a refusal is emitted at once and changes nothing."""
         try:
-            if isinstance(message, Reserve):
-                self._answer(exchange, Reserved(self._reserve(message.session, message.reservation)))
-            elif isinstance(message, Step):
-                self._queue(exchange, message, body)
-            else:
-                self._drop(message.session)
-                self._answer(exchange, Released())
+            match message:
+                case Reserve():
+                    self._answer(exchange, Reserved(self._reserve(message.session, message.reservation)))
+                case Step():
+                    self._queue(exchange, message, body)
+                case OpenDoor():
+                    self._named(message.session)
+                    self.rings.expect(exchange, message.session, message.place)
+                case EnterRing():
+                    self.rings.enter(exchange, message.session, message.door, tells=message.tells)
+                case LetTurn():
+                    self._let_turn(message)
+                case Release():
+                    self._drop(message.session)
+                    self._answer(exchange, Released())
         except MeshnodeError as error:
             self._answer(exchange, failure(error))
+
+    def lap(self, name: SessionId, lap: Lap, body: bytes) -> None:
+        """Take a row that came round, from the stage before; one that should not be takes the session out of its ring."""
+        if lap.event is not None and self.rings.tells(name):
+            self.rings.tell(name, Lapped(lap.step - 1, lap.position - 1, lap.event))
+        session = self._sessions[name]
+        if session.part.embedding and lap.position >= session.until and session.held is None:
+            session.held = lap, body
+            return
+        self._go_round(session, lap, body)
+
+    def _go_round(self, session: _Session, lap: Lap, body: bytes) -> None:
+        try:
+            if session.steps or session.held is not None or lap.position != session.cache.length:
+                raise BadRows(f"position {lap.position} came round where {session.cache.length} is the next")
+            tokens = () if lap.event is None else (lap.event.token,)
+            head = session.part.head
+            self._queue(None, Step(session.id, lap.position, tokens, sample=head, number=lap.step, until=1), body)
+        except MeshnodeError as error:
+            self.rings.fail(session.id, error)
+
+    def _let_turn(self, message: LetTurn) -> None:
+        session = self._sessions.get(message.session)
+        if session is None:
+            return  # it has been released meanwhile
+        session.until = max(session.until, message.until)
+        held, session.held = session.held, None
+        if held is not None:
+            self._go_round(session, *held)
 
     def run(self, *, alone: bool) -> None:
         """Run the decode steps that can go together, or rows of one long step: many if `alone` and no other session is there."""
@@ -147,7 +197,7 @@ class SteppedSessions:
             results = self.stage.forward(pieces, batch[0].part)
         except MeshnodeError as error:
             for session in batch:
-                self._answer(session.steps.popleft().exchange, failure(error))
+                self._refuse(session, error)
         else:
             for session, piece, result in zip(batch, pieces, results, strict=True):
                 self._advance(session, len(piece.inputs), result)
@@ -172,9 +222,8 @@ class SteppedSessions:
             if not waiting.done:
                 session.begin(waiting)
         except RequestError as error:
-            session.steps.popleft()
+            self._refuse(session, error)
             self._pass_turn(session)
-            self._answer(waiting.exchange, failure(error))
             return False
         return True
 
@@ -207,7 +256,7 @@ class SteppedSessions:
             try:
                 session.reading.add(session.cache.length - count, result)
             except RequestError as error:
-                self._answer(session.steps.popleft().exchange, failure(error))
+                self._refuse(session, error)
                 return
         if not session.part.head:
             wanted = result[max(0, step.return_from - step.position - waiting.done) :]
@@ -215,18 +264,34 @@ class SteppedSessions:
         waiting.done += count
         if waiting.done < len(waiting.inputs):
             return
-        session.steps.popleft()
-        if session.part.head:
-            self._answer(waiting.exchange, self._sampled(session, step, result))
-        else:
-            first = min(waiting.end, max(step.position, step.return_from))
-            self.emit(Envelope(waiting.exchange, StepDone(first), _raw(waiting.found)))
-
-    def _sampled(self, session: _Session, step: Step, result: torch.Tensor) -> Answer:
         try:
-            return StepDone(step.position, session.sample(result[-1]) if step.sample else None)
+            token = session.sample(result[-1]) if session.part.head and step.sample else None
         except MeshnodeError as error:
-            return failure(error)
+            self._refuse(session, error)
+            return
+        session.steps.popleft()
+        if step.until:
+            self._hand_on(session, waiting, token)
+        if waiting.exchange is not None:
+            first = min(waiting.end, max(step.position, step.return_from))
+            rows = b"" if session.part.head or step.until else _raw(waiting.found)
+            self.emit(Envelope(waiting.exchange, StepDone(first, token, goes_round=bool(step.until)), rows))
+
+    def _hand_on(self, session: _Session, waiting: _Waiting, token: TokenEvent | None) -> None:
+        """Send the row to the next worker; after the last stage, the token to the first."""
+        step = waiting.step
+        if token is None:
+            self.rings.hand_on(session.id, step.number, step.position, _raw(waiting.found))
+        else:
+            self.rings.close(session.id, step.number + 1, step.position + 1, token)
+
+    def _refuse(self, session: _Session, error: MeshnodeError) -> None:
+        """End the session's next step with an error: for whoever asked, or for the daemon if it came round the ring."""
+        waiting = session.steps.popleft()
+        if waiting.exchange is None:
+            self.rings.fail(session.id, error)
+        else:
+            self._answer(waiting.exchange, failure(error))
 
     def _pass_turn(self, session: _Session) -> None:
         """Let the others go first."""
@@ -234,21 +299,30 @@ class SteppedSessions:
         if session.steps:
             self._turns[session.id] = session
 
-    def _queue(self, exchange: int, step: Step, body: bytes) -> None:
-        session = self._sessions.get(step.session)
+    def _named(self, name: SessionId) -> _Session:
+        session = self._sessions.get(name)
         if session is None:
             raise SessionLost("this stage holds nothing of that session")
+        return session
+
+    def _queue(self, exchange: int | None, step: Step, body: bytes) -> None:
+        session = self._named(step.session)
         inputs = rows_of(self.stage.spec, session.part, step, body)
         if step.sample and not session.part.head:
             raise RequestError("this part of the stage has no head to sample with")
         waiting = _Waiting(exchange, step, inputs)
         room = min(session.cache.capacity, self.stage.spec.context_length)  # what is reserved is whole pages
+        if step.number > _LAST_STEP:
+            raise RequestError(f"step {step.number} is beyond {_LAST_STEP}, and has none after it")
         if step.position < 0 or waiting.end > room:
             raise RequestError(f"positions {step.position} to {waiting.end} do not fit the {room} reserved")
+        if exchange is not None:
+            session.until, session.held = step.until, None
         session.steps.append(waiting)
         self._turns.setdefault(session.id, session)
 
     def _reserve(self, name: SessionId, reservation: StageReservation) -> int:
+        self.rings.leave(name)
         part = part_for(self.stage.spec, reservation)
         grammar = self._grammar(reservation)
         pages = names_in(f"{part} for {reservation.asker}".encode(), reservation.pages)
@@ -260,7 +334,7 @@ class SteppedSessions:
         if there is not None and is_enough and reading is None:  # a reading has to see every row
             self._refuse_waiting(there, "the session was reserved anew")
             there.reservation, there.history, there.grammar = reservation, list(reservation.history), grammar
-            there.pages = pages
+            there.pages, there.until, there.held = pages, 0, None
             return there.cache.length
         self._drop(name)
         cache = self.stage.open_cache(reservation.tokens) if part.blocks else NoCache(reservation.tokens)
@@ -276,6 +350,7 @@ class SteppedSessions:
 
     def _drop(self, name: SessionId) -> None:
         there = self._sessions.pop(name, None)
+        self.rings.leave(name)
         if there is not None:
             there.cache.close()
             self._refuse_waiting(there, "the session was released")
@@ -283,7 +358,7 @@ class SteppedSessions:
     def _refuse_waiting(self, session: _Session, reason: str) -> None:
         self._turns.pop(session.id, None)
         while session.steps:
-            self._answer(session.steps.popleft().exchange, failure(SessionLost(reason)))
+            self._refuse(session, SessionLost(reason))
 
     def _answer(self, exchange: int, message: Answer) -> None:
         self.emit(Envelope(exchange, message))

@@ -1,7 +1,8 @@
 """The worker process: `python -m meshnode.engine.worker FD`, started by ProcessExecutor with one end of a socket pair.
 
 Two threads: the main one, which loads the stage and then drives the batch, and a deputy, which answers pings while the main one
-computes. The process ends when the socket does, and with its parent.
+computes; others come and go that connect to workers of other nodes (`ring_doors`). The process ends when the socket does, and
+with its parent.
 """
 
 import ctypes
@@ -20,6 +21,7 @@ from meshnode.engine.calibration import calibrate
 from meshnode.engine.devices import available_bytes, cache_budget, physical_cores, weight_bytes
 from meshnode.engine.drift import drift_class
 from meshnode.engine.executor import ExecutorStats, StageSpec
+from meshnode.engine.rings import Rings
 from meshnode.engine.stage_loading import LoadedStage, load_stage
 from meshnode.engine.worker_messages import (
     Envelope,
@@ -47,8 +49,8 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     port = WorkerPort(socket.socket(fileno=descriptor))
     threading.Thread(target=port.look_in_for_ever, name="deputy", daemon=True).start()
-    loading = port.wait()
-    if loading is None or not isinstance(loading.message, Load):
+    loading = port.ask()
+    if not isinstance(loading.message, Load):
         raise SystemExit("worker: the first message must be a load")
     port.busy_since = time.monotonic()
     try:
@@ -56,34 +58,38 @@ def main(descriptor: int) -> None:
     except MeshnodeError as error:
         port.send(Envelope(loading.exchange, failure(error)))
         return
-    batch = Batch(stage, loading.message.limits, port.send)
+    batch = Batch(stage, loading.message.limits, port.send, Rings(port.send, port.poller))
     port.busy_since = time.monotonic()
     calibrate(stage)
     port.send(Envelope(loading.exchange, Ready(stage.spec.device, stage.weight_bytes, stage.spec.cache_bytes)))
     used_at = time.monotonic()
     while True:
         port.busy_since = None
-        if batch.is_idle:
-            _take(port, stage, batch, _next(port, batch))
+        stirred = _wait(port, batch)
         port.busy_since = time.monotonic()
         if batch.sessions:
             used_at = port.busy_since
-        elif port.busy_since - used_at > _MEMORY:  # looked at when somebody asks for statistics, every few seconds
+        elif port.busy_since - used_at > _MEMORY:  # looked at when somebody asks for statistics, every half second
             stage.pool.forget()
+            batch.rings.close_unused()
         while (question := port.next()) is not None:
             _take(port, stage, batch, question)
+        batch.take_laps(stirred)
         batch.step()
 
 
-def _next(port: WorkerPort, batch: Batch) -> Envelope:
-    """Wait for a question. When none comes for a while and no session is left, freed memory goes back to the system."""
+def _wait(port: WorkerPort, batch: Batch) -> frozenset[int]:
+    """Look what has come, and wait for it when there is nothing to compute.
+
+    When nothing comes for a while and no session is left, freed memory goes back to the system.
+    """
+    if not batch.is_idle:
+        return port.wait(0)
     if not batch.sessions:
-        if (question := port.wait(_REST)) is not None:
-            return question
+        if stirred := port.wait(_REST):
+            return stirred
         _give_back_freed_memory()
-    question = port.wait()
-    assert question is not None  # without a limit it comes, or the process ends
-    return question
+    return port.wait()
 
 
 def _load(port: WorkerPort, loading: Envelope) -> LoadedStage:

@@ -7,14 +7,19 @@ from collections import deque
 import attrs
 import trio
 
+from meshnode.engine.executor import RingEvent, RingSign, RingToken
+from meshnode.engine.ring_events import RingEvents
 from meshnode.engine.token_stream import TokenStream
 from meshnode.engine.worker_messages import (
     Accepted,
     Envelope,
     FrameCodec,
+    Lapped,
     Pong,
     Progress,
     Question,
+    RingEntered,
+    Turning,
     to_worker_codec,
 )
 from meshnode.errors import MeshnodeError, WorkerLost
@@ -40,6 +45,7 @@ class WorkerConnection:
     stream: trio.SocketStream = attrs.field(init=False)
     codec: FrameCodec = attrs.field(factory=to_worker_codec)
     generations: dict[int, TokenStream] = attrs.field(factory=dict)
+    rings: dict[int, RingEvents] = attrs.field(factory=dict)
     pending: dict[int, Pending] = attrs.field(factory=dict)
     heard: bool = False  # anything, since the last ping
     silent_for: float = 0.0
@@ -54,7 +60,7 @@ class WorkerConnection:
     @property
     def is_awaited(self) -> bool:
         """Whether somebody waits for what the worker computes."""
-        return bool(self.generations or self.pending)
+        return bool(self.generations or self.rings or self.pending)
 
     def new_exchange(self) -> int:
         """Return a number no other exchange of this connection has."""
@@ -109,6 +115,8 @@ class WorkerConnection:
         """End everything in flight."""
         for tokens in self.generations.values():
             tokens.finish(error)
+        for events in self.rings.values():
+            events.end(error)
         for pending in self.pending.values():
             pending.error = error
             pending.answered.set()
@@ -130,9 +138,14 @@ class WorkerConnection:
             self.silent_for = message.silent_for
         elif isinstance(message, Accepted) and exchange in self.generations:
             self.generations[exchange].accept()
+        elif isinstance(message, RingEntered | Lapped | Turning):
+            if exchange in self.rings:
+                self.rings[exchange].push(_event(message))
         elif isinstance(message, Failed):
             error = error_from(message)
-            if exchange in self.generations:
+            if exchange in self.rings:
+                self.rings[exchange].end(error)
+            elif exchange in self.generations:
                 self.generations[exchange].finish(error)
             elif exchange in self.pending:
                 self.pending[exchange].error = error
@@ -140,3 +153,13 @@ class WorkerConnection:
         elif exchange in self.pending:
             self.pending[exchange].envelope = envelope
             self.pending[exchange].answered.set()
+
+
+def _event(message: RingEntered | Lapped | Turning) -> RingEvent:
+    match message:
+        case Lapped():
+            return RingToken(message.step, message.position, message.token)
+        case Turning():
+            return RingSign.TURNING
+        case RingEntered():
+            return RingSign.ENTERED

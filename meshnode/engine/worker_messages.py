@@ -4,6 +4,8 @@ Both sides know more kinds with every version, so a kind that one side does not 
 code and their sentence and become the same class on the other side.
 """
 
+from typing import get_args
+
 import attrs
 import msgspec
 
@@ -11,8 +13,10 @@ from meshnode.engine.executor import ExecutorStats, Generation, StageReservation
 from meshnode.errors import UnknownMessage
 from meshnode.types.generation import TokenEvent
 from meshnode.types.ids import SessionId
+from meshnode.types.rings import RingPlace
 from meshnode.wire.failures import Failed
 from meshnode.wire.frames import Frame, FrameDecoder, FrameLimits, encode_frame
+from meshnode.wire.ring_messages import RingDoor
 from meshnode.wire.tagged import TaggedCodec
 
 __all__ = [
@@ -20,12 +24,17 @@ __all__ = [
     "Answer",
     "BatchLimits",
     "Cancel",
+    "DoorOpened",
+    "EnterRing",
     "Envelope",
     "FrameCodec",
     "Generate",
     "Grant",
+    "Lapped",
+    "LetTurn",
     "Load",
     "Loading",
+    "OpenDoor",
     "Ping",
     "Pong",
     "Progress",
@@ -35,11 +44,13 @@ __all__ = [
     "Released",
     "Reserve",
     "Reserved",
+    "RingEntered",
     "Sampled",
     "Stats",
     "StatsRequest",
     "Step",
     "StepDone",
+    "Turning",
     "from_worker_codec",
     "to_worker_codec",
 ]
@@ -101,6 +112,30 @@ class Step(msgspec.Struct, frozen=True, tag="step", omit_defaults=True):
     tokens: tuple[int, ...] = ()
     sample: bool = False
     return_from: int = 0
+    number: int = 0
+    until: int = 0
+
+
+class OpenDoor(msgspec.Struct, frozen=True, tag="open_door"):
+    """Expect the worker before this one, for a session. Answered with DoorOpened or Failed."""
+
+    session: SessionId
+    place: RingPlace
+
+
+class EnterRing(msgspec.Struct, frozen=True, tag="enter_ring"):
+    """Connect to the next worker. Answered with RingEntered, what goes round then, and Failed when it does no longer."""
+
+    session: SessionId
+    door: RingDoor
+    tells: bool  # of tokens
+
+
+class LetTurn(msgspec.Struct, frozen=True, tag="let_turn"):
+    """The session's ring may turn up to the row before position `until`. Not answered."""
+
+    session: SessionId
+    until: int
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
@@ -117,7 +152,9 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Ask for a sign of life. Answered by Pong, also in the middle of a step."""
 
 
-Question = Load | Generate | Grant | Cancel | Reserve | Step | Release | StatsRequest | Ping
+Question = (
+    Load | Generate | Grant | Cancel | Reserve | Step | OpenDoor | EnterRing | LetTurn | Release | StatsRequest | Ping
+)
 
 
 # Answers: worker to daemon.
@@ -179,6 +216,30 @@ class StepDone(msgspec.Struct, frozen=True, tag="step_done", omit_defaults=True)
 
     position: int
     token: TokenEvent | None = None
+    goes_round: bool = False
+
+
+class DoorOpened(msgspec.Struct, frozen=True, tag="door_opened"):
+    """Where the worker before this one is expected, and the token that it has to show."""
+
+    port: int
+    token: bytes
+
+
+class RingEntered(msgspec.Struct, frozen=True, tag="ring_entered"):
+    """The workers before and behind this one are connected to it."""
+
+
+class Lapped(msgspec.Struct, frozen=True, tag="lapped"):
+    """A step has gone round as far as the head: said there, or where its token comes to next."""
+
+    step: int
+    position: int
+    token: TokenEvent
+
+
+class Turning(msgspec.Struct, frozen=True, tag="turning"):
+    """Rows of the session pass; said at most once a second."""
 
 
 class Released(msgspec.Struct, frozen=True, tag="released"):
@@ -197,7 +258,22 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     silent_for: float
 
 
-Answer = Loading | Ready | Accepted | Progress | Reserved | StepDone | Released | Stats | Pong | Failed
+Answer = (
+    Loading
+    | Ready
+    | Accepted
+    | Progress
+    | Reserved
+    | StepDone
+    | DoorOpened
+    | RingEntered
+    | Lapped
+    | Turning
+    | Released
+    | Stats
+    | Pong
+    | Failed
+)
 
 
 @attrs.frozen
@@ -240,13 +316,11 @@ class FrameCodec:
 
 
 def _questions() -> TaggedCodec[Question | Answer]:
-    return TaggedCodec[Question | Answer](Load, Generate, Grant, Cancel, Reserve, Step, Release, StatsRequest, Ping)
+    return TaggedCodec[Question | Answer](*get_args(Question))
 
 
 def _answers() -> TaggedCodec[Question | Answer]:
-    return TaggedCodec[Question | Answer](
-        Loading, Ready, Accepted, Progress, Reserved, StepDone, Released, Stats, Pong, Failed
-    )
+    return TaggedCodec[Question | Answer](*get_args(Answer))
 
 
 def to_worker_codec() -> FrameCodec:

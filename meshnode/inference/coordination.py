@@ -15,7 +15,7 @@ import trio
 from meshnode.engine.executor import Generation
 from meshnode.engine.prefixes import PAGE, PageNames
 from meshnode.errors import NoRoute, OutOfMemory, SessionLost, WorkerLost
-from meshnode.inference.losses import StageLost
+from meshnode.inference.losses import RingLost, StageLost
 from meshnode.inference.models import LoadedModel
 from meshnode.inference.pipeline import Pipeline, PipelineTimes, close_session
 from meshnode.inference.planner import RouteRequest
@@ -99,9 +99,13 @@ class Coordinator:
                 incarnation = self.finder.sequence(self.own)
                 try:
                     await self._attempt(session, route, take, attempt, used)
+                except RingLost as lost:
+                    used |= route.peers
+                    session.rings = False
+                    _log.info("workers have lost each other, the answer goes on", error=str(lost))
                 except StageLost as lost:
                     used |= route.peers
-                    route = None
+                    route, session.rings = None, True  # who broke the ring may be who is lost
                     if lost.busy:
                         busy |= {lost.peer}
                         continue

@@ -5,6 +5,7 @@ executor, and handed on. The task that serves a stage reserves its cache and own
 memory is free.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import attrs
@@ -12,20 +13,24 @@ import structlog
 import trio
 
 from meshnode.engine.executor import StageReservation, StageResult, StageStep
-from meshnode.errors import BadRows, MeshnodeError, PeerMisbehaved, PeerUnreachable
+from meshnode.errors import BadRows, MeshnodeError, PeerMisbehaved, PeerUnreachable, RingBroken, WorkerLost
 from meshnode.inference.models import LoadedModel
 from meshnode.inference.ports import SupervisedExecutor
+from meshnode.inference.stage_ring import StageRing
 from meshnode.network.stage_links import StageLink, StageLinks
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import PeerId, SessionId, new_session_id
 from meshnode.wire.failures import Failed, failure
+from meshnode.wire.ring_messages import RingDoor
 from meshnode.wire.stage_messages import (
     Acknowledged,
     Answered,
+    JoinRing,
     OpenStage,
     StageFailed,
     StageOpened,
     StageStepMessage,
+    TurnRing,
 )
 
 __all__ = ["STEP_BUFFER", "HostedStage", "ReceivedStep"]
@@ -72,10 +77,14 @@ class HostedStage:
     _receive: trio.MemoryReceiveChannel[ReceivedStep] = attrs.field(init=False)
     _wish: trio.MemorySendChannel[_Opening] = attrs.field(init=False)
     _wishes: trio.MemoryReceiveChannel[_Opening] = attrs.field(init=False)
+    _ring: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)  # of this attempt
+    _join: trio.MemorySendChannel[JoinRing] = attrs.field(init=False)
+    _joins: trio.MemoryReceiveChannel[JoinRing] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[ReceivedStep](STEP_BUFFER)
         self._wish, self._wishes = trio.open_memory_channel[_Opening](4)
+        self._join, self._joins = trio.open_memory_channel[JoinRing](4)
 
     def is_same_work(self, opened: OpenStage) -> bool:
         """Whether what is cached here serves the stage that `opened` asks for."""
@@ -97,6 +106,25 @@ class HostedStage:
         except trio.WouldBlock:
             raise PeerMisbehaved("this stage is being opened again and again") from None
         self.opened, self._last_step, self._position = message, 0, None
+        self._ring.cancel()
+
+    def join(self, message: JoinRing) -> bool:
+        """Have the worker join the ring of this attempt, beside the steps; return whether it is asked for in good time."""
+        if message.attempt != self.opened.attempt or not self.opened.ring:
+            return False
+        try:
+            self._join.send_nowait(message)
+        except trio.WouldBlock:
+            return False
+        return True
+
+    def turn(self, message: TurnRing) -> bool:
+        """Let the ring turn on; return whether it is this attempt's."""
+        if message.attempt != self.opened.attempt:
+            return False
+        with contextlib.suppress(WorkerLost):  # which the ring hears too
+            self.model.executor.let_turn(self.cache_name, message.until)
+        return True
 
     def push(self, sender: PeerId, step: ReceivedStep) -> bool:
         """Take a step; return whether it is one that was waited for.
@@ -128,6 +156,7 @@ class HostedStage:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_with_link)
                     nursery.start_soon(self._open_when_wished)
+                    nursery.start_soon(self._keep_rings)
                     async for step in self._receive:
                         await self._run(self.opened, step)
             finally:
@@ -148,7 +177,8 @@ class HostedStage:
         """Reserve, and answer, beside the steps: a new reservation is what ends those that wait at the worker."""
         async for wish in self._wishes:
             try:
-                reply: StageOpened | Failed = StageOpened(await self._reserve(wish.message))
+                length = await self._reserve(wish.message)
+                reply: StageOpened | Failed = StageOpened(length, await self._open_door(wish.message))
             except MeshnodeError as error:
                 reply = failure(error)
             try:
@@ -179,6 +209,34 @@ class HostedStage:
                 asker=str(self.coordinator.peer),
             ),
         )
+
+    async def _open_door(self, opened: OpenStage) -> RingDoor | None:
+        """Expect the worker before ours, if that is wanted and can be. Raises WorkerLost, SessionLost."""
+        place = self.links.ring_place() if opened.ring else None
+        if place is None:
+            return None
+        try:
+            return await self.model.executor.open_door(self.cache_name, place)
+        except RingBroken as error:
+            _log.info("no door for other workers", error=str(error))
+            return None
+
+    async def _keep_rings(self) -> None:
+        """Be in the ring of the newest attempt; what ends it while the attempt lasts is told to the coordinator."""
+        async for wish in self._joins:
+            opened = self.opened
+            if wish.attempt != opened.attempt:
+                continue
+            ring = StageRing(opened, self.cache_name, self.coordinator, self.model.executor, self.links)
+            try:
+                with trio.CancelScope() as self._ring:
+                    await ring.keep(wish.door, tells=wish.tells)
+            except PeerUnreachable:
+                return  # the coordinator's link ended, and this stage ends with it
+            except MeshnodeError as error:
+                # Nobody is accused of bad rows here: the coordinator, too, knows the token that they came by.
+                _log.warning("ring ended", session=opened.session, error=str(error))
+                await self._tell_failure(opened, error)
 
     async def _run(self, opened: OpenStage, step: ReceivedStep) -> None:
         """Run one step; a failure is told to the coordinator, who decides what happens to the session."""
@@ -226,6 +284,8 @@ class HostedStage:
             activations=b"" if opened.embedding else step.body,
             sample=message.sample and opened.head,
             return_from=self._forward_from(opened, message),
+            number=message.step,
+            until=message.until if opened.index == 0 else 0,
         )
 
     def _forward_from(self, opened: OpenStage, message: StageStepMessage) -> int:
@@ -234,6 +294,8 @@ class HostedStage:
 
     async def _hand_on(self, opened: OpenStage, step: ReceivedStep, result: StageResult) -> None:
         """Send the rows on, or answer the coordinator: with a token, with rows, or that nobody further on needs them."""
+        if result.goes_round:
+            return
         message = step.message
         skipped = max(0, self._forward_from(opened, message) - message.position)
         if opened.next is None or skipped >= message.rows:

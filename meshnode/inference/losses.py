@@ -10,7 +10,7 @@ from meshnode.network.stage_links import StageLink
 from meshnode.types.evidence import Misdeed
 from meshnode.types.ids import PeerId
 
-__all__ = ["StageLost", "hangs_up"]
+__all__ = ["RingLost", "StageLost", "cause_of", "hangs_up"]
 
 
 class StageLost(SessionLost):
@@ -35,6 +35,10 @@ class StageLost(SessionLost):
         self.misdeed = misdeed
 
 
+class RingLost(SessionLost):
+    """Workers have lost each other and no stage has been lost: the same route goes on by way of the daemons."""
+
+
 @contextmanager
 def hangs_up(link: StageLink) -> Iterator[None]:
     """Close the link when what is served over it is cancelled from outside, which is when this router ends.
@@ -47,3 +51,22 @@ def hangs_up(link: StageLink) -> Iterator[None]:
     finally:
         if trio.current_effective_deadline() <= trio.current_time():
             link.close("the router of this node has ended, and with it what it was at")
+
+
+def cause_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what matters of what came together: a cancellation or an error of ours first, a mere lack of room last."""
+    losses, rest = group.split(StageLost)
+    if rest is not None:
+        leaves = list(_leaves(rest))
+        return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], Exception) else rest
+    assert losses is not None
+    found = [each for each in _leaves(losses) if isinstance(each, StageLost)]
+    return next((loss for loss in found if not loss.busy), found[0])
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

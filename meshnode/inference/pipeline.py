@@ -7,7 +7,7 @@ stage, and those before it that have to make its input again, compute. Since row
 was there before. A long prompt advances in chunks, several on their way at once, so that the stages overlap.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 import numpy as np
@@ -21,30 +21,37 @@ from meshnode.errors import (
     Overloaded,
     PeerUnreachable,
     RequestError,
+    RingBroken,
 )
 from meshnode.inference.hosted_stage import STEP_BUFFER
-from meshnode.inference.losses import StageLost
+from meshnode.inference.laps import Laps
+from meshnode.inference.losses import RingLost, StageLost, cause_of
 from meshnode.inference.session import Session, Take
 from meshnode.network.stage_links import StageLink, StageLinks
 from meshnode.types.evidence import Misdeed
 from meshnode.types.generation import TokenEvent
 from meshnode.types.ids import PeerId, SessionId
 from meshnode.types.routes import Route, Stage
+from meshnode.wire.ring_messages import RingDoor
 from meshnode.wire.stage_messages import (
     Acknowledged,
     Answered,
     CloseStage,
+    JoinRing,
     OpenStage,
     Probe,
+    RingJoined,
     StageFailed,
     StageOpened,
     StageStepMessage,
+    TurnRing,
 )
 
 __all__ = ["Pipeline", "PipelineTimes", "SessionMessage", "close_session"]
 
-SessionMessage = Acknowledged | Answered | StageFailed
+SessionMessage = Acknowledged | Answered | RingJoined | StageFailed
 
+_WORTH_A_RING = 8  # tokens that are left
 _BUFFER = 256
 """Messages of one session that may lie unread: an acknowledgement per stage and an answer for each step on its way."""
 
@@ -66,6 +73,7 @@ class _OpenStage:
     stage: Stage
     link: StageLink
     length: int  # positions in its cache
+    door: RingDoor | None  # of its worker
 
 
 @attrs.define(eq=False)
@@ -87,9 +95,11 @@ class Pipeline:
     _sampling: int = attrs.field(default=0, init=False)  # the step that a token is wanted of
     _reached: dict[int, int] = attrs.field(factory=dict, init=False)  # steps on their way: the last stage that has each
     _patience: float = attrs.field(default=0.0, init=False)  # seconds the steps on their way should take at most
+    _laps: Laps = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[SessionMessage | StageLost](_BUFFER)
+        self._laps = Laps(len(self.route.stages), self.session.capacity - 1)
 
     def push(self, sender: PeerId, message: SessionMessage) -> bool:
         """Take what a peer says about this session, unless it is of another attempt, or not the sender's to say."""
@@ -106,17 +116,20 @@ class Pipeline:
         stages = self.route.stages
         if isinstance(message, Answered):
             is_last = message.token is not None or message.step == self._sampling
-            known = sender == stages[-1].peer if is_last else sender in self.route.peers
+            speaks = sender == stages[-1].peer or (sender == self.own and self._tells_itself)
+            known = speaks if is_last else sender in self.route.peers
             return known and message.step in self._reached
         if not 0 <= message.index < len(stages) or stages[message.index].peer != sender:
             return False
-        return isinstance(message, StageFailed) or message.index > self._reached.get(message.step, message.index)
+        return isinstance(message, StageFailed | RingJoined) or message.index > self._reached.get(
+            message.step, message.index
+        )
 
     async def run(self, take: Take) -> None:
         """Generate until the end, handing each token to `take` once.
 
-        Raises StageLost when a stage has to be replaced. What the stages hold is kept, for another attempt: `close_session`
-        frees it.
+        Raises StageLost when a stage has to be replaced, RingLost when workers have lost each other. What the stages hold is
+        kept, for another attempt: `close_session` frees it.
         """
         try:
             self._stages = await self._open_all()
@@ -125,10 +138,11 @@ class Pipeline:
                     nursery.start_soon(self._watch, each)
                 # What nobody took over. Not waited for: whoever is frozen may have no room for another message.
                 nursery.start_soon(close_session, self.links, self.before, self.session.id, self.attempt)
+                nursery.start_soon(self._form_ring)
                 await self._generate(take)
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _cause(group) from None
+            raise cause_of(group) from None
 
     async def _generate(self, take: Take) -> None:
         session = self.session
@@ -143,9 +157,16 @@ class Pipeline:
             token = await self._token()
 
     async def _begin_next(self) -> StageLost | None:
-        """Send the newest token round, so that the stages work while the reader is told of it; return what went wrong."""
+        """See to the row of the newest token, so that the stages work while the reader is told of it; return what went wrong."""
+        position = self.session.length - 1
         try:
-            await self._send_rows(self.session.length - 1, self.session.length, sample=True)
+            if position < self._laps.until:  # it goes round already
+                self._sampling += 1
+                if more := self._laps.move_on(position):
+                    self._expect(more)
+                    await self._tell_first(TurnRing(self.session.id, self.attempt, self._laps.until))
+            else:
+                await self._send_rows(position, position + 1, sample=True, until=self._laps.begin(position))
         except StageLost as lost:
             return lost
         return None
@@ -169,22 +190,35 @@ class Pipeline:
             if answer.step == self._sampling:
                 return self._sampled(answer)
 
-    async def _send_rows(self, begin: int, end: int, *, sample: bool, forward_from: Sequence[int] = ()) -> None:
+    async def _send_rows(
+        self, begin: int, end: int, *, sample: bool, forward_from: Sequence[int] = (), until: int = 0
+    ) -> None:
         rows = np.asarray(self.session.tokens(begin, end), dtype="<u4").tobytes()
-        self._step += 1
+        step = self._step + 1
+        self._expect(max(1, until - begin))
         message = StageStepMessage(
             session=self.session.id,
             attempt=self.attempt,
             index=0,
-            step=self._step,
+            step=step,
             position=begin,
             rows=end - begin,
             sample=sample,
             forward_from=tuple(forward_from),
+            until=until,
         )
+        self._sampling = step if sample else 0
+        await self._tell_first(message, rows)
+        self._patience = self.times.quiet + 4 * self.route.step_seconds * max(1, (end - begin) / 8)
+
+    def _expect(self, steps: int) -> None:
+        """Note that so many more steps are on their way."""
+        for _ in range(steps):
+            self._step += 1
+            self._reached[self._step] = -1
+
+    async def _tell_first(self, message: StageStepMessage | TurnRing, rows: bytes = b"") -> None:
         first = self._stages[0]
-        self._reached[self._step] = -1
-        self._sampling = self._step if sample else 0
         try:
             with trio.move_on_after(self.times.open) as taken:
                 await first.link.send(message, rows)
@@ -192,10 +226,13 @@ class Pipeline:
             raise StageLost(first.stage.peer, str(error)) from error
         if taken.cancelled_caught:
             raise StageLost(first.stage.peer, f"it has taken nothing for {self.times.open:.0f} s")
-        self._patience = self.times.quiet + 4 * self.route.step_seconds * max(1, (end - begin) / 8)
 
     async def _token(self) -> TokenEvent:
-        return self._sampled(await self._answer())
+        answer = await self._answer()
+        if answer.step != self._sampling:
+            reason = f"it answered step {answer.step} where {self._sampling} is the next"
+            raise StageLost(self.route.stages[-1].peer, reason, misdeed=Misdeed.WRONG_ROWS)
+        return self._sampled(answer)
 
     def _sampled(self, answer: Answered) -> TokenEvent:
         if answer.token is None:
@@ -206,7 +243,7 @@ class Pipeline:
         return answer.token
 
     async def _answer(self) -> Answered:
-        """Return the next answer. Raises StageLost for a stage that failed, fell silent, or takes too long."""
+        """Return the next answer. Raises StageLost for a stage that failed, fell silent, or takes too long, and RingLost."""
         until = trio.current_time() + self.times.step
         while trio.current_time() < until:
             with trio.move_on_after(self._patience):
@@ -215,6 +252,9 @@ class Pipeline:
                     raise message
                 if isinstance(message, StageFailed):
                     raise self._loss(message)
+                if isinstance(message, RingJoined):
+                    self._laps.joined(message.index)
+                    continue
                 if message.step not in self._reached:
                     continue  # said twice
                 if isinstance(message, Answered):
@@ -223,19 +263,23 @@ class Pipeline:
                 self._reached[message.step] = max(self._reached[message.step], message.index)
                 continue
             await self._probe()
+        if self._laps.until:  # of what goes round nobody acknowledges anything, so nobody can be named
+            raise RingLost(f"no token for {self.times.step:.0f} s")
         oldest = self._stages[max(0, self._reached[min(self._reached)])]
         raise StageLost(oldest.stage.peer, f"no result for {self.times.step:.0f} s")
 
-    def _loss(self, message: StageFailed) -> StageLost:
+    def _loss(self, message: StageFailed) -> StageLost | RingLost:
         """Say who has to be replaced. One stage can blame a neighbour: who passed it rows, or whom it cannot reach.
 
         Raises GrammarRefused, which no other node would help with.
         """
         if message.code == GrammarRefused.code:
             raise GrammarRefused(message.message[:500])
+        if message.code == RingBroken.code and self.session.rings:
+            return RingLost(message.message[:500])
         stages, accuser = self.route.stages, self.route.stages[message.index].peer
         blamed = accuser
-        if message.code in (RequestError.code, BadRows.code) and message.index:
+        if message.code in (RequestError.code, BadRows.code) and (message.index or self._laps.until):
             blamed = stages[message.index - 1].peer
         elif message.blames is not None and message.index + 1 < len(stages):
             blamed = stages[message.index + 1].peer
@@ -271,6 +315,7 @@ class Pipeline:
             history=tuple(self.session.generated) if head else (),
             sampling=self.session.sampling if head else None,
             pages=tuple(self.session.pages),
+            ring=self._wants_ring,
         )
         try:
             link = await self.links.to(stage.peer)
@@ -282,7 +327,32 @@ class Pipeline:
             raise StageLost(stage.peer, f"the stage did not open: {error}", busy=busy) from error
         if not isinstance(reply.message, StageOpened) or not reply.message.length >= 0:
             raise StageLost(stage.peer, "the stage answered with something else than that it is open")
-        opened[index] = _OpenStage(stage, link, reply.message.length)
+        opened[index] = _OpenStage(stage, link, reply.message.length, reply.message.door)
+
+    @property
+    def _wants_ring(self) -> bool:
+        """Whether the answer may be long enough for workers to be worth connecting."""
+        session = self.session
+        left = session.max_tokens - len(session.generated)
+        return session.rings and len(self.route.stages) > 1 and left >= _WORTH_A_RING
+
+    async def _form_ring(self) -> None:
+        """Have each worker connect to the next. Not waited for: the ring turns as soon as all are there, if ever."""
+        doors = [each.door for each in self._stages]
+        teller = 0 if self._tells_itself else len(doors) - 1
+        for index, each in enumerate(self._stages):
+            door = doors[(index + 1) % len(doors)]
+            if door is None or None in doors:
+                return
+            try:
+                await each.link.send(JoinRing(self.session.id, self.attempt, index, door, index == teller))
+            except MeshnodeError:
+                return  # it speaks of no rings, a door is a mile wide, or a loss is noticed elsewhere
+
+    @property
+    def _tells_itself(self) -> bool:
+        """Whether the ring's tokens come back to a worker of ours, which is the quickest way to hear of them."""
+        return self.route.stages[0].peer == self.own
 
     async def _watch(self, each: _OpenStage) -> None:
         """Tell of a link that ended: after what came before, and without cutting off who hands a token to the reader."""
@@ -300,25 +370,6 @@ class Pipeline:
             await each.link.ask(Probe(), timeout=self.times.probe)
         except MeshnodeError as error:
             raise StageLost(each.stage.peer, f"no sign of life: {error}") from error
-
-
-def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what matters of what came together: a cancellation or an error of ours first, a mere lack of room last."""
-    losses, rest = group.split(StageLost)
-    if rest is not None:
-        leaves = list(_leaves(rest))
-        return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], Exception) else rest
-    assert losses is not None
-    found = [each for each in _leaves(losses) if isinstance(each, StageLost)]
-    return next((loss for loss in found if not loss.busy), found[0])
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 async def close_session(links: StageLinks, peers: Iterable[PeerId], session: SessionId, below: int) -> None:

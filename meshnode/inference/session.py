@@ -33,6 +33,9 @@ class Session:
     id: SessionId = attrs.field(factory=new_session_id)
     asker: str = ""  # another node whose request it is
     in_one_step: bool = False  # the model has to see the whole prompt at once
+    rings: bool = attrs.field(
+        default=True, init=False
+    )  # workers hand tokens on; not on a route where they lost each other
     cached_tokens: int | None = attrs.field(default=None, init=False)  # of the prompt, that needed no computing
     pages: Sequence[bytes] = attrs.field(default=(), init=False)  # names of the full pages of the tokens so far
     route: Route | None = attrs.field(default=None, init=False)  # the newest

@@ -20,11 +20,14 @@ from meshnode.wire.stage_messages import (
     DelegatedEvents,
     DelegationFailed,
     GrantEvents,
+    JoinRing,
     OpenStage,
     Probe,
     ProbeReply,
+    RingJoined,
     StageFailed,
     StageStepMessage,
+    TurnRing,
 )
 
 __all__ = ["StageInbox"]
@@ -50,7 +53,7 @@ class StageInbox:
         match message:
             case StageStepMessage():
                 is_taken = self.stages.step(sender, message, received.body)
-            case Acknowledged() | Answered() | StageFailed():
+            case Acknowledged() | Answered() | RingJoined() | StageFailed():
                 pipeline = self.coordinator.pipelines.get(message.session)
                 is_taken = pipeline is not None and pipeline.push(sender, message)
             case DelegatedEvents() | DelegationFailed():
@@ -59,6 +62,10 @@ class StageInbox:
                 self.delegates.grant(sender, message)
             case OpenStage():
                 self.stages.open(link, received.exchange, message)
+            case JoinRing():
+                is_taken = self.stages.join(sender, message)
+            case TurnRing():
+                is_taken = self.stages.turn(sender, message)
             case CloseStage():
                 self.stages.close(sender, message)
             case Probe():

@@ -14,7 +14,7 @@ from meshnode.network.stage_links import StageLink, StageLinks
 from meshnode.types.evidence import Evidence, Misdeed
 from meshnode.types.ids import ModelId, PeerId, SessionId
 from meshnode.wire.failures import failure
-from meshnode.wire.stage_messages import CloseStage, OpenStage, StageStepMessage
+from meshnode.wire.stage_messages import CloseStage, JoinRing, OpenStage, StageStepMessage, TurnRing
 
 __all__ = ["StageServer"]
 
@@ -65,6 +65,20 @@ class StageServer:
             _log.warning("stage closed", session=message.session, peer=sender, error=str(error))
             self.nursery.start_soon(stage.fail, BadRows(str(error)))
             return False
+
+    def join(self, coordinator: PeerId, message: JoinRing) -> bool:
+        """Have a stage's worker join its ring; return whether there is such a stage."""
+        stage = self._of(coordinator, message.session, message.index)
+        return stage is not None and stage.join(message)
+
+    def turn(self, coordinator: PeerId, message: TurnRing) -> bool:
+        """Let a ring turn on that begins here; return whether there is one."""
+        stage = self._of(coordinator, message.session, 0)
+        return stage is not None and stage.turn(message)
+
+    def _of(self, coordinator: PeerId, session: SessionId, index: int) -> HostedStage | None:
+        stage = self._stages.get((session, index))
+        return stage if stage is not None and stage.coordinator.peer == coordinator else None
 
     def close(self, coordinator: PeerId, message: CloseStage) -> None:
         """Free what lower attempts of a session hold here."""

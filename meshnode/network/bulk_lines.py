@@ -1,7 +1,5 @@
 """Takes shards from peers: one connection, worked on by a thread while something is fetched."""
 
-import hashlib
-import hmac
 import math
 import socket
 import ssl
@@ -12,9 +10,9 @@ from functools import partial
 import attrs
 import trio
 
+from meshnode.crypto.tls import dialler_context, is_presented
 from meshnode.errors import PeerMisbehaved, PeerUnreachable, WireError
 from meshnode.network.bulk_socket import BulkSocket, in_thread, own_socket
-from meshnode.network.certificates import dialler_context
 from meshnode.network.direct import is_address
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId, ShardId
@@ -150,7 +148,7 @@ def _shake_hands(taken: socket.socket, ticket: Ticket) -> BulkSocket:
     except OSError as error:
         raise PeerUnreachable(f"no TLS: {error}") from error
     certificate = tls.getpeercert(binary_form=True) or b""
-    if not hmac.compare_digest(hashlib.sha256(certificate).digest(), ticket.certificate):
+    if not is_presented(certificate, ticket.certificate):
         tls.close()
         raise PeerUnreachable("another machine answers there: its certificate is not the one the peer has named")
     connection = BulkSocket(tls)

@@ -3,8 +3,6 @@
 import datetime
 import hashlib
 import ssl
-import tempfile
-from pathlib import Path
 
 import attrs
 from cryptography import x509
@@ -12,7 +10,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-__all__ = ["Credentials", "dialler_context", "make_credentials"]
+from meshnode.crypto.tls import listener_context
+
+__all__ = ["Credentials", "make_credentials"]
 
 # No clock is asked: machines whose clocks are wrong must reach each other too.
 _FROM, _UNTIL = datetime.datetime(2000, 1, 1), datetime.datetime(2100, 1, 1)
@@ -24,6 +24,7 @@ class Credentials:
 
     context: ssl.SSLContext
     fingerprint: bytes
+    pem: bytes = attrs.field(repr=False)  # the key and the certificate
 
 
 def make_credentials() -> Credentials:
@@ -35,30 +36,7 @@ def make_credentials() -> Credentials:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    context = _tls13(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0  # nobody resumes a session
-    with tempfile.TemporaryDirectory() as folder:  # ssl reads keys from files only; this one is ours alone
-        path = Path(folder) / "key-and-certificate.pem"
-        path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            + certificate.public_bytes(serialization.Encoding.PEM)
-        )
-        context.load_cert_chain(path)
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem = key.private_bytes(*plain) + certificate.public_bytes(serialization.Encoding.PEM)
     encoded = certificate.public_bytes(serialization.Encoding.DER)
-    return Credentials(context, hashlib.sha256(encoded).digest())
-
-
-def dialler_context() -> ssl.SSLContext:
-    """Return the context of who dials, which takes any certificate: the caller must compare its hash before it says anything."""
-    context = _tls13(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _tls13(protocol: int) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    return context
+    return Credentials(listener_context(pem), hashlib.sha256(encoded).digest(), pem)

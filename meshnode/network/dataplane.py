@@ -13,12 +13,12 @@ import attrs
 import structlog
 import trio
 
+from meshnode.crypto.tls import dialler_context
 from meshnode.errors import MeshnodeError, PeerMisbehaved, PeerRefused, PeerUnreachable
 from meshnode.flow.events import first_of
 from meshnode.flow.periodic import Ticker
 from meshnode.network.bulk_lines import BulkLine, open_line
 from meshnode.network.bulk_reception import BulkReception
-from meshnode.network.certificates import dialler_context
 from meshnode.network.direct import Anteroom, dial, listen
 from meshnode.network.greetings import Greeter
 from meshnode.network.links import Link, LinkSettings
@@ -29,6 +29,7 @@ from meshnode.network.stage_links import Received
 from meshnode.network.tickets import Purpose
 from meshnode.network.upload_limits import UploadLimits
 from meshnode.types.ids import PeerId, short
+from meshnode.types.rings import RingPlace
 from meshnode.wire.control_messages import Ticket, TicketRequest
 from meshnode.wire.protocols import STAGE_MESSAGES
 from meshnode.wire.stage_messages import StageMessage
@@ -157,6 +158,16 @@ class DataPlane:
         """Return the live link, if we have opened one."""
         link = self._current.get(peer)
         return None if link is None or link.closed.is_set() else link
+
+    def ring_place(self) -> RingPlace | None:
+        """Return where workers of this node can be found; None while it knows of no address."""
+        hosts = tuple(self._ports.hosts())[:_MAX_HOSTS]
+        credentials = self._reception.credentials
+        return RingPlace(self._settings.listen, hosts, credentials.fingerprint, credentials.pem) if hosts else None
+
+    def activations_pass(self) -> None:
+        """Note that activations pass, be it between workers."""
+        self.way.activations_pass()
 
     @asynccontextmanager
     async def fetching_from(self, peer: PeerId) -> AsyncIterator[BulkLine]:

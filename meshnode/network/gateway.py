@@ -14,6 +14,7 @@ from meshnode.network.ports import MessageLink
 from meshnode.network.stage_links import StageLink
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
+from meshnode.types.rings import RingPlace
 from meshnode.wire.control_messages import ControlMessage, Kept, KeptWanted
 
 __all__ = ["StageGateway"]
@@ -67,6 +68,15 @@ class StageGateway:
         if peer == self.loopback.peer:
             return self.loopback
         return None if self._current is None else self._current.existing(peer)
+
+    def ring_place(self) -> RingPlace | None:
+        """Return where workers of this node can be found; None while its network is down."""
+        return None if self._current is None else self._current.ring_place()
+
+    def activations_pass(self) -> None:
+        """Note that activations pass."""
+        if self._current is not None:
+            self._current.activations_pass()
 
     async def _up(self, peer: PeerId) -> StagePlane:
         with trio.move_on_after(_PATIENCE):

@@ -88,3 +88,9 @@ class LoopbackLinks:
     def existing(self, peer: PeerId) -> LoopbackLink | None:
         """Return the link to ourselves."""
         return self.link if peer == self.link.peer else None
+
+    def ring_place(self) -> None:
+        """Return None: nobody else would come."""
+
+    def activations_pass(self) -> None:
+        """Do nothing: there is no bulk that could give way."""

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from meshnode.network.ports import Inbound, MessageLink
 from meshnode.types.ids import PeerId
+from meshnode.types.rings import RingPlace
 from meshnode.wire.control_messages import ControlMessage
 from meshnode.wire.stage_messages import StageMessage
 
@@ -24,4 +25,12 @@ class StageLinks(Protocol):
 
     def existing(self, peer: PeerId) -> StageLink | None:
         """Return the live link to a peer, if there is one."""
+        ...
+
+    def ring_place(self) -> RingPlace | None:
+        """Return where workers of this node can be found by those of others; None while they cannot."""
+        ...
+
+    def activations_pass(self) -> None:
+        """Note that activations pass this node, which bulk gives way to."""
         ...

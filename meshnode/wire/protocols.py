@@ -42,13 +42,16 @@ from meshnode.wire.stage_messages import (
     DelegatedEvents,
     DelegationFailed,
     GrantEvents,
+    JoinRing,
     OpenStage,
     Probe,
     ProbeReply,
+    RingJoined,
     StageFailed,
     StageMessage,
     StageOpened,
     StageStepMessage,
+    TurnRing,
 )
 from meshnode.wire.versions import Feature
 
@@ -71,7 +74,7 @@ CONTROL_MESSAGES: MessageSet[ControlMessage] = MessageSet(
 STAGE_MESSAGES: MessageSet[StageMessage] = MessageSet(
     {
         _LINK: (Hello, Ping, Pong, Failed, StageOpened, Acknowledged, StageFailed, CloseStage, Probe, ProbeReply,
-                GrantEvents, CancelDelegation, DelegationFailed),
+                GrantEvents, CancelDelegation, DelegationFailed, JoinRing, RingJoined, TurnRing),
         _STAGE: (Answered, DelegatedEvents),
         _PROMPT: (OpenStage, Delegate),
         _STEP: (StageStepMessage,),
@@ -92,6 +95,9 @@ _OPTIONAL: dict[type[msgspec.Struct], Feature] = {
     Delegate: Feature.DELEGATION,
     KeptWanted: Feature.KEPT,
     Kept: Feature.KEPT,
+    JoinRing: Feature.RINGS,
+    RingJoined: Feature.RINGS,
+    TurnRing: Feature.RINGS,
 }
 
 

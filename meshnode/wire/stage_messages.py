@@ -5,6 +5,10 @@ to the first stage; each stage acknowledges a step to the coordinator before it 
 next; the last stage answers the coordinator. So a decode step is one trip round the ring. Replies to the coordinator travel
 on the link its `OpenStage` came on, and the session lives no longer than that link.
 
+Where the workers of all stages can reach each other directly, the coordinator has them join in a ring of their own
+(`JoinRing`, `RingJoined`; see `ring_messages`). A step that says `until` then goes round by itself, from the last stage to the
+first again, up to that position; the coordinator hears of each token, and moves the end on with `TurnRing`.
+
 After a loss the coordinator opens the session again under a higher `attempt`, at the stages that survived too: they keep
 their caches and say how far these reach. So they do at first when they still hold the beginning of an earlier
 session's text. Rows are then replayed from the lowest position that any stage lacks, and a stage hands on only rows from
@@ -21,6 +25,7 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import Delta, Finished, GenerationRequest, SamplingParameters, Started, TokenEvent
 from meshnode.types.ids import ModelId, PeerId, SessionId
 from meshnode.wire.failures import Failed
+from meshnode.wire.ring_messages import RingDoor
 
 __all__ = [
     "MOST_PEERS",
@@ -32,13 +37,16 @@ __all__ = [
     "DelegatedEvents",
     "DelegationFailed",
     "GrantEvents",
+    "JoinRing",
     "OpenStage",
     "Probe",
     "ProbeReply",
+    "RingJoined",
     "StageFailed",
     "StageMessage",
     "StageOpened",
     "StageStepMessage",
+    "TurnRing",
 ]
 
 MOST_PEERS = 256
@@ -64,12 +72,40 @@ class OpenStage(msgspec.Struct, frozen=True, tag="open_stage", omit_defaults=Tru
     pages: tuple[
         bytes, ...
     ] = ()  # names of the first pages: the stage may hold them from an earlier session of this coordinator
+    ring: bool = False  # a door is wanted, for the worker of the stage before
 
 
-class StageOpened(msgspec.Struct, frozen=True, tag="stage_opened"):
+class StageOpened(msgspec.Struct, frozen=True, tag="stage_opened", omit_defaults=True):
     """The stage is ready; its cache holds positions 0 to `length`."""
 
     length: int
+    door: RingDoor | None = None  # of its worker, if it has one and one was wanted
+
+
+class JoinRing(msgspec.Struct, frozen=True, tag="join_ring"):
+    """Connect the worker of this stage to the next one's, or the last one's to the first's. RingJoined says that it is done."""
+
+    session: SessionId
+    attempt: int
+    index: int
+    door: RingDoor  # the next worker's
+    tells: bool  # of the first and last stage, which both know each token, the one that answers the coordinator
+
+
+class RingJoined(msgspec.Struct, frozen=True, tag="ring_joined"):
+    """The worker of this stage is connected to those before and behind it."""
+
+    session: SessionId
+    attempt: int
+    index: int
+
+
+class TurnRing(msgspec.Struct, frozen=True, tag="turn_ring", gc=False):
+    """To the first stage: the ring may turn up to the row before position `until`."""
+
+    session: SessionId
+    attempt: int
+    until: int
 
 
 class StageStepMessage(msgspec.Struct, frozen=True, tag="step", omit_defaults=True, gc=False):
@@ -83,6 +119,7 @@ class StageStepMessage(msgspec.Struct, frozen=True, tag="step", omit_defaults=Tr
     rows: int
     sample: bool = False  # the head samples after the last row
     forward_from: tuple[int, ...] = ()  # per stage: rows below this position are not handed on; empty: all are
+    until: int = 0  # for the first stage: the ring turns by itself after this step, up to the row before this position
 
 
 class Acknowledged(msgspec.Struct, frozen=True, tag="acknowledged", gc=False):
@@ -181,6 +218,9 @@ class DelegationFailed(msgspec.Struct, frozen=True, tag="delegation_failed"):
 StageMessage = (
     OpenStage
     | StageOpened
+    | JoinRing
+    | RingJoined
+    | TurnRing
     | StageStepMessage
     | Acknowledged
     | Answered

@@ -30,9 +30,12 @@ class Feature(enum.IntFlag):
     INTRODUCTIONS = 4  # names the peers it is connected to
     NAMED_PEERS = 8  # keeps a request that it coordinates among the peers that its asker names
     KEPT = 16  # says what it holds and is not about to let go
+    RINGS = 32  # has its workers hand tokens on to those of other nodes
 
 
-OURS: Feature = Feature.DATA_PLANE | Feature.DELEGATION | Feature.INTRODUCTIONS | Feature.NAMED_PEERS | Feature.KEPT
+OURS: Feature = (
+    Feature.DATA_PLANE | Feature.DELEGATION | Feature.INTRODUCTIONS | Feature.NAMED_PEERS | Feature.KEPT | Feature.RINGS
+)
 
 
 @attrs.frozen

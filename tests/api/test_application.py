@@ -124,7 +124,7 @@ async def test_bad_parameters_are_named(serve, change, param):
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b"", "not valid JSON"), (b"{", "not valid JSON"), (b'{"model": NaN}', "not valid JSON"), (b"\xff\xfe", "not valid JSON"),
+        (b"", "not valid JSON"), (b"{", "not valid JSON"), (b'{"a":', "not valid JSON"), (b'{"model": NaN}', "not valid JSON"), (b"\xff\xfe", "not valid JSON"),
         (b'{"model": "m",\n "messages": [}', "line 2, column"), (b"[" * 100_000, "nested too deeply"), (b"[]", "Expected `object`"),
         (b'{"temperature": Infinity}', "not valid JSON"),
     ],

@@ -1,14 +1,16 @@
-"""`python -m meshnode.engine.worker`, except that it writes down every computation and every release of memory."""
+"""`python -m meshnode.engine.worker`, except that it writes down what it computes, frees, dials and hands on."""
 
 import os
 import sys
 import time
 
 from meshnode.engine.kv_cache import SessionCache
+from meshnode.engine.ring_doors import RingDoors
+from meshnode.engine.rings import Rings
 from meshnode.engine.stage_model import StageModel
 from meshnode.engine.worker import main
 
-_forward, _close = StageModel.forward, SessionCache.close
+_forward, _close, _dial, _hand_on = StageModel.forward, SessionCache.close, RingDoors.dial, Rings.hand_on
 
 
 def _trace() -> None:
@@ -25,7 +27,15 @@ def _trace() -> None:
         _close(cache)
         os.write(file, f"freed {time.monotonic()} {cache.pool.used_bytes}\n".encode())
 
-    StageModel.forward, SessionCache.close = forward, close
+    def dial(doors, door, number):
+        os.write(file, f"opened {time.monotonic()} ring\n".encode())
+        _dial(doors, door, number)
+
+    def hand_on(rings, session, step, position, body):
+        _hand_on(rings, session, step, position, body)
+        os.write(file, f"handed {time.monotonic()} {position}\n".encode())
+
+    StageModel.forward, SessionCache.close, RingDoors.dial, Rings.hand_on = forward, close, dial, hand_on
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ with atheris.instrument_imports(include=["meshnode"]):
     from meshnode.types.peers import Offer
     from meshnode.wire.envelopes import EnvelopeCodec
     from meshnode.wire.protocols import BULK_MESSAGES, CONTROL_MESSAGES, STAGE_MESSAGES
+    from meshnode.wire.ring_messages import RING_MESSAGES
     from meshnode.wire.tagged import UNDECODABLE
 
 
 def one_input(data: bytes) -> None:
-    for messages in (BULK_MESSAGES, CONTROL_MESSAGES, STAGE_MESSAGES):
+    for messages in (BULK_MESSAGES, CONTROL_MESSAGES, RING_MESSAGES, STAGE_MESSAGES):
         codec = EnvelopeCodec(messages, messages)
         half = len(data) // 2
         try:

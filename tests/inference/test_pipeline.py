@@ -6,6 +6,7 @@ import trio
 from support.memory_mesh import MemoryNetwork
 from support.toy_executor import toy_answer
 from support.toy_mesh import BLOCKS, PROMPT, WISH, Mesh, generate, new_session
+from support.toy_rings import ToyRings
 
 from meshnode.errors import SessionLost
 from meshnode.inference.session import Session
@@ -14,8 +15,13 @@ from meshnode.wire.stage_messages import OpenStage
 
 
 @pytest.fixture
-async def mesh(nursery):
-    return Mesh(MemoryNetwork(nursery), nursery)
+async def mesh(nursery, request):
+    """All goes by way of the daemons, unless a test wants it in rings too; see test_rings for more."""
+    network = MemoryNetwork(nursery)
+    return Mesh(network, nursery, rings=ToyRings(network) if getattr(request, "param", False) else None)
+
+
+in_rings_too = pytest.mark.parametrize("mesh", [False, True], ids=["by daemons", "in rings"], indirect=True)
 
 
 async def test_three_stages_give_the_tokens_of_one(mesh, autojump_clock):
@@ -50,6 +56,7 @@ async def test_a_lost_stage_costs_a_pause_not_the_answer(mesh, autojump_clock, v
     assert set(left.values()) == {0}
 
 
+@in_rings_too
 async def test_survivors_keep_their_cache(mesh, autojump_clock):
     """Only the new stage, and those before it, compute again; those behind it go on with what they have."""
     for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12), ("spare", 4, 9)):
@@ -60,6 +67,7 @@ async def test_survivors_keep_their_cache(mesh, autojump_clock):
     assert behind.rows <= 3 * (len(PROMPT) + 60 + 2)
 
 
+@in_rings_too
 async def test_a_stage_that_comes_back_is_waited_for(mesh, autojump_clock):
     """Nobody else has these blocks: the worker's return is the new fact."""
     for name, start, end in (("a", 0, 6), ("b", 6, 12)):
@@ -88,6 +96,7 @@ async def test_a_stage_that_loads_anew_before_the_first_token_is_waited_for(mesh
     assert session.recoveries
 
 
+@in_rings_too
 @pytest.mark.parametrize("dumb", [4, 12])
 async def test_a_stage_that_was_only_slow_is_asked_again_when_there_is_no_other(mesh, autojump_clock, dumb):
     """It says nothing new of itself, as it has noticed nothing."""
@@ -110,6 +119,7 @@ async def _thaw(mesh, after):
     mesh.network.thaw("b")
 
 
+@in_rings_too
 async def test_no_route_left_ends_with_an_error_that_names_the_blocks(mesh, autojump_clock):
     for name, start, end in (("a", 0, 6), ("b", 6, 12)):
         await mesh.add(name, start, end)
@@ -119,6 +129,7 @@ async def test_no_route_left_ends_with_an_error_that_names_the_blocks(mesh, auto
     assert mesh.held() == {"a": 0}
 
 
+@in_rings_too
 async def test_a_client_that_leaves_frees_every_node_within_a_second(mesh, autojump_clock):
     for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12)):
         await mesh.add(name, start, end)
@@ -153,6 +164,7 @@ async def test_a_long_prompt_overlaps_the_stages(mesh, autojump_clock):
     assert trio.current_time() - began < 640 * 4 * 1e-3 * 1.2
 
 
+@in_rings_too
 async def test_a_loss_takes_no_token_from_a_reader_who_is_slow(mesh, autojump_clock):
     """A stage dies while its token is still being handed over: it is handed over once, and the answer goes on after it."""
     for name, start, end in (("a", 0, 4), ("b", 4, 12), ("spare", 4, 12)):

@@ -98,13 +98,15 @@ def test_every_node_answers_with_the_text_of_one_that_holds_all(mesh):
 
 
 def test_a_token_costs_no_stream_and_no_link(mesh):
-    def opened():
-        """Return how many all nodes have opened so far, those apart by which they announce their shards."""
+    def told(kind):
+        """Return how many of these all nodes and workers have written down, those apart by which they announce their shards."""
         lines = [line for file in mesh.traces.iterdir() for line in file.read_text().splitlines()]
-        return sum(line.startswith("opened") and "/dht/" not in line for line in lines)
+        return sum(line.startswith(kind) and "/dht/" not in line for line in lines)
 
-    counts = []
-    answer = ask(mesh.nodes["a"], STORY, meanwhile=lambda _: counts.append(opened()))
+    ask(mesh.nodes["a"], STORY)  # the first answer over a route has its workers connected
+    counts, handed = [], told("handed")
+    answer = ask(mesh.nodes["a"], STORY, meanwhile=lambda _: counts.append(told("opened")))
+    assert told("handed") - handed > 2 * answer.tokens  # over three borders, without the daemons
     assert answer.outcome == mesh.undisturbed["greedy"].outcome
     assert len(counts) > 20
     assert len(set(counts)) == 1

@@ -9,10 +9,11 @@ import attrs
 import pytest
 import trio
 
+from meshnode.crypto.tls import dialler_context
 from meshnode.errors import MeshnodeError, Overloaded, PeerMisbehaved, PeerUnreachable, RequestError, Unavailable
 from meshnode.network.bulk_lines import open_line
 from meshnode.network.bulk_reception import BulkReception
-from meshnode.network.certificates import dialler_context, make_credentials
+from meshnode.network.certificates import make_credentials
 from meshnode.network.right_of_way import RightOfWay
 from meshnode.network.tickets import Purpose, TicketBook
 from meshnode.network.upload_limits import UploadLimits

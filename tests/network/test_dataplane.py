@@ -11,8 +11,9 @@ import trio.testing
 from msgspec.structs import replace
 from support.link_pairs import answer_probes
 
+from meshnode.crypto.tls import dialler_context
 from meshnode.errors import ConfigError, PeerMisbehaved, PeerRefused, PeerUnreachable
-from meshnode.network.certificates import dialler_context, make_credentials
+from meshnode.network.certificates import make_credentials
 from meshnode.network.dataplane import DataPlane, DataPlanePorts, DataPlaneSettings
 from meshnode.network.direct import dial
 from meshnode.network.greetings import Greeter

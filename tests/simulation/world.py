@@ -12,6 +12,7 @@ from random import Random
 import attrs
 import trio
 from support.toy_executor import ToyExecutor
+from support.toy_rings import ToyRings
 
 from meshnode.crypto.identity import Identity
 from meshnode.errors import PeerUnreachable
@@ -38,6 +39,7 @@ from meshnode.observe.metrics import Metrics
 from meshnode.store.memory import MemoryStore
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
+from meshnode.types.rings import RingPlace
 from simulation.shelf import Shelf
 from simulation.streams import stream_pair
 from simulation.watch import WatchedRouter
@@ -71,6 +73,25 @@ class SimPlane(DataPlane):
             self._nursery.start_soon(self._close_idle)
             task_status.started()
             await trio.sleep_forever()
+
+    def ring_place(self):
+        return RingPlace((), (self._greeter.own,), b"", b"")
+
+
+class SimRings(ToyRings):
+    """Links between workers, over the same ways as those between nodes."""
+
+    def _latency(self, own, peer):
+        return self.network.latency(own, peer)
+
+    def _sent(self, own, peer, lap, body):
+        return [(self._latency(own, peer), lap, body)]
+
+    async def _awake(self, peer):
+        """Do nothing: machines here are without power or whole."""
+
+    def _is_apart(self, one, other):
+        return not {one, other} <= set(self.network.hosts) or self.network.is_apart(one, other)
 
 
 @attrs.define(eq=False)
@@ -266,6 +287,7 @@ class SimNode:
             head=spec.head,
             vocabulary=VOCABULARY,
             pace=PACE,
+            rings=self.world.rings,
         )
         return self.executor
 
@@ -304,6 +326,7 @@ class SimWorld:
     cuts: dict = attrs.field(factory=dict)  # name of a cut -> peers on one side of it, whether it goes one way only
     remains: dict = attrs.field(factory=dict)  # peer -> streams of a process that went without a word
     bootstrap: tuple = ()
+    rings: SimRings = attrs.field(default=attrs.Factory(SimRings, takes_self=True))
 
     def clock(self):
         return 1.8e9 + trio.current_time()

@@ -13,6 +13,7 @@ from meshnode.network.loopback import LoopbackLink
 from meshnode.network.stage_links import Received
 from meshnode.types.ids import PeerId
 from meshnode.types.peers import Liveness, Offer, PeerInfo
+from meshnode.types.rings import RingPlace
 from meshnode.wire.failures import Failed, error_from
 
 __all__ = ["MemoryNetwork"]
@@ -143,6 +144,12 @@ class MemoryNode:
     def existing(self, peer):
         link = self.links.get(peer)
         return None if link is None or link.closed.is_set() else link
+
+    def ring_place(self):
+        return RingPlace((), (self.peer,), b"", b"")
+
+    def activations_pass(self):
+        pass
 
 
 @attrs.define(eq=False)

@@ -41,6 +41,7 @@ from meshnode.wire.control_messages import (
 )
 from meshnode.wire.failures import Failed
 from meshnode.wire.protocols import BULK_MESSAGES, CONTROL_MESSAGES, STAGE_MESSAGES
+from meshnode.wire.ring_messages import RING_MESSAGES, Attach, Attached, Detach, Lap, RingDoor
 from meshnode.wire.stage_messages import (
     Acknowledged,
     Answered,
@@ -50,12 +51,15 @@ from meshnode.wire.stage_messages import (
     DelegatedEvents,
     DelegationFailed,
     GrantEvents,
+    JoinRing,
     OpenStage,
     Probe,
     ProbeReply,
+    RingJoined,
     StageFailed,
     StageOpened,
     StageStepMessage,
+    TurnRing,
 )
 
 __all__ = ["EXAMPLES", "SETS"]
@@ -69,7 +73,9 @@ _SAMPLING = SamplingParameters(0.8, 0.95, 40, 0.05, 7, 0.5, -0.5, ((5, -100.0), 
 _TOKEN = TokenEvent(4711, -0.25, ((4711, -0.25), (3, -2.5)))
 _LOGPROB = TokenLogprob("é", -0.5, "é".encode(), (TokenLogprob("e", -1.5, b"e"),))
 
-SETS = {"control": CONTROL_MESSAGES, "stage": STAGE_MESSAGES, "bulk": BULK_MESSAGES}
+_DOOR = RingDoor(("192.0.2.7", "2001:db8::7"), 4003, bytes(range(32)), bytes(range(32, 64)))
+
+SETS = {"control": CONTROL_MESSAGES, "stage": STAGE_MESSAGES, "bulk": BULK_MESSAGES, "ring": RING_MESSAGES}
 
 _EVERYWHERE = {
     "hello": Hello(1, 2, 7, bytes(range(32)), "0.1.0", 1_700_000_000.5),
@@ -100,6 +106,11 @@ _STAGE = {
         _S, 1, _M, 0, BlockRange(0, 15), True, False, 2048, _A, _B, pages=(bytes(32), bytes(range(32)))
     ),
     "stage_opened": StageOpened(1024),
+    "stage_opened_door": StageOpened(1024, _DOOR),
+    "join_ring": JoinRing(_S, 1, 2, _DOOR, False),
+    "ring_joined": RingJoined(_S, 1, 2),
+    "turn_ring": TurnRing(_S, 1, 104),
+    "step_ring": StageStepMessage(_S, 1, 0, 17, 40, 1, True, until=104),
     "step": StageStepMessage(_S, 1, 2, 17, 40, 1),
     "step_prompt": StageStepMessage(_S, 2, 0, 1, 0, 512, True, (0, 512)),
     "acknowledged": Acknowledged(_S, 1, 17, 2),
@@ -150,6 +161,13 @@ _BULK = {
     "share_kept": ShareKept(),
     "failed": Failed("unavailable", "it is not here"),
 }
+_RING = {
+    "attach": Attach(3, bytes(range(32))),
+    "attached": Attached(3),
+    "detach": Detach(3),
+    "lap": Lap(3, 17, 40),
+    "lap_token": Lap(3, 18, 41, _TOKEN),
+}
 _BODIES = {
     "manifest": b"\x80",
     "chunk": bytes(range(64)),
@@ -157,11 +175,18 @@ _BODIES = {
     "share_made": b"\x90",
     "step": b"\x80\x3f" * 8,
     "step_prompt": bytes(range(64)),
+    "step_ring": bytes(4),
+    "lap": b"\x80\x3f" * 8,
 }
 
 EXAMPLES = {
     f"{name}/{key}": (messages, message, _BODIES.get(key, b""))
     for name, messages, own in (("control", CONTROL_MESSAGES, _CONTROL), ("stage", STAGE_MESSAGES, _STAGE))
     for key, message in {**_EVERYWHERE, **own}.items()
-} | {f"bulk/{key}": (BULK_MESSAGES, message, _BODIES.get(key, b"")) for key, message in _BULK.items()}
+}
+EXAMPLES |= {
+    f"{name}/{key}": (messages, message, _BODIES.get(key, b""))
+    for name, messages, own in (("bulk", BULK_MESSAGES, _BULK), ("ring", RING_MESSAGES, _RING))
+    for key, message in own.items()
+}
 """(its protocol, the message, its body) by name."""

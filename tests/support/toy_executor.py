@@ -10,11 +10,12 @@ from hashlib import blake2b
 import attrs
 import trio
 
-from meshnode.engine.executor import ExecutorStats, StageReservation, StageResult
+from meshnode.engine.executor import ExecutorStats, Generation, StageReservation, StageResult, StageStep
 from meshnode.engine.prefixes import PAGE
 from meshnode.errors import BadRows, OutOfMemory, RequestError, SessionLost, WorkerLost
 from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import TokenEvent
+from meshnode.wire.ring_messages import Lap
 
 __all__ = ["WIDTH", "ToyExecutor", "toy_answer"]
 
@@ -31,6 +32,9 @@ class _Cache:
     running: dict  # block -> hashes of its cache after each position
     length: int = 0
     history: list = attrs.field(factory=list)
+    steps: int = 0  # under way
+    until: int = 0  # laps go on up to the row before this position
+    held: tuple | None = None  # a lap that came to there, and its body
 
 
 class ToyExecutor:
@@ -47,10 +51,12 @@ class ToyExecutor:
         pace=1e-4,
         room=1 << 20,
         width=WIDTH,
+        rings=None,
     ):
         self.block_count, self.blocks = block_count, blocks or BlockRange(0, block_count)
         self.embedding, self.head, self.vocabulary, self.pace, self.room = embedding, head, vocabulary, pace, room
         self.width = width  # bytes of a row on its way; all but the first are padding
+        self.rings = rings  # ToyRings, if executors hand rows on among themselves
         self.sessions, self.incarnation, self.is_ready = {}, 0, False
         self.kept = {}  # full pages, by name
         self.rows = 0  # computed so far, times blocks
@@ -67,12 +73,14 @@ class ToyExecutor:
             await self._lost.wait()
             raise WorkerLost("the worker process ended")
         finally:
-            self.is_ready, self.sessions, self._ready = False, {}, trio.Event()
-            self._lost.set()
+            self.crash()
+            self._ready = trio.Event()
 
     def crash(self):
         self._lost.set()
         self.is_ready, self.sessions = False, {}
+        if self.rings is not None:
+            self.rings.end(self)
 
     async def drain(self):
         pass
@@ -89,9 +97,11 @@ class ToyExecutor:
         )
         if not within or reservation.embedding > self.embedding or reservation.head > self.head:
             raise RequestError("these blocks are not loaded here")
+        self._leave(session)
         there = self.sessions.get(session)
         if there is not None and there.reservation.blocks == reservation.blocks:
             there.reservation, there.history = reservation, list(reservation.history)
+            there.until, there.held = 0, None
             return there.length
         if sum(each.reservation.tokens for each in self.sessions.values()) + reservation.tokens > self.room:
             raise OutOfMemory("the KV cache is full")
@@ -110,6 +120,24 @@ class ToyExecutor:
         cache = self.sessions.get(step.session)
         if cache is None:
             raise SessionLost("no such session")
+        cache.until, cache.held = step.until, None
+        return await self._step(cache, step)
+
+    async def _step(self, cache, step):
+        cache.steps += 1
+        try:
+            result = await self._compute(cache, step)
+        finally:
+            cache.steps -= 1
+        if not step.until:
+            return result
+        if result.token is None:
+            self.rings.hand_on(self, step.session, Lap(0, step.number, step.position), result.activations)
+        else:
+            self.rings.sampled(self, step.session, step, result.token)
+        return attrs.evolve(result, activations=b"", goes_round=True)
+
+    async def _compute(self, cache, step):
         wants = cache.reservation
         rows = (
             [_hash(b"token", token.to_bytes(4, "little")) for token in step.tokens]
@@ -123,8 +151,8 @@ class ToyExecutor:
         async with self._busy:
             await trio.sleep(self.pace * len(rows) * len(cache.running))
         self._check()
-        if self.sessions.get(step.session) is not cache:
-            raise SessionLost("released meanwhile")
+        if self.sessions.get(step.session) is not cache or cache.reservation is not wants:
+            raise SessionLost("released or reserved anew meanwhile")
         for block, running in cache.running.items():
             del running[step.position + 1 :]
             out = []
@@ -158,8 +186,55 @@ class ToyExecutor:
             TokenEvent(chosen) if wants.sampling.top_logprobs is None else TokenEvent(chosen, -0.5, ((chosen, -0.5),))
         )
 
+    async def open_door(self, session, place):
+        await trio.lowlevel.checkpoint()
+        self._check()
+        if session not in self.sessions:
+            raise SessionLost("no such session")
+        return None if self.rings is None else self.rings.expect(self, session, place)
+
+    @asynccontextmanager
+    async def ring(self, session, door, *, tells):
+        self._check()
+        yield self.rings.enter(self, session, door, tells)
+
+    def let_turn(self, session, until):
+        self._check()
+        if (cache := self.sessions.get(session)) is not None:
+            cache.until, held, cache.held = max(cache.until, until), cache.held, None
+            if held is not None:
+                self.rings.go_on(self, session, *held)
+
+    async def lap(self, session, lap, body):
+        """Take a row that came round, or the token after one."""
+        cache = self.sessions[session]
+        wants = cache.reservation
+        if lap.event is not None:
+            self.rings.tell(self, session, lap.step - 1, lap.position - 1, lap.event)
+        if wants.embedding and lap.position >= cache.until and cache.held is None:
+            cache.held = lap, body
+            return
+        await self.go_round(session, lap, body)
+
+    async def go_round(self, session, lap, body):
+        cache = self.sessions[session]
+        wants = cache.reservation
+        if cache.steps or cache.held is not None or lap.position != cache.length:
+            raise BadRows(f"position {lap.position} came round where {cache.length} is the next")
+        if len(body) != (0 if wants.embedding else self.width) or (lap.event is None) is wants.embedding:
+            raise BadRows(f"{len(body)} bytes came round")
+        tokens = () if lap.event is None else (lap.event.token,)
+        if any(token >= self.vocabulary for token in tokens):
+            raise RequestError("no token of this model")
+        await self._step(cache, StageStep(session, lap.position, tokens, body, wants.head, number=lap.step, until=1))
+
+    def _leave(self, session):
+        if self.rings is not None:
+            self.rings.leave(self, session)
+
     async def release(self, session):
         await trio.lowlevel.checkpoint()
+        self._leave(session)
         self.sessions.pop(session, None)
 
     async def stats(self):
@@ -206,8 +281,6 @@ class _Events:
         return self
 
     async def __anext__(self):
-        from meshnode.engine.executor import StageStep
-
         request, last = self.request, self.tokens[-1]
         if self.sent == request.max_tokens or (self.sent and last in request.end_tokens):
             raise StopAsyncIteration
@@ -221,8 +294,6 @@ class _Events:
 
 async def toy_answer(block_count, prompt, sampling, count):
     """Return the tokens one executor with everything gives."""
-    from meshnode.engine.executor import Generation
-
     executor = ToyExecutor(block_count, pace=0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(executor.run)

@@ -6,6 +6,7 @@ import attrs
 import trio
 from support.memory_mesh import MemoryNetwork
 from support.toy_executor import WIDTH, ToyExecutor
+from support.toy_rings import ToyRings
 
 from meshnode.inference.coordination import Coordinator, Patience
 from meshnode.inference.delegation import Delegations
@@ -57,6 +58,7 @@ class Mesh:
     nodes: dict = attrs.field(factory=dict)
     evidence: list = attrs.field(factory=list)
     metrics: Metrics = attrs.field(factory=Metrics)
+    rings: ToyRings | None = None  # executors hand rows on among themselves
 
     async def add(self, name, start, end, boomerang=False, **options):
         known = self.network.add(name)
@@ -65,6 +67,7 @@ class Mesh:
             BlockRange(start, end),
             embedding=options.pop("embedding", start == 0),
             head=options.pop("head", end == BLOCKS),
+            rings=options.pop("rings", self.rings),
             **options,
         )
 
