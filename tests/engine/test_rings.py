@@ -95,8 +95,9 @@ def test_sessions_that_go_the_same_way_share_a_link_which_ends_when_it_carries_n
 def test_whoever_shows_a_token_a_second_time_is_not_taken_in(workers, credentials):
     worker, second, _ = workers
     door = worker.door("a")
+    pair = [Neighbour.dialled(door), Neighbour.dialled(door)]
+    turn([], lambda: worker.rings._doors._made.qsize() == 2)  # both before the main thread looks
     exchange = worker.enter("a", second.door("a"))
-    pair = [Neighbour.dialled(door), Neighbour.dialled(door)]  # both before the main thread looks
     turn(workers, lambda: all(each.look() for each in pair) and any(each.heard for each in pair))
     late = Neighbour.dialled(door)
     turn(workers, lambda: not late.look() and worker.has_entered(exchange))
