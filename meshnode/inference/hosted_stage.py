@@ -77,6 +77,7 @@ class HostedStage:
     _receive: trio.MemoryReceiveChannel[ReceivedStep] = attrs.field(init=False)
     _wish: trio.MemorySendChannel[_Opening] = attrs.field(init=False)
     _wishes: trio.MemoryReceiveChannel[_Opening] = attrs.field(init=False)
+    _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)  # of the newest wish that was heard
     _ring: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)  # of this attempt
     _join: trio.MemorySendChannel[JoinRing] = attrs.field(init=False)
     _joins: trio.MemoryReceiveChannel[JoinRing] = attrs.field(init=False)
@@ -106,6 +107,7 @@ class HostedStage:
         except trio.WouldBlock:
             raise PeerMisbehaved("this stage is being opened again and again") from None
         self.opened, self._last_step, self._position = message, 0, None
+        self._opening.cancel()  # it may wait for a neighbour that has gone
         self._ring.cancel()
 
     def join(self, message: JoinRing) -> bool:
@@ -176,11 +178,17 @@ class HostedStage:
     async def _open_when_wished(self) -> None:
         """Reserve, and answer, beside the steps: a new reservation is what ends those that wait at the worker."""
         async for wish in self._wishes:
-            try:
-                length = await self._reserve(wish.message)
-                reply: StageOpened | Failed = StageOpened(length, await self._open_door(wish.message))
-            except MeshnodeError as error:
-                reply = failure(error)
+            if wish.message.attempt != self.opened.attempt:
+                continue  # nobody waits for that answer any more
+            reply: StageOpened | Failed | None = None
+            with trio.CancelScope() as self._opening:
+                try:
+                    length = await self._reserve(wish.message)
+                    reply = StageOpened(length, await self._open_door(wish.message))
+                except MeshnodeError as error:
+                    reply = failure(error)
+            if reply is None:
+                continue
             try:
                 await self.coordinator.send(reply, exchange=wish.exchange)
             except PeerUnreachable:

@@ -139,7 +139,11 @@ class Pipeline:
                 # What nobody took over. Not waited for: whoever is frozen may have no room for another message.
                 nursery.start_soon(close_session, self.links, self.before, self.session.id, self.attempt)
                 nursery.start_soon(self._form_ring)
-                await self._generate(take)
+                try:
+                    await self._generate(take)
+                except RingLost:
+                    await self._probe()  # the worker that is gone may have gone with its node
+                    raise
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise cause_of(group) from None
