@@ -458,6 +458,20 @@ async def test_a_stage_that_is_closed_while_it_opens_holds_nothing(mesh, autojum
         assert mesh.held()["evil"] == 0
 
 
+async def test_a_stage_that_looks_for_a_neighbour_hears_that_it_is_opened_anew(mesh, autojump_clock):
+    """A neighbour that has died is dialled for a while; the coordinator knows already, and has another route."""
+    link = await mesh.network.nodes["reserve"].to("evil")
+    mesh.network.dialling = 60.0
+    for attempt in (1, 2):
+        await link.send(attrs_of(WANTED, {"attempt": attempt, "next": "nobody"}), exchange=attempt)
+        await trio.sleep(0.1)
+    opened = await link.ask(attrs_of(WANTED, {"attempt": 3}), timeout=1)
+    assert opened.message == StageOpened(0)
+    await link.send(CloseStage(WANTED.session, 4))
+    await trio.sleep(1)
+    assert mesh.held()["evil"] == 0
+
+
 async def test_a_probe_is_answered_whatever_is_going_on(mesh, autojump_clock):
     link = await mesh.network.nodes["reserve"].to("evil")
     assert (await link.ask(Probe(), timeout=1)).message == ProbeReply()

@@ -113,32 +113,6 @@ async def test_an_end_token_ends_what_goes_round(mesh, autojump_clock):
 # Losses
 
 
-@pytest.mark.parametrize("rings", [True, False])
-async def test_nobody_waits_for_a_neighbour_that_is_being_looked_for(mesh, autojump_clock, rings):
-    """A stage that is opened again hears of the next attempt, even while it dials who has gone."""
-    await mesh.add_all(*THREE)
-    await mesh.add("spare", 4, 9, pace=1e-3)
-    session = new_session(COUNT)
-    session.rings = rings
-
-    def strike():
-        mesh.kill("b")
-        mesh.network.dialling = 10.0
-        mesh.network.nursery.start_soon(calm)
-
-    async def calm():
-        await trio.sleep(0.5)
-        mesh.network.dialling = 0.0
-
-    for name in "ac":
-        await mesh.network.nodes[name].to("spare")
-    await mesh.network.nodes["spare"].to("c")
-    assert await generate(mesh.nodes["a"], session, {17: strike}) == await expected()
-    assert session.recoveries == 1
-    assert session.pause < 1
-    await mesh.assert_all_is_free()
-
-
 @pytest.mark.parametrize(("how", "moment"), [*product(("kill", "freeze"), (1, 17, 59)), ("crash", 17)])
 @pytest.mark.parametrize(("victim", "asker"), [("a", "c"), ("b", "a"), ("c", "a")])
 async def test_a_lost_stage_costs_a_pause_not_the_answer(mesh, autojump_clock, how, moment, victim, asker):
