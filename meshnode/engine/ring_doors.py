@@ -28,6 +28,13 @@ DoorKey = tuple[tuple[str, ...], int, bytes]
 _PATIENCE = 3.0  # seconds for a connection to be made, and for a stranger to show a token
 _STRANGERS = 32  # at once
 _HOSTS = 8  # of a door that are tried
+_DIALLING = 6.0  # seconds after which no further one is
+_GONE_AFTER = (
+    ("TCP_KEEPIDLE", 20),
+    ("TCP_KEEPINTVL", 5),
+    ("TCP_KEEPCNT", 3),
+    ("TCP_USER_TIMEOUT", 35_000),
+)  # s; ms the last
 _FIRST = 4096  # bytes, more than the first message has
 
 
@@ -92,8 +99,13 @@ class RingDoors:
                     raise RingBroken(f"cannot listen on {host} for other workers: {error.strerror}") from error
                 listeners.append(listener)
                 port = listener.getsockname()[1]
-            for listener in listeners:
-                _begin(self._receive_for_ever, listener, context)
+            try:
+                for listener in listeners:
+                    _begin(self._receive_for_ever, listener, context)
+            except RuntimeError:  # no thread
+                for listener in listeners:
+                    listener.close()
+                raise
             self._port = port
         return self._port
 
@@ -102,14 +114,21 @@ class RingDoors:
         _begin(self._dial, door, number)
 
     def _dial(self, door: RingDoor, number: int) -> None:
-        reasons = []
+        reasons, until = [], time.monotonic() + _DIALLING
         for host in door.hosts[:_HOSTS]:
+            if time.monotonic() > until:
+                break
             try:
                 link = _connect(host, door)
+            except Exception as error:  # noqa: BLE001  # a host and a port are anything here, and somebody waits for the result
+                reasons.append(f"{host[:40]}: {error}")
+                continue
+            try:
                 link.send(Attach(number, door.token))
                 link.socket.setblocking(False)
-            except (OSError, OverflowError, ValueError, MeshnodeError) as error:  # a port is any number here
-                reasons.append(f"{host}: {error}")
+            except (OSError, MeshnodeError) as error:
+                link.close()
+                reasons.append(f"{host[:40]}: {error}")
             else:
                 self._tell(Dialled(key_of(door), link))
                 return
@@ -153,8 +172,8 @@ class RingDoors:
 def _connect(host: str, door: RingDoor) -> RingSocket:
     ipaddress.ip_address(host)  # a name would make us ask our resolver what a peer wants
     connection = socket.create_connection((host, door.port), _PATIENCE)
-    _prepare(connection)
     try:
+        _prepare(connection)
         tls = dialler_context().wrap_socket(connection)
     except OSError:
         connection.close()
@@ -169,6 +188,9 @@ def _prepare(connection: socket.socket) -> None:
     connection.settimeout(_PATIENCE)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that is switched off says nothing
+    for option, value in _GONE_AFTER:
+        if hasattr(socket, option):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _first_words(link: RingSocket) -> list[Envelope[RingMessage]]:
@@ -177,9 +199,11 @@ def _first_words(link: RingSocket) -> list[Envelope[RingMessage]]:
     while not said:
         link.socket.settimeout(max(0.01, until - time.monotonic()))
         data = link.socket.recv(_FIRST)
-        if not data:
+        if not data or time.monotonic() > until:
             raise RingBroken("a stranger said nothing")
         said.extend(link.codec.feed(data))
+        if link.codec.skipped:
+            raise RingBroken("a stranger said what no worker says first")
     return said
 
 

@@ -30,6 +30,7 @@ Deliver = Callable[[SessionId, Lap, bytes], None]
 
 _TELL_EVERY = 1.0  # seconds between two words to the daemon that a session's rows pass
 _MOST_LINKS = 64  # that others may have to us
+_MOST_DIALLED = 16  # doors at once
 
 
 @attrs.define(eq=False)
@@ -85,8 +86,8 @@ class Rings:
         self.leave(session)
         try:
             port = self._opened_doors().listen(place)
-        except RingBroken as error:
-            self.emit(Envelope(exchange, failure(error)))
+        except (RingBroken, OSError, RuntimeError) as error:  # no descriptor, no thread, or no room for the certificate
+            self.emit(Envelope(exchange, failure(RingBroken(f"no door for other workers: {error}"))))
             return
         token = secrets.token_bytes(TOKEN_BYTES)
         self._members[session], self._expected[token] = _Member(token), session
@@ -110,10 +111,18 @@ class Rings:
             if link.key == key:
                 self._attach(link, waiting)
                 return
-        queue = self._dialling.setdefault(key, [])
-        queue.append(waiting)
-        if len(queue) == 1:
+        if key in self._dialling:
+            self._dialling[key].append(waiting)
+            return
+        if len(self._dialling) >= _MOST_DIALLED:
+            self.fail(session, RingBroken(f"{_MOST_DIALLED} doors are being tried already"))
+            return
+        try:
             self._opened_doors().dial(door, 0)
+        except (OSError, RuntimeError) as error:  # no descriptor, or no thread
+            self.fail(session, RingBroken(f"the next worker cannot be tried: {error}"))
+        else:
+            self._dialling[key] = [waiting]
 
     def hand_on(self, session: SessionId, step: int, position: int, body: bytes) -> None:
         """Send a row to the next worker."""
@@ -231,9 +240,13 @@ class Rings:
         return self._members.get(waiting.session) is waiting.member
 
     def _arrived(self, made: Arrived, deliver: Deliver) -> None:
-        if sum(link.key is None for link in self._links) >= _MOST_LINKS:
-            made.link.close()
-            return
+        theirs = [link for link in self._links if link.key is None]
+        if len(theirs) >= _MOST_LINKS:
+            unused = next((link for link in theirs if not link.sessions), None)
+            if unused is None:
+                made.link.close()
+                return
+            self._end(unused, RingBroken("another needs the place"))
         link = self._keep(made.link, None)
         try:
             for envelope in made.said:

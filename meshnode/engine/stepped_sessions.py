@@ -159,9 +159,14 @@ class SteppedSessions:
 
     def lap(self, name: SessionId, lap: Lap, body: bytes) -> None:
         """Take a row that came round, from the stage before; one that should not be takes the session out of its ring."""
+        session = self._sessions[name]
+        try:
+            _check(lap, session)
+        except MeshnodeError as error:
+            self.rings.fail(name, error)
+            return
         if lap.event is not None and self.rings.tells(name):
             self.rings.tell(name, Lapped(lap.step - 1, lap.position - 1, lap.event))
-        session = self._sessions[name]
         if session.part.embedding and lap.position >= session.until and session.held is None:
             session.held = lap, body
             return
@@ -312,8 +317,7 @@ class SteppedSessions:
             raise RequestError("this part of the stage has no head to sample with")
         waiting = _Waiting(exchange, step, inputs)
         room = min(session.cache.capacity, self.stage.spec.context_length)  # what is reserved is whole pages
-        if step.number > _LAST_STEP:
-            raise RequestError(f"step {step.number} is beyond {_LAST_STEP}, and has none after it")
+        _check_number(step.number)
         if step.position < 0 or waiting.end > room:
             raise RequestError(f"positions {step.position} to {waiting.end} do not fit the {room} reserved")
         if exchange is not None:
@@ -367,3 +371,19 @@ class SteppedSessions:
 def _raw(pieces: list[torch.Tensor]) -> bytes:
     """Return rows as they travel: bfloat16, little-endian."""
     return b"".join([piece.cpu().contiguous().view(torch.uint8).numpy().tobytes() for piece in pieces])
+
+
+def _check(lap: Lap, session: _Session) -> None:
+    """Look at what is told of before it is computed with. Raises BadRows, RequestError."""
+    _check_number(lap.step)
+    if lap.step < 1 or lap.position < 0:
+        raise BadRows(f"step {lap.step} at position {lap.position} came round, and there can be none")
+    if session.part.embedding is not (lap.event is not None):
+        raise BadRows(
+            "a row came round where a token is due" if lap.event is None else "a token came round where a row is due"
+        )
+
+
+def _check_number(step: int) -> None:
+    if step > _LAST_STEP:
+        raise RequestError(f"step {step} is beyond {_LAST_STEP}, and has none after it")

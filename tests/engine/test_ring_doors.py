@@ -5,6 +5,7 @@ import select
 import socket
 import time
 
+import msgspec
 import pytest
 from support.ring_workers import Door, Neighbour, handshaken, place_of
 
@@ -13,6 +14,7 @@ from meshnode.engine.ring_doors import Arrived, Dialled, RingDoors
 from meshnode.engine.ring_socket import RingSocket
 from meshnode.errors import RingBroken
 from meshnode.network.certificates import make_credentials
+from meshnode.wire.frames import Frame, FrameLimits, encode_frame
 from meshnode.wire.ring_messages import Attach, Detach, Lap, RingDoor
 
 pytestmark = pytest.mark.processes
@@ -108,6 +110,13 @@ def speaks_garbage(door):
     return connection
 
 
+def speaks_of_what_nobody_knows(door):
+    connection = handshaken(door)
+    header = msgspec.msgpack.encode({"type": "from_the_future"})
+    connection.send(encode_frame(Frame(10, 0, header), FrameLimits({})))
+    return connection
+
+
 def leaves(door):
     connection = handshaken(door)
     connection.shutdown(socket.SHUT_WR)
@@ -119,13 +128,14 @@ def leaves(door):
     [
         speaks_http,
         speaks_garbage,
+        speaks_of_what_nobody_knows,
         leaves,
         says(Attach(0, bytes(32))),
         says(Attach(0, b"")),
         says(Lap(0, 1, 0)),
         says(Detach(0)),
     ],
-    ids=["no-tls", "garbage", "gone", "wrong-token", "no-token", "lap", "detach"],
+    ids=["no-tls", "garbage", "unknown", "gone", "wrong-token", "no-token", "lap", "detach"],
 )
 def test_a_stranger_is_sent_away_and_whoever_comes_after_gets_in(keeper, begin):
     with begin(keeper.door) as stranger:

@@ -3,10 +3,7 @@
 import pytest
 from support.ring_stages import ANSWER, PROMPT, Between, good_row, now, stage_workers
 
-from meshnode.engine.worker_messages import (
-    LetTurn,
-    Step,
-)
+from meshnode.engine.worker_messages import Lapped, LetTurn, Step
 from meshnode.errors import BadRows, RequestError, RingBroken
 from meshnode.types.ids import SessionId
 from meshnode.wire.failures import Failed
@@ -72,7 +69,7 @@ def test_a_row_that_makes_no_sense_takes_its_session_out_of_the_ring(middle, spo
 @pytest.mark.parametrize("position", [-1, 1, 1 << 63])
 def test_a_position_that_is_not_the_next_does_too(middle, position):
     middle.lap(0, position, good_row(middle.worker))
-    refused(middle, BadRows, f"position {position} came round where 0 is the next")
+    refused(middle, BadRows, f"position {position} came round")
     middle.lap(1, 0, good_row(middle.worker))
     middle.turn(lambda: middle.has_passed("y", 0))
 
@@ -103,14 +100,33 @@ def test_what_is_no_token_of_the_model_does_too(first, token):
     first.turn(lambda: first.has_passed("y", 2))
 
 
+@pytest.mark.parametrize(("step", "position"), [(-(1 << 63), 2), (0, 2), (5, -(1 << 63)), (5, -1)])
+def test_numbers_that_nothing_can_follow_are_told_to_nobody(workers, step, position):
+    """The daemon hears of the step before: that number has to exist."""
+    first = Between(workers["begin"], (0, 2), embedding=True, tells=True)
+    first.lap(0, position, step=step, token=7)
+    refused(first, BadRows, "and there can be none")
+    assert not any(isinstance(said, Lapped) for said in first.worker.said(first.exchanges[0]))
+    first.close()
+
+
+def test_a_token_that_comes_to_the_head_is_not_told_of_as_its_own(workers):
+    """Only the first stage hears tokens; the stage before the last one cannot speak for it."""
+    last = Between(workers["end"], (2, 4), head=True, tells=True)
+    last.lap(0, 0, token=7)
+    refused(last, BadRows, "a token came round where a row is due")
+    assert not any(isinstance(said, Lapped) for said in last.worker.said(last.exchanges[0]))
+    last.close()
+
+
 def test_a_row_where_a_token_is_due_does_too(first):
     first.lap(0, 2, good_row(first.worker))
-    refused(first, RequestError, "begins with tokens")
+    refused(first, BadRows, "a row came round where a token is due")
 
 
 def test_a_token_where_a_row_is_due_does_too(middle):
     middle.lap(0, 0, token=7)
-    refused(middle, BadRows, "0 bytes are not rows")
+    refused(middle, BadRows, "a token came round where a row is due")
 
 
 def test_a_second_token_while_one_is_held_does_too(first):

@@ -233,6 +233,54 @@ def test_only_so_many_links_are_taken_in(workers, monkeypatch):
         each.close()
 
 
+def test_a_link_that_carries_nothing_makes_room(workers, monkeypatch):
+    monkeypatch.setattr("meshnode.engine.rings._MOST_LINKS", 1)
+    worker = workers[0]
+    idle = Neighbour.dialled(worker.door("a"))
+    turn([worker], lambda: idle.look() and idle.heard)
+    worker.rings.leave(SessionId("a"))
+    comes = Neighbour.dialled(worker.door("b"))
+    turn([worker], lambda: comes.look() and comes.heard)
+    assert not idle.look()
+    idle.close()
+    comes.close()
+
+
+def test_only_so_many_doors_are_tried_at_once(workers, credentials, monkeypatch):
+    """Each costs a thread for some seconds, and a coordinator may name any."""
+    monkeypatch.setattr("meshnode.engine.rings._MOST_DIALLED", 1)
+    worker, door = workers[0], Door(credentials)
+    for name in "abc":
+        worker.door(name)
+    first, same = (worker.enter(name, door.ring_door()) for name in "ab")
+    other = worker.enter("c", RingDoor(("127.0.0.1",), 9, bytes(32), bytes(32)))
+    assert is_broken(worker, other, why="1 doors are being tried already")
+    neighbour = door.answer()
+    turn([worker], lambda: worker.rings._members[SessionId("b")].behind is not None)
+    assert not is_broken(worker, first)
+    assert not is_broken(worker, same)
+    neighbour.close()
+    door.close()
+
+
+@pytest.mark.parametrize("failing", ["listener_context", "_begin"])
+def test_a_system_that_has_nothing_left_costs_the_ring_and_not_the_worker(credentials, monkeypatch, failing):
+    """No room for the certificate's file, no descriptor, no thread."""
+
+    def fails(*_):
+        raise OSError(28, "No space left on device") if failing == "listener_context" else RuntimeError("no thread")
+
+    worker = RingWorker(place_of(credentials))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"meshnode.engine.ring_doors.{failing}", fails)
+        (failed,) = worker.said(worker.expect("a"))
+        assert failed.code == RingBroken.code
+    assert worker.door("a")
+    monkeypatch.setattr("meshnode.engine.ring_doors._begin", lambda *_: fails())
+    if failing == "_begin":
+        assert is_broken(worker, worker.enter("a", RingDoor(("127.0.0.1",), 9, bytes(32), bytes(32))), why="no thread")
+
+
 def test_a_door_that_cannot_be_opened_is_said_to_the_daemon(credentials):
     worker = RingWorker(place_of(credentials, ["192.0.2.1"]))
     (failed,) = worker.said(worker.expect("a"))

@@ -135,13 +135,13 @@ class Route:
 class Between:
     """A stage whose neighbours the test is: two of its sessions hang on one link from before and one to behind."""
 
-    def __init__(self, worker, blocks, *, embedding=False, head=False):
+    def __init__(self, worker, blocks, *, embedding=False, head=False, tells=False):
         self.worker, self.behind = worker, RingWorker(worker.place)
         self.places = [Place(worker, name, BlockRange(*blocks), embedding, head) for name in ("x", "y")]
         for place in self.places:
             place.reserve(SamplingParameters(temperature=0))
         doors = [worker.door(place.name) for place in self.places]
-        self.exchanges = [worker.enter(place.name, self.behind.door(place.name)) for place in self.places]
+        self.exchanges = [worker.enter(place.name, self.behind.door(place.name), tells=tells) for place in self.places]
         self.before = Neighbour.dialled(doors[0])
         self.before.link.send(Attach(1, doors[1].token))
         self.turn(lambda: all(map(worker.has_entered, self.exchanges)))
