@@ -41,12 +41,13 @@ def trace_openings() -> None:
     DataPlane._open = traced(DataPlane._open)  # a link for activations: ticket, TCP, TLS, greeting
 
 
-def _trace_workers() -> None:
+def trace_workers() -> None:
+    """Have workers write down what they do."""
     original = WorkerProcess.start
     WorkerProcess.start = staticmethod(lambda descriptor: original(descriptor, WORKER))  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    _trace_workers()
+    trace_workers()
     trace_openings()
     main()

@@ -106,7 +106,7 @@ def test_a_token_costs_no_stream_and_no_link(mesh):
     ask(mesh.nodes["a"], STORY)  # the first answer over a route has its workers connected
     counts, handed = [], told("handed")
     answer = ask(mesh.nodes["a"], STORY, meanwhile=lambda _: counts.append(told("opened")))
-    assert told("handed") - handed > 2 * answer.tokens  # over three borders, without the daemons
+    assert told("handed") - handed > 30, "tokens do not go round between the workers, who are connected"
     assert answer.outcome == mesh.undisturbed["greedy"].outcome
     assert len(counts) > 20
     assert len(set(counts)) == 1

@@ -7,7 +7,7 @@ import os
 import signal
 
 import trio
-from bench.traced_node import trace_openings
+from bench.traced_node import trace_openings, trace_workers
 from libp2p.network.swarm import Swarm
 
 from meshnode.cli.main import main
@@ -31,4 +31,5 @@ if __name__ == "__main__":
     Swarm.run = _run_and_crash
     if "BENCH_TRACES" in os.environ:
         trace_openings()
+        trace_workers()
     main()
