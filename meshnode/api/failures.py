@@ -44,6 +44,7 @@ STATUSES: Mapping[type[errors.MeshnodeError], tuple[int, str]] = {
     errors.OutOfMemory: (503, _OURS),
     errors.DeviceLost: (503, _OURS),
     errors.WorkerLost: (503, _OURS),
+    errors.RingBroken: (503, _OURS),
     errors.InferenceError: (500, _OURS),
     errors.NoRoute: (503, _OURS),
     errors.SessionLost: (503, _OURS),
@@ -71,6 +72,7 @@ _RETRY = {
     errors.OutOfMemory: 1.0,
     errors.DeviceLost: 1.0,
     errors.WorkerLost: 1.0,
+    errors.RingBroken: 1.0,
     errors.SessionLost: 1.0,
     errors.Unavailable: 1.0,
 }
