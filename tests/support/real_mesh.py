@@ -163,7 +163,10 @@ class Mesh:
             self.nodes.pop(name).__exit__()
 
     def signal(self, name, number):
-        self.nodes[name].process.send_signal(number)
+        """Send a signal to a node and its workers: what happens to a machine happens to both, and workers go on by themselves."""
+        node = self.nodes[name]
+        for each in (*node.workers(), node.process):
+            each.send_signal(number)
 
     def status(self, name):
         return self.nodes[name].http.get("/api/admin/status").json()
