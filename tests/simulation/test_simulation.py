@@ -55,7 +55,7 @@ def test_invariants_hold_over_many_seeds(request):
     assert f"{seeds if seed is None else 1} seeds, 0 failed" in lines[-1]
 
 
-@pytest.mark.parametrize(("size", "seed", "what"), [("4", 15, "leaves for good"), ("20", 1, "crashes")])
+@pytest.mark.parametrize(("size", "seed", "what"), [("4", 22, "leaves for good"), ("20", 1, "crashes")])
 def test_a_seed_is_the_same_alone_as_among_others(size, seed, what):
     (code, among), (_, alone) = (
         play("--size", size, "--trace", *options, seeds=2)
