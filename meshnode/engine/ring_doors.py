@@ -29,12 +29,8 @@ _PATIENCE = 3.0  # seconds for a connection to be made, and for a stranger to sh
 _STRANGERS = 32  # at once
 _HOSTS = 8  # of a door that are tried
 _DIALLING = 6.0  # seconds after which no further one is
-_GONE_AFTER = (
-    ("TCP_KEEPIDLE", 20),
-    ("TCP_KEEPINTVL", 5),
-    ("TCP_KEEPCNT", 3),
-    ("TCP_USER_TIMEOUT", 35_000),
-)  # s; ms the last
+# Seconds, a count, and milliseconds: after some half a minute a machine that says nothing is gone.
+_GONE_AFTER = (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 35_000))
 _FIRST = 4096  # bytes, more than the first message has
 
 
@@ -141,9 +137,13 @@ class RingDoors:
             except OSError:
                 time.sleep(0.1)  # no descriptor left, for now
                 continue
-            if self._strangers.acquire(blocking=False):
+            if not self._strangers.acquire(blocking=False):
+                stranger.close()
+                continue
+            try:
                 _begin(self._identify, stranger, context)
-            else:
+            except RuntimeError:  # no thread left, for now: the door stays open
+                self._strangers.release()
                 stranger.close()
 
     def _identify(self, stranger: socket.socket, context: ssl.SSLContext) -> None:

@@ -14,7 +14,7 @@ from meshnode.inference.ports import BuildExecutor, Catalog, SupervisedExecutor
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import ChildSpec, RestartPolicy
 from meshnode.supervise.supervisor import Supervisor
-from meshnode.types.blocks import BlockRange
+from meshnode.types.blocks import BlockRange, runs_of
 from meshnode.types.manifest import ModelManifest, ShardKind
 from meshnode.types.peers import StageOffer
 
@@ -73,13 +73,7 @@ def _tokenizer_path(manifest: ModelManifest, catalog: Catalog) -> str:
 
 def _longest_run(blocks: Sequence[int]) -> BlockRange | None:
     """Return the longest range without a gap, the first of equals; None for no block."""
-    runs: list[BlockRange] = []
-    for block in sorted(blocks):
-        if runs and runs[-1].end == block:
-            runs[-1] = BlockRange(runs[-1].start, block + 1)
-        else:
-            runs.append(BlockRange(block, block + 1))
-    return max(runs, key=lambda run: (len(run), -run.start), default=None)
+    return max(runs_of(blocks), key=lambda run: (len(run), -run.start), default=None)
 
 
 @attrs.define(eq=False)

@@ -5,7 +5,7 @@ from typing import Self
 
 import attrs
 
-__all__ = ["BlockRange"]
+__all__ = ["BlockRange", "runs_of"]
 
 
 @attrs.frozen(order=True)
@@ -58,3 +58,14 @@ class BlockRange:
             if reached >= self.end:
                 return True
         return False
+
+
+def runs_of(blocks: Iterable[int]) -> list[BlockRange]:
+    """Return the ranges without a gap that these different blocks make, in order."""
+    runs: list[BlockRange] = []
+    for block in sorted(blocks):
+        if runs and runs[-1].end == block:
+            runs[-1] = BlockRange(runs[-1].start, block + 1)
+        else:
+            runs.append(BlockRange(block, block + 1))
+    return runs

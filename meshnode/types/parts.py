@@ -5,7 +5,7 @@ from typing import Self
 
 import attrs
 
-from meshnode.types.blocks import BlockRange
+from meshnode.types.blocks import runs_of
 from meshnode.types.ids import ShardId
 from meshnode.types.manifest import ModelManifest, ShardDescriptor, ShardKind
 
@@ -34,7 +34,7 @@ class Parts:
 
     def __str__(self) -> str:
         first = [f"the {kind.value}" for kind in (ShardKind.TOKENIZER, ShardKind.EMBEDDING) if kind in self.others]
-        blocks = [f"blocks {', '.join(map(str, _runs(self.blocks)))}"] if self.blocks else []
+        blocks = [f"blocks {', '.join(map(str, runs_of(self.blocks)))}"] if self.blocks else []
         return ", ".join([*first, *blocks, *(["the head"] if ShardKind.HEAD in self.others else [])])
 
 
@@ -51,13 +51,3 @@ class Added:
         """Describe a model of which some shards are held."""
         here = Parts.of(shard for shard in manifest.shards if shard.id in held)
         return cls(manifest.name, str(here), str(Parts.of(manifest.shards) - here))
-
-
-def _runs(blocks: Iterable[int]) -> list[BlockRange]:
-    runs: list[BlockRange] = []
-    for block in sorted(blocks):
-        if runs and runs[-1].end == block:
-            runs[-1] = BlockRange(runs[-1].start, block + 1)
-        else:
-            runs.append(BlockRange(block, block + 1))
-    return runs
