@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
+import httpx
 from support.real_node import Node
 
 __all__ = ["CRASHING", "Answer", "Mesh", "ask", "command", "eventually"]
@@ -72,11 +73,19 @@ class Answer:
 def ask(node, body, *, meanwhile=None):
     """Stream an answer; `meanwhile` is called with it after each piece, and ends the reading by returning True."""
     answer = Answer()
+    try:
+        _read(node, body, answer, meanwhile)
+    except httpx.TransportError as error:  # what a node does to none of its clients: its log may say why it did
+        raise AssertionError(f"{error}; the answer so far: {answer}; the node: {node.log[-20:]}") from error
+    return answer
+
+
+def _read(node, body, answer, meanwhile):
     with node.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
         answer.status, answer.route = response.status_code, response.headers.get("x-meshnode-route", "")
         if answer.status != 200:
             answer.error = json.loads(response.read())["error"]
-            return answer
+            return
         for line in response.iter_lines():
             if line.startswith(":"):
                 answer.notes += line
@@ -93,8 +102,7 @@ def ask(node, body, *, meanwhile=None):
                     answer.text += choice["delta"]["content"]
                     answer.pieces += 1
                     if meanwhile is not None and meanwhile(answer):
-                        return answer
-    return answer
+                        return
 
 
 class Mesh:
