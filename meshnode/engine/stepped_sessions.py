@@ -81,6 +81,7 @@ class _Session:
     pages: tuple[bytes, ...]  # names of the first ones
     reading: Reading | None  # of the prompt, where the head is, until it is done
     steps: deque[_Waiting] = attrs.field(factory=deque)
+    number: int = 0  # of the last step that was taken
     until: int = 0  # where the embedding is: the ring turns up to the row before this position
     held: tuple[Lap, bytes] | None = None  # what came round to there
 
@@ -317,11 +318,13 @@ class SteppedSessions:
             raise RequestError("this part of the stage has no head to sample with")
         waiting = _Waiting(exchange, step, inputs)
         room = min(session.cache.capacity, self.stage.spec.context_length)  # what is reserved is whole pages
-        _check_number(step.number)
+        if step.number > _LAST_STEP:
+            raise RequestError(f"step {step.number} is beyond {_LAST_STEP}, and has none after it")
         if step.position < 0 or waiting.end > room:
             raise RequestError(f"positions {step.position} to {waiting.end} do not fit the {room} reserved")
         if exchange is not None:
             session.until, session.held = step.until, None
+        session.number = step.number
         session.steps.append(waiting)
         self._turns.setdefault(session.id, session)
 
@@ -338,7 +341,7 @@ class SteppedSessions:
         if there is not None and is_enough and reading is None:  # a reading has to see every row
             self._refuse_waiting(there, "the session was reserved anew")
             there.reservation, there.history, there.grammar = reservation, list(reservation.history), grammar
-            there.pages, there.until, there.held = pages, 0, None
+            there.pages, there.number, there.until, there.held = pages, 0, 0, None
             return there.cache.length
         self._drop(name)
         cache = self.stage.open_cache(reservation.tokens) if part.blocks else NoCache(reservation.tokens)
@@ -374,16 +377,12 @@ def _raw(pieces: list[torch.Tensor]) -> bytes:
 
 
 def _check(lap: Lap, session: _Session) -> None:
-    """Look at what is told of before it is computed with. Raises BadRows, RequestError."""
-    _check_number(lap.step)
-    if lap.step < 1 or lap.position < 0:
-        raise BadRows(f"step {lap.step} at position {lap.position} came round, and there can be none")
+    """Look at what is told of before it is computed with. Raises BadRows."""
+    if lap.position < 0:
+        raise BadRows(f"position {lap.position} came round, and there can be none")
+    if lap.step != session.number + 1:  # passed on, it would be those after us that tell of a wrong one
+        raise BadRows(f"step {lap.step} came round where {session.number + 1} is the next")
     if session.part.embedding is not (lap.event is not None):
         raise BadRows(
             "a row came round where a token is due" if lap.event is None else "a token came round where a row is due"
         )
-
-
-def _check_number(step: int) -> None:
-    if step > _LAST_STEP:
-        raise RequestError(f"step {step} is beyond {_LAST_STEP}, and has none after it")

@@ -30,7 +30,7 @@ def first(workers):
     """The first stage, whose sessions have begun and wait for the token that comes round."""
     between = Between(workers["begin"], (0, 2), embedding=True)
     for place in between.places:
-        now(between.worker, Step(SessionId(place.name), 0, (5, 6), number=4, until=PROMPT))
+        now(between.worker, Step(SessionId(place.name), 0, (5, 6), until=PROMPT))
     yield between
     between.close()
 
@@ -74,9 +74,24 @@ def test_a_position_that_is_not_the_next_does_too(middle, position):
     middle.turn(lambda: middle.has_passed("y", 0))
 
 
+@pytest.mark.parametrize("step", [-1, 8, 9, 11, 1 << 63])
+def test_a_step_that_is_not_the_next_does_too(middle, step):
+    """Passed on as it is, it would be found further on, and an honest stage would be blamed for it."""
+    row = good_row(middle.worker)
+    for place in middle.places:
+        now(middle.worker, Step(SessionId(place.name), 0, number=8), row)
+    for number in (0, 1):
+        middle.lap(number, 1, row, step=9)
+    middle.turn(lambda: middle.has_passed("x", 1) and middle.has_passed("y", 1))
+    middle.lap(0, 2, row, step=step)
+    refused(middle, BadRows, f"step {step} came round where 10 is the next")
+    middle.lap(1, 2, row, step=10)
+    middle.turn(lambda: middle.has_passed("y", 2))
+
+
 def test_two_laps_at_once_do_too(middle):
     row = good_row(middle.worker)
-    data = [middle.before.link.codec.encode(Lap(0, 5 + number, number), row) for number in (0, 1)]
+    data = [middle.before.link.codec.encode(Lap(0, 1 + number, number), row) for number in (0, 1)]
     middle.before.link.socket.send(b"".join(data))  # in one piece: both lie there when the first is looked at
     refused(middle, BadRows, "position 1 came round where 0 is the next")
     middle.lap(1, 0, row)
@@ -100,12 +115,12 @@ def test_what_is_no_token_of_the_model_does_too(first, token):
     first.turn(lambda: first.has_passed("y", 2))
 
 
-@pytest.mark.parametrize(("step", "position"), [(-(1 << 63), 2), (0, 2), (5, -(1 << 63)), (5, -1)])
-def test_numbers_that_nothing_can_follow_are_told_to_nobody(workers, step, position):
-    """The daemon hears of the step before: that number has to exist."""
+@pytest.mark.parametrize(("step", "position"), [(-(1 << 63), 2), (0, 2), (2, 2), ((1 << 64) - 1, 2), (1, -1)])
+def test_numbers_that_are_not_the_next_are_told_to_nobody(workers, step, position):
+    """The daemon hears of the step before: that has to be the one it waits for."""
     first = Between(workers["begin"], (0, 2), embedding=True, tells=True)
     first.lap(0, position, step=step, token=7)
-    refused(first, BadRows, "and there can be none")
+    refused(first, BadRows, "came round")
     assert not any(isinstance(said, Lapped) for said in first.worker.said(first.exchanges[0]))
     first.close()
 
@@ -131,7 +146,7 @@ def test_a_token_where_a_row_is_due_does_too(middle):
 
 def test_a_second_token_while_one_is_held_does_too(first):
     for position in (2, 3):
-        now(first.worker, Step(SessionId("x"), position, (7,), number=5, until=position + 1))
+        now(first.worker, Step(SessionId("x"), position, (7,), until=position + 1))
     first.lap(0, 4, token=7)
     first.lap(0, 4, token=8)
     refused(first, BadRows, "position 4 came round")
@@ -151,9 +166,9 @@ def test_a_step_after_which_no_number_is_left_does_too_and_is_refused_of_the_dae
     worker = workers["end"]
     last = Between(worker, (2, 4), head=True)
     row = good_row(worker)
-    for place in last.places:
-        now(worker, Step(SessionId(place.name), 0), row * (PROMPT - 1))
-    last.lap(0, PROMPT - 1, row, step=(1 << 64) - 1)
+    for place, number in zip(last.places, ((1 << 63) - 1, 0), strict=True):
+        now(worker, Step(SessionId(place.name), 0, number=number), row * (PROMPT - 1))
+    last.lap(0, PROMPT - 1, row, step=1 << 63)
     refused(last, RequestError, "has none after it")
     step = Step(SessionId("x"), PROMPT - 1, (), sample=True, number=(1 << 64) - 1, until=99)
     assert "none after it" in now(worker, step, row, kind=Failed)[0].message

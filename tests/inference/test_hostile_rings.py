@@ -50,8 +50,10 @@ ROWS = {
     "of another position": ("b", lambda lap, body: [(changed(lap, position=lap.position + 1), body)]),
     "of a position before": ("b", lambda lap, body: [(changed(lap, position=0), body)]),
     "twice": ("b", lambda lap, body: [(lap, body), (lap, body)]),
+    "of another step": ("b", lambda lap, body: [(changed(lap, step=lap.step + 1), body)]),
     "no token": ("c", lambda lap, body: [(changed(lap, event=None), b"")]),
     "a token that does not exist": ("c", lambda lap, body: [(changed(lap, event=TokenEvent(64)), b"")]),
+    "a token of another step": ("c", lambda lap, body: [(changed(lap, step=lap.step - 1), body)]),
     "a token twice": ("c", lambda lap, body: [(lap, body), (lap, body)]),
 }
 

@@ -150,7 +150,7 @@ class Between:
     def turn(self, until):
         turn([self.worker, self.behind], until)
 
-    def lap(self, number, position, body=b"", step=5, token=None):
+    def lap(self, number, position, body=b"", step=1, token=None):
         event = None if token is None else TokenEvent(token)
         self.before.link.send(Lap(number, step, position, event), body)
 

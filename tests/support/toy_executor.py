@@ -33,6 +33,7 @@ class _Cache:
     length: int = 0
     history: list = attrs.field(factory=list)
     steps: int = 0  # under way
+    number: int = 0  # of the last step
     until: int = 0  # laps go on up to the row before this position
     held: tuple | None = None  # a lap that came to there, and its body
 
@@ -101,7 +102,7 @@ class ToyExecutor:
         there = self.sessions.get(session)
         if there is not None and there.reservation.blocks == reservation.blocks:
             there.reservation, there.history = reservation, list(reservation.history)
-            there.until, there.held = 0, None
+            there.number, there.until, there.held = 0, 0, None
             return there.length
         if sum(each.reservation.tokens for each in self.sessions.values()) + reservation.tokens > self.room:
             raise OutOfMemory("the KV cache is full")
@@ -124,6 +125,7 @@ class ToyExecutor:
         return await self._step(cache, step)
 
     async def _step(self, cache, step):
+        cache.number = step.number
         cache.steps += 1
         try:
             result = await self._compute(cache, step)
@@ -209,6 +211,8 @@ class ToyExecutor:
         """Take a row that came round, or the token after one."""
         cache = self.sessions[session]
         wants = cache.reservation
+        if lap.step != cache.number + 1:
+            raise BadRows(f"step {lap.step} came round where {cache.number + 1} is the next")
         if lap.event is not None:
             self.rings.tell(self, session, lap.step - 1, lap.position - 1, lap.event)
         if wants.embedding and lap.position >= cache.until and cache.held is None:
