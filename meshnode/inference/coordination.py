@@ -95,7 +95,8 @@ class Coordinator:
                     await trio.sleep(self.patience.busy)
                     continue
                 request = attrs.evolve(request, drift_class=route.drift_class)
-                session.route, attempt = route, attempt + 1
+                session.goes_over(route)
+                attempt += 1
                 incarnation = self.finder.sequence(self.own)
                 try:
                     await self._attempt(session, route, take, attempt, used)

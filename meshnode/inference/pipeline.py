@@ -115,7 +115,7 @@ class Pipeline:
         """Each stage speaks for itself, and about steps that are on their way; tokens come from the head alone."""
         stages = self.route.stages
         if isinstance(message, Answered):
-            is_last = message.token is not None or message.step == self._sampling
+            is_last = message.token is not None or message.step >= self._sampling > 0
             speaks = sender == stages[-1].peer or (sender == self.own and self._tells_itself)
             known = speaks if is_last else sender in self.route.peers
             return known and message.step in self._reached
@@ -233,6 +233,8 @@ class Pipeline:
 
     async def _token(self) -> TokenEvent:
         answer = await self._answer()
+        while answer.step < self._sampling and answer.token is None:  # of a chunk that only a stage in front lacked
+            answer = await self._answer()
         if answer.step != self._sampling:
             reason = f"it answered step {answer.step} where {self._sampling} is the next"
             raise StageLost(self.route.stages[-1].peer, reason, misdeed=Misdeed.WRONG_ROWS)
@@ -287,9 +289,9 @@ class Pipeline:
             blamed = stages[message.index - 1].peer
         elif message.blames is not None and message.index + 1 < len(stages):
             blamed = stages[message.index + 1].peer
-        if blamed in (accuser, self.own):  # nobody tells us what we do
+        if blamed == self.own:  # nobody tells us what we do
             return StageLost(accuser, message.message)
-        return StageLost(blamed, message.message, accuser=accuser)
+        return StageLost(blamed, message.message, accuser=None if accuser in (blamed, self.own) else accuser)
 
     # Stages
 
@@ -318,7 +320,7 @@ class Pipeline:
             prompt_length=len(self.session.prompt) if head else 0,
             history=tuple(self.session.generated) if head else (),
             sampling=self.session.sampling if head else None,
-            pages=tuple(self.session.pages),
+            pages=self.session.pages_for(stage),
             ring=self._wants_ring,
         )
         try:

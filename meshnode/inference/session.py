@@ -10,9 +10,10 @@ import attrs
 import numpy as np
 import trio
 
+from meshnode.engine.prefixes import names_in
 from meshnode.types.generation import SamplingParameters, TokenEvent
-from meshnode.types.ids import SessionId, new_session_id
-from meshnode.types.routes import Route
+from meshnode.types.ids import PeerId, SessionId, new_session_id
+from meshnode.types.routes import Route, Stage
 
 __all__ = ["Session", "Take"]
 
@@ -42,6 +43,7 @@ class Session:
     recoveries: int = attrs.field(default=0, init=False)
     losses_in_a_row: int = attrs.field(default=0, init=False)  # without a token between them
     pause: float = attrs.field(default=0.0, init=False)  # seconds lost to recoveries
+    _sources: set[tuple[int, PeerId]] = attrs.field(factory=set, init=False)  # who has computed, from which block on
     _lost_at: float | None = attrs.field(default=None, init=False)
     _token_at: float | None = attrs.field(default=None, init=False)
 
@@ -90,6 +92,20 @@ class Session:
 
     def _answer(self, begin: int, end: int) -> tuple[int, ...]:
         return tuple(self.generated[begin - len(self.prompt) : end - len(self.prompt)])
+
+    def goes_over(self, route: Route) -> None:
+        """Note who computes from now on."""
+        self.route = route
+        self._sources |= {(stage.blocks.start, stage.peer) for stage in route.stages if stage.blocks is not None}
+
+    def pages_for(self, stage: Stage) -> tuple[bytes, ...]:
+        """Return what its pages are called at a stage: others for each set of peers whose rows have gone into them.
+
+        So what a liar has made others keep is found by nobody who asks without the liar.
+        """
+        begin = 0 if stage.blocks is None else stage.blocks.start
+        sources = sorted({peer for start, peer in self._sources if start < begin})
+        return names_in(" ".join(sources).encode(), self.pages) if sources else tuple(self.pages)
 
     def begun(self, cached: int) -> None:
         """Note how many positions were there already; only of the first attempt, as a replay is nothing the reader asked for."""

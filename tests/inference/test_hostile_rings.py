@@ -130,22 +130,47 @@ async def test_answers_to_what_was_not_asked_change_nothing(mesh, autojump_clock
     assert session.recoveries == 0
 
 
-async def test_a_stage_in_the_middle_does_not_answer_for_the_last(mesh, autojump_clock):
+FORGED = {
+    "this token": lambda lap: (lap.step, TokenEvent(7)),
+    "that the next ones have no token": lambda lap: (lap.step + 5, None),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+async def test_a_stage_in_the_middle_does_not_answer_for_the_last(mesh, autojump_clock, what):
     await mesh.add_all(*THREE)
     forged = []
 
     session = new_session(COUNT)
 
     def lie(lap, body):
-        forged.append(Answered(session.id, 1, lap.step, lap.position, TokenEvent(7)))
+        step, token = FORGED[what](lap)
+        forged.append(Answered(session.id, 1, step, lap.position, token))
         mesh.nursery.start_soon(tell, mesh, "b", "a", forged[-1])
         return [(lap, body)]
 
     mesh.network.tamper = instead("b", Lap, lie)
     assert await generate(mesh.nodes["a"], session) == await expected()
-    assert session.recoveries == 0
+    assert (session.recoveries, mesh.evidence) == (0, [])
     assert len(forged) > COUNT - 12
     assert mesh.stray("answered") >= len(forged) - 1
+
+
+async def test_who_rightly_tells_of_two_liars_is_not_taken_for_one(mesh, autojump_clock):
+    """It is the coordinator's own stage: of another's, the second word would be one too many."""
+    for name, start, pace in (("a", 0, 1e-4), ("x", 6, 1e-4), ("y", 6, 1e-3), ("z", 6, 1e-2)):
+        await mesh.add(name, start, start + 6, pace=pace)
+
+    def tamper(own, _peer, message, body):
+        if own in ("x", "y") and isinstance(message, Lap) and message.position >= AT:
+            message = changed(message, position=message.position + 1)
+        return [(0.0, message, body)]
+
+    mesh.network.tamper = tamper
+    session = new_session(COUNT)
+    assert await generate(mesh.nodes["a"], session) == await expected()
+    assert session.recoveries == 2
+    assert session.route.peers == {"a", "z"}
 
 
 async def test_who_says_for_ever_that_rings_break_is_replaced(mesh, autojump_clock):

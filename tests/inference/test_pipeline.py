@@ -11,7 +11,7 @@ from support.toy_rings import ToyRings
 from meshnode.errors import SessionLost
 from meshnode.inference.session import Session
 from meshnode.types.generation import SamplingParameters
-from meshnode.wire.stage_messages import OpenStage
+from meshnode.wire.stage_messages import Answered, OpenStage, StageStepMessage
 
 
 @pytest.fixture
@@ -205,18 +205,58 @@ async def test_a_prompt_that_begins_as_one_before_is_not_computed_again_at_any_s
 
 
 async def test_a_stage_that_has_not_seen_the_prompt_gets_it_from_those_that_have(mesh, autojump_clock):
-    """The stages before the new one compute again, the one behind it does not."""
+    """The stages before the new one compute again, and so do those behind it: see what a liar leaves, in the next test."""
     for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12), ("spare", 4, 9)):
         await mesh.add(name, start, end, pace=1e-3 if name == "spare" else 1e-4)
     expected = await toy_answer(BLOCKS, LONG, SamplingParameters(), 20)
     assert await generate(mesh.nodes["a"], long_session()) == expected
     mesh.kill("b")
     await trio.sleep(5)
-    before = mesh.nodes["c"].executor.rows
-    session = long_session()
-    assert await generate(mesh.nodes["a"], session) == expected
-    assert session.cached_tokens == 0
-    assert mesh.nodes["c"].executor.rows - before == 3 * (700 - 512 + 19)
+    for cached in (0, 512):
+        session = long_session()
+        assert await generate(mesh.nodes["a"], session) == expected
+        assert session.cached_tokens == cached
+
+
+@in_rings_too
+async def test_what_a_liar_makes_others_keep_goes_with_it(mesh, autojump_clock):
+    """No honest stage reads pages that rows of another route than its own have gone into."""
+    for name, start, end in (("a", 0, 4), ("liar", 4, 9), ("c", 9, 12), ("spare", 4, 9)):
+        await mesh.add(name, start, end, pace=1e-3 if name == "spare" else 1e-4)
+    expected = await toy_answer(BLOCKS, LONG, SamplingParameters(), 20)
+    lies = []
+
+    def tamper(own, _peer, message, body):
+        is_lie = own == "liar" and isinstance(message, StageStepMessage)
+        lies.extend([message] * is_lie)
+        return [(0.0, message, b"\x01" * len(body) if is_lie else body)]
+
+    mesh.network.tamper = tamper
+    assert await generate(mesh.nodes["a"], long_session(), {10: lambda: mesh.kill("liar")}) != expected
+    assert lies
+    for cached in (0, 512):
+        session = long_session()
+        assert await generate(mesh.nodes["a"], session) == expected
+        assert session.cached_tokens == cached
+
+
+async def test_what_a_stage_in_front_answers_late_is_no_lie_of_the_last(mesh, autojump_clock):
+    """A chunk that nobody behind it lacks ends there, and the token after it may overtake the word of that."""
+    for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12), ("spare", 0, 4), ("asker", 4, 5)):
+        await mesh.add(name, start, end, pace=1e-3 if name in ("spare", "asker") else 1e-4)
+    late = []
+
+    def tamper(own, _peer, message, body):
+        is_late = own == "spare" and isinstance(message, Answered)
+        late.extend([message] * is_late)
+        return [(0.25 if is_late else 0.0, message, body)]
+
+    mesh.network.tamper = tamper
+    session = new_session()
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), 60)
+    assert await generate(mesh.nodes["asker"], session, {30: lambda: mesh.kill("a")}) == expected
+    assert (session.recoveries, mesh.evidence) == (1, [])
+    assert late
 
 
 async def test_coordinators_and_askers_do_not_find_each_others_pages(mesh, autojump_clock):
