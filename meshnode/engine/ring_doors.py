@@ -25,7 +25,7 @@ __all__ = ["Arrived", "Dialled", "DoorKey", "RingDoors", "key_of"]
 
 DoorKey = tuple[tuple[str, ...], int, bytes]
 
-_PATIENCE = 3.0  # seconds for a connection to be made, and for a stranger to show a token
+_PATIENCE = 3.0  # seconds for a connection to be made, or for a stranger to say who it is
 _STRANGERS = 32  # at once
 _HOSTS = 8  # of a door that are tried
 _DIALLING = 6.0  # seconds after which no further one is
@@ -51,6 +51,25 @@ class Arrived:
     said: Sequence[Envelope[RingMessage]]
 
 
+@attrs.frozen(eq=False)
+class _OpenDoor:
+    """Where strangers may come, each in a thread of its own."""
+
+    certificate: bytes
+    listen: tuple[str, ...]
+    port: int
+    listeners: Sequence[socket.socket]
+
+    def is_of(self, place: RingPlace) -> bool:
+        return (self.certificate, self.listen) == (place.certificate, place.listen)
+
+    def close(self) -> None:
+        for listener in self.listeners:
+            with contextlib.suppress(OSError):  # in places only closing wakes whoever waits there, in others only this
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+
+
 def key_of(door: RingDoor) -> DoorKey:
     """Return what the doors of one worker have in common."""
     return door.hosts, door.port, door.certificate
@@ -64,7 +83,7 @@ class RingDoors:
     bell: socket.socket = attrs.field(init=False)
     _rope: socket.socket = attrs.field(init=False)
     _made: "queue.SimpleQueue[Dialled | Arrived]" = attrs.field(factory=queue.SimpleQueue, init=False)
-    _port: int = attrs.field(default=0, init=False)
+    _open: _OpenDoor | None = attrs.field(default=None, init=False)
     _strangers: threading.Semaphore = attrs.field(factory=lambda: threading.Semaphore(_STRANGERS), init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -80,30 +99,25 @@ class RingDoors:
             yield self._made.get()
 
     def listen(self, place: RingPlace) -> int:
-        """Return the port of the door, having opened it if need be. Raises RingBroken when that cannot be done."""
-        if not self._port:
-            context = listener_context(place.pem)
-            port = 0
-            listeners: list[socket.socket] = []
-            for host in place.listen:
-                try:
-                    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                    listener = socket.create_server((host, port), family=family)
-                except OSError as error:
-                    if listeners:
-                        continue  # IPv6 is missing in places
-                    raise RingBroken(f"cannot listen on {host} for other workers: {error.strerror}") from error
-                listeners.append(listener)
-                port = listener.getsockname()[1]
-            try:
-                for listener in listeners:
-                    _begin(self._receive_for_ever, listener, context)
-            except RuntimeError:  # no thread
-                for listener in listeners:
-                    listener.close()
-                raise
-            self._port = port
-        return self._port
+        """Return the port of the door of a place, having opened it if need be; that of another place closes.
+
+        Raises RingBroken, OSError and RuntimeError when that cannot be done; the old door stays then. Links stay in any case.
+        """
+        old = self._open
+        if old is not None and old.is_of(place):
+            return old.port
+        context, listeners = listener_context(place.pem), _listeners(place)
+        door = _OpenDoor(place.certificate, place.listen, listeners[0].getsockname()[1], listeners)
+        try:
+            for listener in listeners:
+                _begin(self._receive, listener, context)
+        except RuntimeError:  # no thread
+            door.close()
+            raise
+        self._open = door
+        if old is not None:
+            old.close()
+        return door.port
 
     def dial(self, door: RingDoor, number: int) -> None:
         """Connect to a door and show its token, as `number`; the result comes as Dialled."""
@@ -130,12 +144,12 @@ class RingDoors:
                 return
         self._tell(Dialled(key_of(door), None, "; ".join(reasons) or "no address"))
 
-    def _receive_for_ever(self, listener: socket.socket, context: ssl.SSLContext) -> None:
-        while True:
+    def _receive(self, listener: socket.socket, context: ssl.SSLContext) -> None:
+        while listener.fileno() >= 0:
             try:
                 stranger, _ = listener.accept()
             except OSError:
-                time.sleep(0.1)  # no descriptor left, for now
+                time.sleep(0.1)  # no descriptor left, for now, or the door has closed
                 continue
             if not self._strangers.acquire(blocking=False):
                 stranger.close()
@@ -148,11 +162,12 @@ class RingDoors:
 
     def _identify(self, stranger: socket.socket, context: ssl.SSLContext) -> None:
         tls: ssl.SSLSocket | None = None
+        until = time.monotonic() + _PATIENCE
         try:
             _prepare(stranger)
             tls = context.wrap_socket(stranger, server_side=True)
             link = RingSocket(tls)
-            said = _first_words(link)
+            said = _first_words(link, until)
             first = said[0].message
             if not isinstance(first, Attach) or not self.is_expected(first.token):
                 raise RingBroken("a stranger showed no token that was given")
@@ -169,16 +184,32 @@ class RingDoors:
             self._rope.send(b"\0")
 
 
+def _listeners(place: RingPlace) -> Sequence[socket.socket]:
+    """Return who listens at a place, all on one port. Raises RingBroken when the first cannot."""
+    found: list[socket.socket] = []
+    for host in place.listen:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            found.append(socket.create_server((host, found[0].getsockname()[1] if found else 0), family=family))
+        except OSError as error:
+            if found:
+                continue  # IPv6 is missing in places
+            raise RingBroken(f"cannot listen on {host} for other workers: {error.strerror}") from error
+    return found
+
+
 def _connect(host: str, door: RingDoor) -> RingSocket:
     ipaddress.ip_address(host)  # a name would make us ask our resolver what a peer wants
     connection = socket.create_connection((host, door.port), _PATIENCE)
+    tls: ssl.SSLSocket | None = None
     try:
         _prepare(connection)
         tls = dialler_context().wrap_socket(connection)
-    except OSError:
-        connection.close()
+        is_meant = is_presented(tls.getpeercert(binary_form=True), door.certificate)
+    except (OSError, ValueError):  # ValueError: who answered was gone before the first word
+        (tls or connection).close()
         raise
-    if not is_presented(tls.getpeercert(binary_form=True), door.certificate):
+    if not is_meant:
         tls.close()
         raise RingBroken("another machine answers there: its certificate is not the one the coordinator has named")
     return RingSocket(tls)
@@ -193,9 +224,8 @@ def _prepare(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def _first_words(link: RingSocket) -> list[Envelope[RingMessage]]:
+def _first_words(link: RingSocket, until: float) -> list[Envelope[RingMessage]]:
     said: list[Envelope[RingMessage]] = []
-    until = time.monotonic() + _PATIENCE
     while not said:
         link.socket.settimeout(max(0.01, until - time.monotonic()))
         data = link.socket.recv(_FIRST)

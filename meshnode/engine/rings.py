@@ -29,7 +29,7 @@ __all__ = ["Rings"]
 Deliver = Callable[[SessionId, Lap, bytes], None]
 
 _TELL_EVERY = 1.0  # seconds between two words to the daemon that a session's rows pass
-_MOST_LINKS = 64  # that others may have to us
+_MOST_LINKS = 64  # each way: a coordinator may name any doors
 _MOST_DIALLED = 16  # doors at once
 
 
@@ -41,6 +41,7 @@ class _Link:
     key: DoorKey | None  # None: the other side has dialled
     sessions: dict[int, SessionId] = attrs.field(factory=dict)
     last: int = -1  # number given
+    is_heard: bool = False  # the other side has said something
     is_full: bool = False  # the poller says when there is room
 
 
@@ -49,6 +50,7 @@ class _Member:
     """One session's place in its ring."""
 
     token: bytes  # that the worker before it will show
+    door: RingDoor | None = None  # of the worker behind it
     exchange: int | None = None  # on which the daemon hears
     tells: bool = False  # it of each token
     before: tuple[_Link, int] | None = None
@@ -64,7 +66,7 @@ class _Waiting:
 
     session: SessionId
     member: _Member
-    token: bytes  # to show there
+    door: RingDoor
 
 
 @attrs.define(eq=False)
@@ -99,30 +101,13 @@ class Rings:
         if member is None or member.exchange is not None:
             self.emit(Envelope(exchange, failure(RingBroken("the session has no place in a ring here"))))
             return
-        member.exchange, member.tells = exchange, tells
+        member.door, member.exchange, member.tells = door, exchange, tells
         if len(door.token) != TOKEN_BYTES:
             self.fail(
                 session, RingBroken(f"the door's token has {len(door.token)} bytes, and none has but {TOKEN_BYTES}")
             )
             return
-        key = key_of(door)
-        waiting = _Waiting(session, member, door.token)
-        for link in self._links:
-            if link.key == key:
-                self._attach(link, waiting)
-                return
-        if key in self._dialling:
-            self._dialling[key].append(waiting)
-            return
-        if len(self._dialling) >= _MOST_DIALLED:
-            self.fail(session, RingBroken(f"{_MOST_DIALLED} doors are being tried already"))
-            return
-        try:
-            self._opened_doors().dial(door, 0)
-        except (OSError, RuntimeError) as error:  # no descriptor, or no thread
-            self.fail(session, RingBroken(f"the next worker cannot be tried: {error}"))
-        else:
-            self._dialling[key] = [waiting]
+        self._go_by_link(_Waiting(session, member, door))
 
     def hand_on(self, session: SessionId, step: int, position: int, body: bytes) -> None:
         """Send a row to the next worker."""
@@ -211,14 +196,36 @@ class Rings:
             self.poller.register(self._doors.bell, select.POLLIN)
         return self._doors
 
+    def _go_by_link(self, waiting: _Waiting) -> None:
+        """Take the link that leads to a door, or have one made."""
+        key = key_of(waiting.door)
+        for link in self._links:
+            if link.key == key:
+                self._attach(link, waiting)
+                return
+        if key in self._dialling:
+            self._dialling[key].append(waiting)
+            return
+        if len(self._dialling) >= _MOST_DIALLED:
+            self.fail(waiting.session, RingBroken(f"{_MOST_DIALLED} doors are being tried already"))
+            return
+        try:
+            self._opened_doors().dial(waiting.door, 0)
+        except (OSError, RuntimeError) as error:  # no descriptor, or no thread
+            self.fail(waiting.session, RingBroken(f"the next worker cannot be tried: {error}"))
+        else:
+            self._dialling[key] = [waiting]
+
     def _dialled(self, made: Dialled) -> None:
         """Go on with those who wait for this link; who dialled has shown the token of the first already."""
         queue = self._dialling.pop(made.key)
         if made.link is None:
-            for each in filter(self._still_waits, queue):
-                self.fail(each.session, RingBroken(f"the next worker cannot be reached: {made.why}"))
+            self._fail_all(queue, f"the next worker cannot be reached: {made.why}")
             return
         link = self._keep(made.link, made.key)
+        if link is None:
+            self._fail_all(queue, f"{_MOST_LINKS} links to other workers are in use already")
+            return
         first, *others = queue
         link.last = 0
         if self._still_waits(first):
@@ -228,26 +235,25 @@ class Rings:
         for each in others:
             self._attach(link, each)
 
+    def _fail_all(self, queue: list[_Waiting], why: str) -> None:
+        for each in filter(self._still_waits, queue):
+            self.fail(each.session, RingBroken(why))
+
     def _attach(self, link: _Link, waiting: _Waiting) -> None:
         if not self._still_waits(waiting):
             return
         link.last = number = link.last + 1
         link.sessions[number], waiting.member.behind = waiting.session, (link, number)
-        self._send(link, Attach(number, waiting.token))
+        self._send(link, Attach(number, waiting.door.token))
 
     def _still_waits(self, waiting: _Waiting) -> bool:
         """Whether the session has not left this ring meanwhile."""
         return self._members.get(waiting.session) is waiting.member
 
     def _arrived(self, made: Arrived, deliver: Deliver) -> None:
-        theirs = [link for link in self._links if link.key is None]
-        if len(theirs) >= _MOST_LINKS:
-            unused = next((link for link in theirs if not link.sessions), None)
-            if unused is None:
-                made.link.close()
-                return
-            self._end(unused, RingBroken("another needs the place"))
         link = self._keep(made.link, None)
+        if link is None:
+            return
         try:
             for envelope in made.said:
                 self._hear(link, envelope.message, envelope.body, deliver)
@@ -256,6 +262,7 @@ class Rings:
 
     def _hear(self, link: _Link, message: RingMessage, body: bytes, deliver: Deliver) -> None:
         """Take one message. Raises WireError for what does not come this way."""
+        link.is_heard = True
         if link.key is not None:
             if not isinstance(message, Attached):
                 raise WireError(f"{type(message).__name__} from the worker that rows are handed to")
@@ -292,7 +299,15 @@ class Rings:
 
     # Links
 
-    def _keep(self, socket: RingSocket, key: DoorKey | None) -> _Link:
+    def _keep(self, socket: RingSocket, key: DoorKey | None) -> _Link | None:
+        """Take a connection over, if need be in place of one that carries nothing; where all are in use, close it."""
+        same_way = [link for link in self._links if (link.key is None) is (key is None)]
+        if len(same_way) >= _MOST_LINKS:
+            unused = next((link for link in same_way if not link.sessions), None)
+            if unused is None:
+                socket.close()
+                return None
+            self._end(unused, RingBroken("another needs the place"))
         link = _Link(socket, key)
         self._links.append(link)
         self.poller.register(socket.socket, select.POLLIN)
@@ -322,8 +337,12 @@ class Rings:
         for session in sessions:
             if (member := self._members.get(session)) is None:
                 continue  # it went with another link
+            is_first = member.behind is None or member.behind[0] is not link or member.behind[1] == 0
             member.before, member.behind = _unless(member.before, link), _unless(member.behind, link)
-            self.fail(session, RingBroken(str(why)))
+            if is_first or link.is_heard or member.door is None:
+                self.fail(session, RingBroken(str(why)))
+            else:  # a first token that is void, as when its session has ended, is no reason to cut off those behind it
+                self._go_by_link(_Waiting(session, member, member.door))
 
 
 def _unless(place: tuple[_Link, int] | None, link: _Link) -> tuple[_Link, int] | None:

@@ -3,12 +3,14 @@
 import re
 import select
 import socket
+import threading
 import time
 
 import msgspec
 import pytest
-from support.ring_workers import Door, Neighbour, handshaken, place_of
+from support.ring_workers import Door, Neighbour, handshaken, place_of, shut
 
+from meshnode.crypto.tls import listener_context
 from meshnode.engine import ring_doors
 from meshnode.engine.ring_doors import Arrived, Dialled, RingDoors
 from meshnode.engine.ring_socket import RingSocket
@@ -22,18 +24,15 @@ pytestmark = pytest.mark.processes
 TOKEN = bytes(range(32))
 
 
-@pytest.fixture(scope="module")
-def credentials():
-    return make_credentials()
-
-
 class Doorkeeper:
     """A worker's doors, and what its main thread finds when the bell rings."""
 
     def __init__(self, credentials):
-        self.doors = RingDoors({TOKEN}.__contains__)
+        self.doors, self.made = RingDoors({TOKEN}.__contains__), []
+        self.open(credentials)
+
+    def open(self, credentials):
         port = self.doors.listen(place_of(credentials))
-        self.made = []
         self.door = RingDoor(("127.0.0.1",), port, credentials.fingerprint, TOKEN)
 
     def next(self, kind, seconds=20):
@@ -69,7 +68,9 @@ class Doorkeeper:
 
 @pytest.fixture(scope="module")
 def keeper(credentials):
-    return Doorkeeper(credentials)
+    found = Doorkeeper(credentials)
+    yield found
+    shut(found.doors)
 
 
 def has_ended(stranger):
@@ -160,6 +161,49 @@ def test_who_says_nothing_has_its_time_and_no_more_than_so_many_may_try_at_once(
     until = time.monotonic() + 20
     while not keeper.lets_in():  # their threads end some moments after their connections
         assert time.monotonic() < until
+    shut(keeper.doors)
+
+
+def test_a_stranger_has_no_more_time_for_its_token_where_tls_has_taken_it_all(credentials, monkeypatch):
+    class Slow:
+        def __init__(self, pem):
+            self._context = listener_context(pem)
+
+        def wrap_socket(self, stranger, **how):
+            time.sleep(0.2)
+            return self._context.wrap_socket(stranger, **how)
+
+    monkeypatch.setattr(ring_doors, "_PATIENCE", 0.2)
+    monkeypatch.setattr(ring_doors, "listener_context", Slow)
+    keeper = Doorkeeper(credentials)
+    monkeypatch.setattr(ring_doors, "_prepare", lambda stranger: stranger.settimeout(20))
+    with says(Attach(0, TOKEN))(keeper.door) as stranger:
+        assert has_ended(stranger)
+    assert keeper.next(Arrived, 0) is None
+    shut(keeper.doors)
+
+
+def test_a_door_with_another_certificate_takes_the_place_of_the_old_one(credentials):
+    """A network that begins anew has a new one, and tells peers to expect it. Who has come in stays."""
+    others = set(threading.enumerate())
+    keeper, after = Doorkeeper(credentials), make_credentials()
+    (listening,) = set(threading.enumerate()) - others
+    neighbour = Neighbour.dialled(keeper.door)
+    arrived = keeper.next(Arrived).link
+    before = keeper.door
+    keeper.open(after)
+    listening.join(20)
+    assert not listening.is_alive()
+    assert keeper.lets_in()
+    assert "refused" in keeper.refused(before)
+    wrong = RingDoor(before.hosts, keeper.door.port, before.certificate, TOKEN)
+    assert "certificate" in keeper.refused(wrong)
+    neighbour.link.send(Detach(0))
+    select.select([arrived.socket], [], [], 20)
+    assert [each.message for each in arrived.receive()] == [Detach(0)]
+    for link in (neighbour.link, arrived):
+        link.close()
+    shut(keeper.doors)
 
 
 def test_another_machine_that_answers_hears_no_token(keeper, credentials):
@@ -202,9 +246,10 @@ def test_an_address_that_is_missing_is_done_without_unless_it_is_the_first(crede
     with pytest.raises(RingBroken, match=r"cannot listen on 192\.0\.2\.1 for other workers: .*assign"):
         doors.listen(place_of(credentials, ["192.0.2.1", "127.0.0.1"]))
     port = doors.listen(place_of(credentials, ["127.0.0.1", "192.0.2.1"]))
-    assert doors.listen(place_of(credentials)) == port
+    assert doors.listen(place_of(credentials, ["127.0.0.1", "192.0.2.1"])) == port
     neighbour = Neighbour.dialled(RingDoor(("127.0.0.1",), port, credentials.fingerprint, TOKEN))
     assert select.select([doors.bell], [], [], 20)[0]
     (arrived,) = doors.results()
     arrived.link.close()
     neighbour.close()
+    shut(doors)

@@ -11,12 +11,9 @@ from support.ring_workers import (
     ROW,
     Door,
     Neighbour,
-    RingWorker,
-    forget,
     is_broken,
     join,
     passed,
-    place_of,
     turn,
 )
 
@@ -24,29 +21,11 @@ from meshnode.crypto.tls import dialler_context
 from meshnode.engine.ring_socket import RingSocket
 from meshnode.engine.worker_messages import Turning
 from meshnode.errors import RingBroken
-from meshnode.network.certificates import make_credentials
 from meshnode.types.ids import SessionId
 from meshnode.wire.failures import Failed
 from meshnode.wire.ring_messages import Lap
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(scope="module")
-def credentials():
-    return make_credentials()
-
-
-@pytest.fixture(scope="module")
-def three(credentials):
-    return [RingWorker(place_of(credentials)) for _ in range(3)]
-
-
-@pytest.fixture
-def workers(three):
-    """Three workers without a link."""
-    yield three
-    forget(*three)
 
 
 def test_a_link_that_ends_breaks_the_rings_that_go_by_it_on_both_sides_and_no_others(workers):
@@ -104,10 +83,10 @@ def test_all_who_wait_for_a_link_that_breaks_at_once_hear_of_it(workers, credent
     exchanges = [worker.enter(name, door.ring_door()) for name in "abcd"]
     behind = door.answer()
     turn([], lambda: behind.look() and behind.heard)
+    door.close()  # all but the first are dialled for once more
     behind.link.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     behind.close()  # by a reset, which the next message meets
     turn([worker], lambda: all(is_broken(worker, each) for each in exchanges))
-    door.close()
 
 
 def test_a_row_too_long_for_a_link_breaks_one_ring_only(workers):

@@ -1,7 +1,7 @@
 """Workers that connect to each other for their sessions, and what becomes of sessions when one lets go."""
 
 import pytest
-from support.ring_workers import ROW, Door, Neighbour, RingWorker, forget, is_broken, join, passed, place_of, turn
+from support.ring_workers import ROW, Door, Neighbour, RingWorker, is_broken, join, passed, place_of, retire, turn
 
 from meshnode.engine.ring_doors import RingDoors
 from meshnode.engine.worker_messages import DoorOpened, RingEntered, Turning
@@ -11,23 +11,6 @@ from meshnode.types.ids import SessionId
 from meshnode.wire.ring_messages import Attach, Attached, Detach, Lap, RingDoor
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(scope="module")
-def credentials():
-    return make_credentials()
-
-
-@pytest.fixture(scope="module")
-def three(credentials):
-    return [RingWorker(place_of(credentials)) for _ in range(3)]
-
-
-@pytest.fixture
-def workers(three):
-    """Three workers without a link."""
-    yield three
-    forget(*three)
 
 
 def test_the_daemon_hears_that_the_ring_is_there_once_both_neighbours_are(workers, credentials):
@@ -217,68 +200,32 @@ def test_a_door_whose_token_is_none_is_refused_before_it_harms_a_link(workers):
     turn(workers, lambda: second.laps)
 
 
-def test_only_so_many_links_are_taken_in(workers, monkeypatch):
-    monkeypatch.setattr("meshnode.engine.rings._MOST_LINKS", 2)
-    worker = workers[0]
-    neighbours = []
-    for name in "abc":
-        neighbours.append(Neighbour.dialled(worker.door(name)))
-        turn([worker], lambda: neighbours[-1].heard or not neighbours[-1].look())
-    assert [each.look() for each in neighbours] == [True, True, False]
-    neighbours[0].close()
-    turn([worker], lambda: sum(link.key is None for link in worker.rings._links) == 1)
-    neighbours.append(Neighbour.dialled(worker.door("d")))
-    turn([worker], lambda: neighbours[-1].look() and neighbours[-1].heard)
-    for each in neighbours:
-        each.close()
+def test_a_first_token_that_is_void_costs_its_own_session_and_none_that_waits_for_the_link(workers):
+    """As that of a session that has ended meanwhile: the door sends away who shows it."""
+    first, second, _ = workers
+    doors = {name: second.door(name) for name in "abcd"}
+    for name in "ab":
+        doors[name] = RingDoor(doors[name].hosts, doors[name].port, doors[name].certificate, bytes(32))
+    for name in doors:
+        first.door(name)
+    void, also, good, other = [first.enter(name, door) for name, door in doors.items()]
+    turn(workers, lambda: all(first.rings._members[SessionId(name)].is_attached for name in "cd"))
+    assert is_broken(first, void)
+    assert is_broken(first, also)
+    assert first.said(good) == first.said(other) == []
+    first.rings.hand_on(SessionId("c"), 1, 0, ROW)
+    turn(workers, lambda: passed(second, "c"))
 
 
-def test_a_link_that_carries_nothing_makes_room(workers, monkeypatch):
-    monkeypatch.setattr("meshnode.engine.rings._MOST_LINKS", 1)
-    worker = workers[0]
-    idle = Neighbour.dialled(worker.door("a"))
-    turn([worker], lambda: idle.look() and idle.heard)
-    worker.rings.leave(SessionId("a"))
-    comes = Neighbour.dialled(worker.door("b"))
-    turn([worker], lambda: comes.look() and comes.heard)
-    assert not idle.look()
-    idle.close()
-    comes.close()
-
-
-def test_only_so_many_doors_are_tried_at_once(workers, credentials, monkeypatch):
-    """Each costs a thread for some seconds, and a coordinator may name any."""
-    monkeypatch.setattr("meshnode.engine.rings._MOST_DIALLED", 1)
-    worker, door = workers[0], Door(credentials)
-    for name in "abc":
-        worker.door(name)
-    first, same = (worker.enter(name, door.ring_door()) for name in "ab")
-    other = worker.enter("c", RingDoor(("127.0.0.1",), 9, bytes(32), bytes(32)))
-    assert is_broken(worker, other, why="1 doors are being tried already")
-    neighbour = door.answer()
-    turn([worker], lambda: worker.rings._members[SessionId("b")].behind is not None)
-    assert not is_broken(worker, first)
-    assert not is_broken(worker, same)
-    neighbour.close()
-    door.close()
-
-
-@pytest.mark.parametrize("failing", ["listener_context", "_begin"])
-def test_a_system_that_has_nothing_left_costs_the_ring_and_not_the_worker(credentials, monkeypatch, failing):
-    """No room for the certificate's file, no descriptor, no thread."""
-
-    def fails(*_):
-        raise OSError(28, "No space left on device") if failing == "listener_context" else RuntimeError("no thread")
-
-    worker = RingWorker(place_of(credentials))
-    with monkeypatch.context() as patch:
-        patch.setattr(f"meshnode.engine.ring_doors.{failing}", fails)
-        (failed,) = worker.said(worker.expect("a"))
-        assert failed.code == RingBroken.code
-    assert worker.door("a")
-    monkeypatch.setattr("meshnode.engine.ring_doors._begin", lambda *_: fails())
-    if failing == "_begin":
-        assert is_broken(worker, worker.enter("a", RingDoor(("127.0.0.1",), 9, bytes(32), bytes(32))), why="no thread")
+def test_a_network_that_has_begun_anew_is_found_at_a_new_door_and_old_links_stay(workers, monkeypatch):
+    first, second, _ = workers
+    old = join([(first, "a"), (second, "a")])
+    monkeypatch.setattr(second, "place", place_of(make_credentials()))
+    join([(first, "b"), (second, "b")])
+    for name in "ab":
+        first.rings.hand_on(SessionId(name), 1, 0, ROW)
+    turn(workers, lambda: passed(second, "a") and passed(second, "b"))
+    assert not first.failures(old[0])
 
 
 def test_a_door_that_cannot_be_opened_is_said_to_the_daemon(credentials):
@@ -289,3 +236,4 @@ def test_a_door_that_cannot_be_opened_is_said_to_the_daemon(credentials):
     assert worker.failures(worker.enter("a", RingDoor((), 1, bytes(32), bytes(32))))
     worker.place = place_of(credentials)
     assert isinstance(worker.said(worker.expect("a"))[0], DoorOpened)
+    retire(worker)

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import attrs
 import torch
-from support.ring_workers import Neighbour, RingWorker, StageWorker, empty, place_of, turn
+from support.ring_workers import Neighbour, RingWorker, StageWorker, empty, place_of, retire, turn
 from support.stages import stage_of, tiny_manifest
 from support.tiny_gguf import write_tiny_llama
 
@@ -35,7 +35,7 @@ def stage_workers(folder):
     }
     yield found
     assert [worker.batch.sessions for worker in found.values()] == [0] * len(found)
-    empty(*found.values())
+    retire(*found.values())
 
 
 def now(worker, message, body=b"", kind=StepDone):
@@ -161,7 +161,8 @@ class Between:
         for place in self.places:
             place.release()
         self.before.close()
-        empty(self.worker, self.behind)
+        empty(self.worker)
+        retire(self.behind)
 
 
 def good_row(worker):

@@ -30,6 +30,8 @@ __all__ = [
     "join",
     "passed",
     "place_of",
+    "retire",
+    "shut",
     "turn",
 ]
 
@@ -143,6 +145,25 @@ def forget(*workers):
         for name in "abcd":
             worker.rings.leave(SessionId(name))
     empty(*workers)
+
+
+def retire(*workers):
+    """End all that a worker's process would have taken with it."""
+    empty(*workers)
+    for worker in workers:
+        if worker.rings._doors is not None:
+            shut(worker.rings._doors)
+
+
+def shut(doors):
+    """Close the door, whose threads end with it, and who has come in and was not looked at."""
+    if doors._open is not None:
+        doors._open.close()
+    for made in doors.results():
+        if made.link is not None:
+            made.link.close()
+    doors.bell.close()
+    doors._rope.close()
 
 
 def is_broken(worker, exchange, *, why=""):
