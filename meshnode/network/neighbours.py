@@ -37,8 +37,8 @@ class Neighbour:
     def heard(self, record: SignedRecord) -> None:
         """Note that the neighbour sent a record."""
         known = self.book.offer(record.signer)
-        if known is not None and self.book.has(record) and len(self._has) < 2 * MAX_PEERS:
-            self._has[record.signer] = known.sequence
+        if known is not None and self.book.has(record):
+            self._note(record.signer, known.sequence)
 
     def lacks(self, signer: PeerId) -> bool:
         """Whether the neighbour is not known to have our newest record of a node."""
@@ -48,6 +48,9 @@ class Neighbour:
     def tell(self, signer: PeerId) -> None:
         """Have the newest record of a node sent."""
         self._owed.add(signer)
+        if len(self._owed) > MAX_PEERS:  # it reads slowly, and most of them have gone from the book
+            self._owed.clear()
+            self._is_owed_all = True
         self._woken.set()
 
     # What a heartbeat carries
@@ -88,9 +91,15 @@ class Neighbour:
                 batch, size = [], 0
             batch.append(record)
             size += nbytes
-            self._has[record.signer] = sequence
+            self._note(record.signer, sequence)
         if batch:
             yield tuple(batch)
+
+    def _note(self, signer: PeerId, sequence: int) -> None:
+        """Remember what the neighbour has; of signers that the book has dropped, no more than it can hold."""
+        self._has[signer] = sequence
+        if len(self._has) > 2 * MAX_PEERS:
+            self._has = {each: newest for each, newest in self._has.items() if self.book.offer(each) is not None}
 
     def _take_owed(self) -> list[tuple[SignedRecord, int]]:
         records = self.book.records(self._settled)

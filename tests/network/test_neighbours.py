@@ -7,6 +7,7 @@ import trio
 import trio.testing
 from support.memory_hosts import address_of, identity_of
 
+from meshnode.network import gossip, neighbours
 from meshnode.network.gossip import GossipBook
 from meshnode.network.neighbours import Neighbour
 from meshnode.types.peers import Offer
@@ -137,3 +138,25 @@ async def test_a_flood_of_news_is_sent_at_a_pace(autojump_clock):
         nursery.start_soon(chatter)
     assert 10 < len(ear.sent) < 60
     assert isinstance(ear.sent[0][1], Records)
+
+
+async def test_of_signers_that_come_and_go_no_more_is_remembered_than_the_book_holds(autojump_clock, monkeypatch):
+    for module in (gossip, neighbours):
+        monkeypatch.setattr(module, "MAX_PEERS", 4)
+    ours, ear = book(), Ear()
+    reader, mute = Neighbour(peer(99), ours), Neighbour(peer(98), ours)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader.feed, ear)
+        for number in range(2, 30):
+            said = record(number)
+            ours.accept(said)
+            mute.tell(said.signer)
+            mute.heard(said) if number % 2 else reader.tell(said.signer)
+            await trio.sleep(1)
+            assert max(len(reader._has), len(mute._has)) <= 8
+            assert len(mute._owed) <= 4
+        assert ear.signers() == [peer(number) for number in range(2, 30, 2)]
+        nursery.start_soon(mute.feed, ear)
+        await trio.sleep(1)
+        assert ear.signers()[14:] == [peer(26), peer(28)], "of those that are left it said the others itself"
+        nursery.cancel_scope.cancel()
