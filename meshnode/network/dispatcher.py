@@ -33,7 +33,7 @@ from meshnode.wire.control_messages import (
     TicketRequest,
 )
 from meshnode.wire.failures import failure
-from meshnode.wire.stage_messages import Delegate, OpenStage, Probe, StageMessage
+from meshnode.wire.stage_messages import Delegate, JoinRing, OpenStage, Probe, StageMessage, TurnRing
 
 __all__ = ["DispatcherResources", "MessageDispatcher"]
 
@@ -42,6 +42,8 @@ _REFUSALS = 4  # of one peer that may wait to be sent; one that does not read th
 
 _LIMITS: Mapping[type, tuple[float, float]] = {  # per second on average, and at once
     OpenStage: (50, 200),
+    JoinRing: (50, 200),  # one for each that was opened, at most
+    TurnRing: (500, 2000),  # one in some 32 tokens; a ring whose turn is dropped stands still
     Delegate: (20, 100),
     Probe: (20, 50),
     SignedRecord: (20, 100),

@@ -195,6 +195,16 @@ async def test_what_makes_work_for_the_network_has_a_limit(desk, autojump_clock,
         assert {each.misdeed for each in desk.evidence()} == {Misdeed.FLOOD}
 
 
+@pytest.mark.parametrize(("name", "at_once"), [("open_stage", 200), ("join_ring", 200), ("turn_ring", 2000)])
+async def test_what_makes_work_for_stages_has_a_limit(desk, autojump_clock, name, at_once):
+    async with desk.dispatching():
+        for _ in range(at_once + 50):
+            await desk.say(EXAMPLES[f"stage/{name}"][1], Link("greedy"))
+        await trio.sleep(0.001)
+        assert at_once - 9 <= len(desk.stages) < at_once + 9
+        assert {(each.peer, each.misdeed) for each in desk.evidence()} == {("greedy", Misdeed.FLOOD)}
+
+
 async def test_steps_have_no_limit_here_since_they_are_bounded_where_they_are_held(desk, autojump_clock):
     async with desk.dispatching():
         for number in range(5000):
