@@ -3,6 +3,9 @@
 Steps come in order from the previous stage, are acknowledged to the coordinator before work starts, computed by the model's
 executor, and handed on. The task that serves a stage reserves its cache and owns it: when it ends, for whatever reason, the
 memory is free.
+
+Who sends the steps does what the coordinator tells it, as we do, and that one may tell us two different things. So only rows
+that no stage makes, whatever it is told, are held against their sender.
 """
 
 import contextlib
@@ -13,7 +16,15 @@ import structlog
 import trio
 
 from meshnode.engine.executor import StageReservation, StageResult, StageStep
-from meshnode.errors import BadRows, MeshnodeError, PeerMisbehaved, PeerUnreachable, RingBroken, WorkerLost
+from meshnode.errors import (
+    BadRows,
+    MeshnodeError,
+    PeerMisbehaved,
+    PeerUnreachable,
+    RequestError,
+    RingBroken,
+    WorkerLost,
+)
 from meshnode.inference.models import LoadedModel
 from meshnode.inference.ports import SupervisedExecutor
 from meshnode.inference.stage_ring import StageRing
@@ -131,23 +142,16 @@ class HostedStage:
     def push(self, sender: PeerId, step: ReceivedStep) -> bool:
         """Take a step; return whether it is one that was waited for.
 
-        What is of another attempt is dropped; what is not from the previous stage, or was taken already, is reported too.
-        Raises PeerMisbehaved when more steps are waiting than any coordinator sends.
+        What is of another attempt, not from the previous stage, or was taken already is dropped. Raises RequestError when more
+        steps are waiting than any coordinator sends.
         """
-        message = step.message
-        if message.attempt != self.opened.attempt:
-            return False
-        if sender != self.opened.previous:
-            self.report(Evidence(sender, Misdeed.FORGED, "a step of a session in which it does not come before us"))
-            return False
-        if message.step <= self._last_step:
-            self.report(Evidence(sender, Misdeed.MALFORMED, f"step {message.step} after step {self._last_step}"))
+        message, opened = step.message, self.opened
+        if message.attempt != opened.attempt or sender != opened.previous or message.step <= self._last_step:
             return False
         try:
             self._send.send_nowait(step)
         except trio.WouldBlock:
-            self.report(Evidence(sender, Misdeed.FLOOD, "more steps at once than a coordinator sends"))
-            raise PeerMisbehaved("more steps at once than a coordinator sends; the stage is closed") from None
+            raise RequestError("more steps at once than a coordinator sends; the stage is closed") from None
         self._last_step = message.step
         return True
 
@@ -278,12 +282,19 @@ class HostedStage:
             return  # its link ended, and this stage ends with it
 
     def _executor_step(self, opened: OpenStage, step: ReceivedStep) -> StageStep:
-        """Return the step as the executor has it. Raises BadRows for rows that are not as many as it says, or not the next."""
-        message, width = step.message, 4 if opened.embedding else self.model.row_bytes
-        if message.rows < 1 or len(step.body) != message.rows * width:
-            raise BadRows(f"a step of {message.rows} rows of {width} bytes has {len(step.body)} bytes")
+        """Return the step as the executor has it.
+
+        Raises BadRows for what is no rows at all, and RequestError for those that are not the next or of another model, which
+        the coordinator can bring about.
+        """
+        message, nbytes = step.message, len(step.body)
+        width = 4 if opened.embedding else self.model.row_bytes
+        if message.rows < 1 or not nbytes or nbytes % (2 * message.rows):  # a number has two bytes, a token four
+            raise BadRows(f"{nbytes} bytes are not {message.rows} rows")
+        if nbytes != message.rows * width:
+            raise RequestError(f"a step of {message.rows} rows of {width} bytes has {nbytes} bytes")
         if self._position not in (None, message.position):
-            raise BadRows(f"a step from position {message.position}, while {self._position} is the next")
+            raise RequestError(f"a step from position {message.position}, while {self._position} is the next")
         self._position = message.position + message.rows
         return StageStep(
             session=self.cache_name,

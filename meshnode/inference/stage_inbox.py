@@ -61,7 +61,7 @@ class StageInbox:
             case GrantEvents():
                 self.delegates.grant(sender, message)
             case OpenStage():
-                self.stages.open(link, received.exchange, message)
+                is_taken = self.stages.open(link, received.exchange, message)
             case JoinRing():
                 is_taken = self.stages.join(sender, message)
             case TurnRing():

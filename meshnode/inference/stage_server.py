@@ -1,23 +1,35 @@
 """All stages that this node runs for coordinators, itself among them: who may open one, and which message is for which."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import attrs
 import structlog
 import trio
 
-from meshnode.errors import BadRows, MeshnodeError, NoRoute, Overloaded, PeerMisbehaved, PeerUnreachable
+from meshnode.errors import (
+    MeshnodeError,
+    NoRoute,
+    Overloaded,
+    PeerMisbehaved,
+    PeerUnreachable,
+    RequestError,
+    SessionLost,
+)
 from meshnode.inference.hosted_stage import HostedStage, ReceivedStep
 from meshnode.inference.losses import hangs_up
 from meshnode.inference.models import LoadedModel
 from meshnode.network.stage_links import StageLink, StageLinks
-from meshnode.types.evidence import Evidence, Misdeed
+from meshnode.types.evidence import Evidence
 from meshnode.types.ids import ModelId, PeerId, SessionId
 from meshnode.wire.failures import failure
 from meshnode.wire.stage_messages import CloseStage, JoinRing, OpenStage, StageStepMessage, TurnRing
 
 __all__ = ["StageServer"]
 
+_REMEMBERED = (
+    4096  # sessions that were closed; a wish that was overtaken comes within seconds, some hundred sessions later
+)
 _log = structlog.get_logger(__name__)
 _Key = tuple[SessionId, int]
 
@@ -35,13 +47,23 @@ class StageServer:
     nursery: trio.Nursery
     report: Callable[[Evidence], None]
     _stages: dict[_Key, HostedStage] = attrs.field(factory=dict, init=False)
+    # Below which attempt each coordinator has closed a session; the newest comes last.
+    _closed: OrderedDict[tuple[PeerId, SessionId], int] = attrs.field(factory=OrderedDict, init=False)
 
     def __len__(self) -> int:
         return len(self._stages)
 
-    def open(self, link: StageLink, exchange: int, message: OpenStage) -> None:
-        """Open a stage, or open it again under a higher attempt, and have `exchange` answered."""
+    def open(self, link: StageLink, exchange: int, message: OpenStage) -> bool:
+        """Open a stage, or open it again under a higher attempt, and have `exchange` answered.
+
+        Return whether this was the sender's to ask. It is held against nobody: another may have taken the session's name
+        before, and what an honest coordinator sends over two links comes in any order.
+        """
         try:
+            if message.attempt < self._closed.get((link.peer, message.session), message.attempt):
+                raise SessionLost("this attempt has been closed already")
+            if message.head and message.next is not None:
+                raise RequestError("the stage with the head is the last one; nothing comes after it")
             model = self.model_of(message.model)
             if model is None:
                 raise NoRoute("this node does not have that model loaded now")
@@ -50,9 +72,9 @@ class StageServer:
                 stage = self._begin(link, message, model)
             stage.open(message, exchange)
         except MeshnodeError as error:
-            if isinstance(error, PeerMisbehaved):
-                self.report(Evidence(link.peer, Misdeed.FORGED, str(error)))
             self.nursery.start_soon(_refuse, link, exchange, error)
+            return not isinstance(error, PeerMisbehaved)
+        return True
 
     def step(self, sender: PeerId, message: StageStepMessage, body: bytes) -> bool:
         """Hand a step to its stage; return whether there is one that waits for it."""
@@ -61,9 +83,9 @@ class StageServer:
             return False
         try:
             return stage.push(sender, ReceivedStep(message, body))
-        except PeerMisbehaved as error:
+        except RequestError as error:
             _log.warning("stage closed", session=message.session, peer=sender, error=str(error))
-            self.nursery.start_soon(stage.fail, BadRows(str(error)))
+            self.nursery.start_soon(stage.fail, error)
             return False
 
     def join(self, coordinator: PeerId, message: JoinRing) -> bool:
@@ -81,7 +103,14 @@ class StageServer:
         return stage if stage is not None and stage.coordinator.peer == coordinator else None
 
     def close(self, coordinator: PeerId, message: CloseStage) -> None:
-        """Free what lower attempts of a session hold here."""
+        """Free what lower attempts of a session hold here, and open none of them any more.
+
+        A coordinator closes over the link that it has now, which may overtake a wish on the one before.
+        """
+        name = coordinator, message.session
+        self._closed[name] = max(message.below, self._closed.pop(name, message.below))
+        if len(self._closed) > _REMEMBERED:
+            self._closed.popitem(last=False)
         for key, stage in list(self._stages.items()):
             mine = key[0] == message.session and stage.coordinator.peer == coordinator
             if mine and stage.opened.attempt < message.below:
@@ -98,22 +127,23 @@ class StageServer:
         return stage
 
     def _kept(self, link: StageLink, message: OpenStage) -> HostedStage | None:
-        """Find the stage of an earlier attempt whose cache serves this one; what is in its place otherwise has to go."""
-        found: HostedStage | None = None
-        for key, stage in list(self._stages.items()):
-            if key[0] != message.session:
-                continue
+        """Find the stage of an earlier attempt whose cache serves this one, and end what else is in its way."""
+        there = [(key, stage) for key, stage in self._stages.items() if key[0] == message.session]
+        for key, stage in there:
             if stage.coordinator.peer != link.peer:
                 raise PeerMisbehaved("this session belongs to another coordinator")
-            if stage.opened.attempt >= message.attempt:
-                if key[1] == message.index:
-                    raise PeerMisbehaved("this stage is open already")
-            elif stage.is_same_work(message) and stage.coordinator is link and not stage.scope.cancel_called:
-                del self._stages[key]
+            if stage.opened.attempt >= message.attempt and key[1] == message.index:
+                raise PeerMisbehaved("this stage is open already")
+        found: HostedStage | None = None
+        for key, stage in there:
+            does_it = stage.is_same_work(message)
+            if stage.opened.attempt >= message.attempt or not (does_it or key[1] == message.index):
+                continue
+            del self._stages[key]
+            if does_it and found is None and stage.coordinator is link and not stage.scope.cancel_called:
                 found = stage
-            elif key[1] == message.index:
-                del self._stages[key]
-                stage.scope.cancel()
+            else:
+                stage.scope.cancel()  # what is not counted must not run on
         if found is not None:
             self._stages[message.session, message.index] = found
         return found

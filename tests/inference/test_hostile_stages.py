@@ -6,7 +6,7 @@ from support.memory_mesh import MemoryNetwork
 from support.toy_executor import WIDTH, toy_answer
 from support.toy_mesh import BLOCKS, PROMPT, Mesh, generate, new_session
 
-from meshnode.errors import MeshnodeError, Overloaded, PeerMisbehaved
+from meshnode.errors import MeshnodeError, Overloaded, PeerMisbehaved, SessionLost
 from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Misdeed
 from meshnode.types.generation import SamplingParameters, TokenEvent
@@ -87,27 +87,29 @@ def misdeeds(mesh):
     return {(each.peer, each.misdeed) for each in mesh.evidence}
 
 
-ROWS = {
+NO_ROWS = {
     "not finite": step(body=lambda message, body: NAN * message.rows),
     "no whole rows": step(body=lambda message, body: body[:-1]),
     "too few": step(body=lambda message, body: body[:-WIDTH]),
-    "too many": step(body=lambda message, body: body * 2),
-    "of another dtype": step(body=lambda message, body: body + bytes(len(body))),
     "none": step(body=lambda message, body: b""),
-    "more than it says": step(rows=lambda message, body: message.rows + 1),
     "fewer than it says": step(rows=lambda message, body: message.rows - 1),
     "a negative number": step(rows=lambda message, body: -1),
 }
+OTHER_ROWS = {  # which an honest stage sends of another model
+    "too many": step(body=lambda message, body: body * 2),
+    "of another dtype": step(body=lambda message, body: body + bytes(len(body))),
+    "more than it says": step(rows=lambda message, body: message.rows + 1),
+}
 
 
-@pytest.mark.parametrize("what", ROWS)
+@pytest.mark.parametrize("what", NO_ROWS | OTHER_ROWS)
 async def test_rows_that_are_wrong_are_refused_and_their_maker_replaced(mesh, autojump_clock, what):
-    mesh.network.tamper = tampering("evil", ROWS[what])
+    mesh.network.tamper = tampering("evil", (NO_ROWS | OTHER_ROWS)[what])
     session = await answer_of(mesh)
     assert session.recoveries == 1
     assert "evil" not in session.route.peers
     assert "c" in session.route.peers or "spare" in session.route.peers
-    assert misdeeds(mesh) == {("evil", Misdeed.WRONG_ROWS)}
+    assert misdeeds(mesh) == ({("evil", Misdeed.WRONG_ROWS)} if what in NO_ROWS else set())
 
 
 @pytest.mark.parametrize("distance", [5, -5, -(10**6), 2**62])
@@ -128,7 +130,7 @@ async def test_a_step_that_comes_twice_is_computed_once(mesh, autojump_clock):
     mesh.network.tamper = tampering("evil", twice)
     session = await answer_of(mesh)
     assert session.recoveries == 0
-    assert misdeeds(mesh) == {("evil", Misdeed.MALFORMED)}
+    assert stray(mesh, "step") >= COUNT - AT
 
 
 async def test_a_step_out_of_order_is_dropped_and_the_missing_one_noticed(mesh, autojump_clock):
@@ -144,7 +146,7 @@ async def test_a_step_out_of_order_is_dropped_and_the_missing_one_noticed(mesh, 
     mesh.network.tamper = tampering("evil", swapped)
     session = await answer_of(mesh)
     assert session.recoveries == 1
-    assert ("evil", Misdeed.MALFORMED) in misdeeds(mesh)
+    assert stray(mesh, "step")
 
 
 async def test_more_steps_than_a_coordinator_sends_close_the_stage(mesh, autojump_clock):
@@ -156,7 +158,7 @@ async def test_more_steps_than_a_coordinator_sends_close_the_stage(mesh, autojum
     mesh.network.tamper = tampering("evil", flood)
     session = await answer_of(mesh)
     assert session.recoveries == 1
-    assert ("evil", Misdeed.FLOOD) in misdeeds(mesh)
+    assert "evil" not in session.route.peers
 
 
 # Answers
@@ -380,19 +382,20 @@ async def test_nobody_but_its_coordinator_and_its_neighbour_reaches_a_session(me
         there = opened(mesh, "c")
         rows = StageStepMessage(there.session, there.attempt, there.index, 10**6, 0, 1)
         await tell(mesh, "reserve", "c", rows, bytes(WIDTH))
-        await tell(mesh, "reserve", "c", CloseStage(there.session, 10**6))
         link = await mesh.network.nodes["reserve"].to("c")
         for attempt in (there.attempt, there.attempt + 1):
             with pytest.raises(PeerMisbehaved, match="another coordinator") as caught:
                 await link.ask(attrs_of(there, {"attempt": attempt}), timeout=5)
             refused.append(caught.value.code)
+        await tell(mesh, "reserve", "c", CloseStage(there.session, 10**6))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(meddle)
         assert await generate(mesh.nodes["a"], session) == expected
     assert session.recoveries == 0
     assert refused == ["peer_misbehaved"] * 2
-    assert misdeeds(mesh) == {("reserve", Misdeed.FORGED)}
+    assert (stray(mesh, "step"), stray(mesh, "open_stage")) == (1, 2)
+    assert misdeeds(mesh) == set(), "whoever knows a session's name could have others refused so"
 
 
 WANTED = OpenStage(SessionId("s" * 24), 1, "model", 1, BlockRange(4, 9), False, False, 100, "reserve", None)
@@ -405,6 +408,12 @@ TOO_MUCH = {
     "more memory than there is": {"tokens": 2**60},
     "a model that is not here": {"model": "other weights of the same name"},
     "a next stage that does not exist": {"next": "nobody"},
+    "a head that is not the last": {
+        "blocks": BlockRange(9, 12),
+        "head": True,
+        "sampling": SamplingParameters(),
+        "next": "a",
+    },
 }
 
 
@@ -447,8 +456,8 @@ async def test_a_stage_that_is_closed_while_it_opens_holds_nothing(mesh, autojum
     """The coordinator's wish and its withdrawal arrive together, or while the link to the next stage is being opened."""
     link = await mesh.network.nodes["reserve"].to("evil")
     mesh.network.dialling = 0.2
-    for pause in (0.0, 1e-3, 0.1, 0.3):
-        for number in range(30):
+    for turn, pause in enumerate((0.0, 1e-3, 0.1, 0.3)):
+        for number in range(30 * turn, 30 * turn + 30):
             session = SessionId(f"{number:024}")
             await link.send(attrs_of(WANTED, {"session": session, "next": "c"}), exchange=1)
             await trio.sleep(pause)
@@ -456,6 +465,42 @@ async def test_a_stage_that_is_closed_while_it_opens_holds_nothing(mesh, autojum
         mesh.network.nodes["evil"].links.pop("c", None)
         await trio.sleep(1)
         assert mesh.held()["evil"] == 0
+
+
+async def test_a_wish_that_its_withdrawal_has_overtaken_opens_nothing(mesh, autojump_clock):
+    """As when a direct link has just taken the place of a relayed one; attempts that were not closed are opened."""
+    old, new = (mesh.network.connect(mesh.network.nodes["reserve"], mesh.network.nodes["evil"]) for _ in range(2))
+    await new.send(CloseStage(WANTED.session, 3))
+    await new.send(CloseStage(WANTED.session, 2))  # an older one still
+    await trio.sleep(0.1)
+    for attempt in (1, 2):
+        with pytest.raises(SessionLost, match="closed already"):
+            await old.ask(attrs_of(WANTED, {"attempt": attempt}), timeout=5)
+    assert mesh.held()["evil"] == 0
+    other = await mesh.network.nodes["spare"].to("evil")
+    assert (await other.ask(WANTED, timeout=5)).message == StageOpened(0), "nobody closes the sessions of others"
+    await other.send(CloseStage(WANTED.session, 2))
+    await trio.sleep(1)
+    assert (await old.ask(attrs_of(WANTED, {"attempt": 3}), timeout=5)).message == StageOpened(0)
+
+
+async def test_of_all_that_could_be_kept_for_a_new_attempt_one_is_and_the_others_end(mesh, autojump_clock):
+    """A coordinator that opens the same work many times has no more stages here than are counted."""
+    node = mesh.nodes["evil"]
+    link = await mesh.network.nodes["reserve"].to("evil")
+    for turn in range(10):
+        for index in range(20):
+            await link.send(attrs_of(WANTED, {"attempt": 2 * turn + 1, "index": index}), exchange=1)
+        await link.send(attrs_of(WANTED, {"attempt": 2 * turn + 2, "index": 0}), exchange=1)
+        await trio.sleep(0.1)
+        assert len(node.executor.sessions) == len(node.hosted) == 1
+    for attempt, index in ((30, 1), (25, 1)):  # what is refused loses none of those that are there
+        await link.send(attrs_of(WANTED, {"attempt": attempt, "index": index}), exchange=1)
+    await trio.sleep(0.1)
+    assert len(node.executor.sessions) == len(node.hosted) == 1
+    await link.send(CloseStage(WANTED.session, 100))
+    await trio.sleep(1)
+    assert mesh.held()["evil"] == 0
 
 
 async def test_a_stage_that_looks_for_a_neighbour_hears_that_it_is_opened_anew(mesh, autojump_clock):
@@ -475,3 +520,43 @@ async def test_a_stage_that_looks_for_a_neighbour_hears_that_it_is_opened_anew(m
 async def test_a_probe_is_answered_whatever_is_going_on(mesh, autojump_clock):
     link = await mesh.network.nodes["reserve"].to("evil")
     assert (await link.ask(Probe(), timeout=1)).message == ProbeReply()
+
+
+# A coordinator that tells two honest stages two different things
+
+
+@pytest.mark.parametrize("how", ["another before us", "a gap", "twice", "too many", "of another model"])
+async def test_a_coordinator_has_no_honest_stage_accused_by_another(nursery, autojump_clock, how):
+    mesh = Mesh(MemoryNetwork(nursery), nursery)
+    for name, start, end in (("x", 0, 6), ("y", 6, 12), ("liar", 0, 12)):
+        await mesh.add(name, start, end, pace=10.0 if (name, how) == ("y", "too many") else 1e-4)
+    x, y = [await mesh.network.nodes["liar"].to(name) for name in ("x", "y")]
+    first = OpenStage(SessionId("s"), 1, "model", 0, BlockRange(0, 6), True, False, 100, "liar", "y")
+    last = OpenStage(
+        SessionId("s"), 1, "model", 1, BlockRange(6, 12), False, True, 100, "x", None, sampling=SamplingParameters()
+    )
+    await x.ask(first, timeout=5)
+    if how == "of another model":
+        mesh.nodes["x"].executor.width = 2 * WIDTH
+    await y.ask(attrs_of(last, {"previous": "liar"}) if how == "another before us" else last, timeout=5)
+    forward_from = (2, 0) if how == "a gap" else ()
+
+    async def steps(numbers):
+        for number in numbers:
+            message = StageStepMessage(SessionId("s"), 1, 0, number, number - 1, 1, forward_from=forward_from)
+            await x.send(message if number > 1 else attrs_of(message, {"forward_from": ()}), bytes(4))
+            await trio.sleep(0.1)
+
+    await steps(range(1, 30 if how == "too many" else 5))
+    if how == "twice":
+        await x.send(CloseStage(SessionId("s"), 2))
+        await trio.sleep(0.1)
+        mesh.nodes["x"].hosted._closed.clear()  # as when it has been a while
+        await x.ask(first, timeout=5)
+        await steps(range(1, 5))
+    await trio.sleep(1)
+    came = [message for own, peer, message, _ in mesh.network.seen if (own, peer) == ("x", "y")]
+    assert len(came) > 1, "an honest stage did as it was told"
+    told = [message for own, peer, message, _ in mesh.network.seen if (own, peer) == ("y", "liar")]
+    assert misdeeds(mesh) == set()
+    assert stray(mesh, "step") >= 4 or any(isinstance(each, StageFailed) for each in told)
