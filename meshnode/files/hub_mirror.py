@@ -17,7 +17,16 @@ from blake3 import blake3
 
 from meshnode.errors import FileError
 
-__all__ = ["BLOCK_BYTES", "Mirror", "any_mirror", "forget_mirror", "forget_mirrors", "mirror_written", "open_mirror"]
+__all__ = [
+    "BLOCK_BYTES",
+    "Mirror",
+    "any_mirror",
+    "forget_linked",
+    "forget_mirror",
+    "forget_mirrors",
+    "mirror_written",
+    "open_mirror",
+]
 
 BLOCK_BYTES = 256 << 10  # little is fetched twice where two nodes share a file
 
@@ -158,6 +167,13 @@ def forget_mirrors(folder: Path, oldest: float) -> None:
         raise _cannot_write(folder, error) from error
 
 
+def forget_linked(folder: Path) -> None:
+    """Delete the mirrors that links in `folder` lead to, if nobody has them open. Blocking. Raises OSError."""
+    for link in folder.rglob("*"):
+        if link.is_symlink() and (path := link.readlink()).suffix == _MIRROR:
+            _delete_unused(path)
+
+
 def any_mirror(folder: Path) -> bool:
     """Whether something of a file has come. Blocking."""
     return next(folder.glob(f"*{_MIRROR}"), None) is not None
@@ -191,8 +207,8 @@ def _delete_unused(path: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    path.unlink(missing_ok=True)
     path.with_suffix(_RECORDS).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)  # last: by it the two are found after a crash
 
 
 def _cannot_write(path: Path, error: OSError) -> FileError:

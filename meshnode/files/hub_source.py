@@ -205,8 +205,9 @@ class HubSource:
             yield model
 
     async def _forget(self, fetched: _Fetched) -> None:
-        for mirror in fetched.mirrors:
-            await self.lanes.run("disk", mirror.forget)
+        with trio.CancelScope(shield=True):  # the model may be in the catalog by now, and nobody would come back for it
+            for mirror in fetched.mirrors:
+                await self.lanes.run("disk", mirror.forget)
 
 
 def _open(path: Path, origin: str, *, headers_only: bool) -> AbstractContextManager[SourceModel]:

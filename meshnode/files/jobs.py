@@ -19,7 +19,7 @@ from meshnode.files.importing import import_model, import_shards
 from meshnode.files.layout import is_kept
 from meshnode.files.progress import ProgressBoard
 from meshnode.files.sources import ModelOpener, Origin, ReportBytes, Source
-from meshnode.files.staging import delete_quarantined, discard, make_staging, park, publish
+from meshnode.files.staging import delete_quarantined, discard, make_staging, note_kept, park, publish
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.turns import Turns
 from meshnode.types.blocks import BlockRange
@@ -289,6 +289,7 @@ class ModelJobs:
         model, shards = new.manifest.id, self.catalog.paths.shards
         previous = self.catalog.entry(model)
         merged = self._merge(new, previous)
+        await self.lanes.run("disk", note_kept, staging, merged.wanted)
         with trio.CancelScope(shield=True):
             await self.catalog.put(merged)
             try:

@@ -3,6 +3,9 @@
 Shards are written here and moved to their place when the catalog knows them, and moved here before the catalog forgets them.
 So after a crash at any moment a shard file in this folder is either wanted by the catalog, and is moved (back) to its place, or
 garbage; and a shard file in its place is always wanted.
+
+What has come of a hub's files lies elsewhere, and links in the subfolder lead there. It is needed until the catalog keeps what was
+made of it, and a crash may fall between that and its deletion: so what the catalog is going to keep is noted beside the links.
 """
 
 import secrets
@@ -12,10 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from meshnode.errors import FileError
+from meshnode.files.hub_mirror import forget_linked
 from meshnode.files.shard_file import is_shard_id, publish_shard, shard_file_name, shard_path
 from meshnode.types.ids import ShardId
 
-__all__ = ["delete_quarantined", "discard", "make_staging", "park", "publish", "tidy"]
+__all__ = ["delete_quarantined", "discard", "make_staging", "note_kept", "park", "publish", "tidy"]
+
+_KEPT = "kept.ids"
 
 
 def make_staging(partial: Path) -> Path:
@@ -26,6 +32,18 @@ def make_staging(partial: Path) -> Path:
     except OSError as error:
         raise FileError(f"cannot write to the data folder {partial.parent}: {error.strerror}") from error
     return folder
+
+
+def note_kept(staging: Path, ids: Iterable[ShardId]) -> None:
+    """Note what the catalog is going to keep of a model, once all of it is here. Raises FileError."""
+    try:
+        written = staging / f"{_KEPT}.writing"
+        written.write_text("\n".join(ids), encoding="ascii")
+        written.replace(staging / _KEPT)
+    except OSError as error:
+        raise FileError(
+            f"cannot write to {staging}: {error.strerror}; free space or choose another data folder"
+        ) from error
 
 
 def publish(staging: Path, shards: Path, ids: Iterable[ShardId]) -> frozenset[ShardId]:
@@ -66,6 +84,9 @@ def tidy(partial: Path, shards: Path, wanted: Set[ShardId]) -> int:
     """
     moved = 0
     try:
+        for note in partial.glob(f"*/{_KEPT}"):  # before shards are moved: a crash in between comes here again
+            if wanted.issuperset(note.read_text(encoding="ascii", errors="replace").split()):
+                forget_linked(note.parent)
         for path in sorted(partial.rglob("*.shard")):
             shard = ShardId(path.stem)
             if is_shard_id(shard) and shard in wanted and not shard_path(shards, shard).exists():

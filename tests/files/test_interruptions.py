@@ -11,11 +11,14 @@ import pytest
 import trio
 import trio.testing
 from support.full_store import FullStore
+from support.hub_server import run_hub
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.errors import FileError, StoreError
 from meshnode.files import staging
 from meshnode.files.acquisitions import AcquireModel, RemoveModel
+from meshnode.files.hub_client import Hub
+from meshnode.files.hub_source import HubSource
 from meshnode.flow.lanes import Lanes
 from meshnode.store.memory import MemoryStore
 from meshnode.store.opening import open_store
@@ -43,6 +46,21 @@ def frozen(data):
     data.root.chmod(0o700)
 
 
+class Cancelling(MemoryStore):
+    """Has whoever asks give up once it has a model's row."""
+
+    def __init__(self):
+        super().__init__()
+        self.asking = trio.CancelScope()
+
+    async def commit(self, batch, *, sync=False):
+        await super().commit(batch, sync=sync)
+        if any(len(key) > 64 for key, _ in batch.changes):  # a model's row
+            self.asking.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()  # until the cancellation is everywhere
+
+
 async def test_a_cancelled_import_leaves_nothing_and_can_be_asked_for_again(data, tiny):
     async with data.running() as node:
         async with trio.open_nursery() as nursery:
@@ -57,17 +75,9 @@ async def test_a_cancelled_import_leaves_nothing_and_can_be_asked_for_again(data
 
 
 async def test_cancelled_once_the_catalog_knows_the_model_it_is_completed_all_the_same(data, tiny):
-    class Cancelling(MemoryStore):
-        async def commit(self, batch, *, sync=False):
-            await super().commit(batch, sync=sync)
-            if any(len(key) > 64 for key, _ in batch.changes):  # a model's row
-                asking.cancel()
-                with trio.CancelScope(shield=True):
-                    await trio.testing.wait_all_tasks_blocked()  # until the cancellation is everywhere
-
-    data.store, asking = Cancelling(), trio.CancelScope()
+    data.store = Cancelling()
     async with data.running() as node:
-        with asking:
+        with data.store.asking as asking:
             await node.mailbox.ask(AcquireModel(str(tiny)))
         assert asking.cancelled_caught
         await node.phase("done")
@@ -200,6 +210,42 @@ async def test_killed_while_blocks_are_dropped_all_of_them_are_here_or_none(data
         assert {shard.block for shard in manifest.shards if shard.id in held} == blocks
         assert {path.stem for path in data.files("shards")} == held
         assert data.files("partial") == data.files("quarantine") == []
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("dying", "nth"), [("put", 1), ("publish_shard", 1), ("publish_shard", 4), ("_forget", 1)])
+async def test_killed_around_the_adoption_what_came_of_a_hub_is_kept_before_and_gone_after(
+    data, tiny, killable, dying, nth
+):
+    with run_hub() as hub:
+        hub.repositories["some/m"] = {tiny.name: tiny.read_bytes()}
+        reference = "hf:some/m"
+        order = {"root": str(data.root), "endpoint": hub.endpoint, "reference": reference, "dying": dying, "nth": nth}
+        said = await trio.to_thread.run_sync(killable, {"work": "fetch_one"} | order)
+        assert said[-1] == "ended 9", said
+        assert data.files("transfers")
+        data.sources = (HubSource(Hub(hub.endpoint), Lanes(), data.paths.transfers),)
+        async with open_store(data.paths.store, Lanes()) as data.store, data.running() as node:
+            assert bool(data.files("transfers")) == (dying == "put")
+            manifest = await node.mailbox.ask(AcquireModel(reference))
+            assert node.catalog.held(manifest.id) == {shard.id for shard in manifest.shards}
+        assert data.files("transfers") == data.files("partial") == []
+        assert hub.sent_bytes == tiny.stat().st_size
+
+
+async def test_cancelled_once_the_catalog_keeps_the_model_nothing_of_the_hub_stays(data, tiny):
+    with run_hub() as hub:
+        hub.repositories["some/m"] = {tiny.name: tiny.read_bytes()}
+        data.sources = (HubSource(Hub(hub.endpoint), Lanes(), data.paths.transfers),)
+        data.store = Cancelling()
+        async with data.running() as node:
+            with data.store.asking as asking:
+                await node.mailbox.ask(AcquireModel("hf:some/m"))
+            assert asking.cancelled_caught
+            await node.idle()
+            (manifest,) = node.catalog.manifests()
+            await node.settled(manifest)
+            assert data.files("transfers") == data.files("partial") == []
 
 
 @pytest.mark.processes

@@ -71,6 +71,15 @@ class OnePeer:
         say(f"accused {peer} {what}")
 
 
+async def fetch_one(*, root, endpoint, reference, dying, nth):
+    """A model from a hub; the process dies by itself in the nth call of what is `dying`."""
+    die_in(dying, nth)
+    paths = DataPaths(Path(root))
+    hub = HubSource(Hub(endpoint=endpoint), Lanes(), paths.transfers, pause=0.01)
+    async with running(paths, Supply((hub,))) as mailbox:
+        await repeat(mailbox, reference)
+
+
 async def fetch(*, root, endpoint, reference, model, port, certificate, tokens, once):
     """A model from a hub and one from a peer, side by side; `once`: and no more."""
     paths = DataPaths(Path(root))
@@ -84,7 +93,7 @@ async def fetch(*, root, endpoint, reference, model, port, certificate, tokens, 
 async def keep_house(*, root, model, dying="", nth=0):
     """A model from a file; the process dies by itself in the nth call of what is `dying`."""
     if dying:
-        die_in(staging if dying == "publish_shard" else ModelCatalog, dying, nth)
+        die_in(dying, nth)
     async with running(DataPaths(Path(root)), Supply((LocalGGUF(),))) as mailbox:
         await repeat(mailbox, model)
 
@@ -111,7 +120,8 @@ async def repeat(mailbox, wanted, once=False):
         await mailbox.ask(RemoveModel(manifest.name))
 
 
-def die_in(place, name, nth):
+def die_in(name, nth):
+    place = next(each for each in (staging, HubSource, ModelCatalog) if hasattr(each, name))
     real, calls = getattr(place, name), []
 
     def fatal(*arguments):
@@ -128,7 +138,8 @@ def main():
     for line in sys.stdin:
         if not (child := os.fork()):
             order = json.loads(line)
-            trio.run(partial({"fetch": fetch, "keep_house": keep_house}[order.pop("work")], **order))
+            works = {"fetch": fetch, "fetch_one": fetch_one, "keep_house": keep_house}
+            trio.run(partial(works[order.pop("work")], **order))
             os._exit(0)
         say(str(child))
         _, status = os.waitpid(child, 0)
