@@ -35,7 +35,7 @@ from meshnode.files.share_making import ShareMaker
 from meshnode.files.share_records import Leftovers, ShareRecords, forget_records
 from meshnode.files.sources import Origin, Source
 from meshnode.files.spreading import Spreading
-from meshnode.files.staging import tidy
+from meshnode.files.staging import in_place, tidy
 from meshnode.files.verification import verify_model
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
@@ -120,8 +120,11 @@ class AcquisitionManager:
         paths = self._catalog.paths
         try:
             moved = await self._lanes.run("disk", tidy, paths.partial, paths.shards, self._catalog.wanted())
+            here = await self._lanes.run("disk", in_place, paths.shards, self._catalog.wanted())
+            for lent in (False, True):
+                await self._lanes.run("disk", ShareRecords(paths.transfers, lent).drop_taken, here.__contains__)
             oldest = await self._lanes.run("disk", newest_of, paths.transfers) - _PARTS_KEPT
-            await self._lanes.run("disk", forget_parts, paths.transfers, frozenset(), oldest)
+            await self._lanes.run("disk", forget_parts, paths.transfers, here, oldest)
             await self._lanes.run("disk", forget_mirrors, paths.transfers, oldest)
             await self._lanes.run("disk", forget_records, paths.transfers, oldest)
         except FileError as error:  # the models that are in their place can be used all the same

@@ -5,7 +5,7 @@ so a restart costs no byte, and a share that nobody will ask for again is found 
 of several models, or for several peers, lie side by side: what two of them have in common stays until the last of them goes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from meshnode.files.hub_mirror import forget_mirror, mirror_written
 from meshnode.files.hub_shares import HubShare, check_made
 from meshnode.files.shard_file import HashedBytes, hash_pieces
 from meshnode.files.source_file import FileRegion, open_source_file
-from meshnode.types.ids import PeerId
+from meshnode.types.ids import PeerId, ShardId
 
 __all__ = ["Leftovers", "ShareRecord", "ShareRecords", "forget_records"]
 
@@ -81,6 +81,15 @@ class ShareRecords:
             self._path(share).unlink(missing_ok=True)
         except OSError as error:
             raise FileError(f"cannot tidy {self.folder}: {error.strerror}") from error
+
+    def drop_taken(self, is_here: Callable[[ShardId], bool]) -> list[ShareRecord]:
+        """Delete shares whose shards have all been taken to their place, and return what was known of them."""
+        left = list(self.all())
+        taken = [record for record in left if record.made and all(is_here(hashed.id) for hashed in record.made)]
+        for record in taken:
+            left.remove(record)
+            self.drop(record.share, left)
+        return taken
 
     def mirror_key(self, share: HubShare, file: HubFile) -> str:
         """Return what the mirror of a file is known by.

@@ -70,11 +70,9 @@ class Helping:
     async def forget_kept(self, is_held: Callable[[ShardId], bool]) -> None:
         """Forget shares whose shards are all held. What cannot be deleted is left to a later sweep."""
         try:
-            for record in await self.maker.lanes.run("disk", list, self.maker.records.all()):
-                if record.made and all(is_held(hashed.id) for hashed in record.made):
-                    await self.maker.lanes.run("disk", self._drop, record)
-                    for hashed in record.made:
-                        self.made.pop(hashed.id, None)
+            for record in await self.maker.lanes.run("disk", self.maker.records.drop_taken, is_held):
+                for hashed in record.made:
+                    self.made.pop(hashed.id, None)
         except FileError as error:
             _log.warning("share not forgotten", error=str(error))
 

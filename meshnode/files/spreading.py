@@ -23,11 +23,13 @@ from meshnode.errors import (
 )
 from meshnode.files.division import divide
 from meshnode.files.hub_copies import HubCopies
+from meshnode.files.hub_mirror import forget_mirror
 from meshnode.files.hub_outline import Outline
 from meshnode.files.hub_proof import fetch_sample, prove
 from meshnode.files.hub_shares import HubShare, SharedShard, decode_made
 from meshnode.files.importing import free_bytes
 from meshnode.files.jobs import ModelJobs, Part
+from meshnode.files.part_file import forget_parts
 from meshnode.files.peer_ports import PeerShards, holders_of
 from meshnode.files.samples import Sample
 from meshnode.files.shard_file import HashedBytes, write_shard
@@ -145,12 +147,13 @@ class Spreading:
             )
         async with self.jobs.staging() as scratch:
             outline = await self.copies.source.outline(origin.exact, scratch)
-            tokenizer = await self.lanes.run(
-                "disk", _keep_tokenizer, outline, scratch, self.jobs.catalog.paths.transfers
-            )
         own, shares = await self.lanes.run("disk", self._divide, outline, helpers)
         if known is None and (had := await self.copies.acquire(origin, Part(own, both_ends=True), None)) is not None:
             return had, {}  # members have all of it
+        async with self.jobs.staging() as scratch:
+            tokenizer = await self.lanes.run(
+                "disk", _keep_tokenizer, outline, scratch, self.jobs.catalog.paths.transfers
+            )
         work = _Work(outline, shares, {} if known is None else outline.described(known), self._there(outline, known))
         progress = _Progress(origin.reference, self.jobs)
         made, missing = await self._make_all(work, own, progress)
@@ -158,6 +161,7 @@ class Spreading:
             missing.append(shares.pop(peer))
         for blocks in missing:
             made.update(await self._make_here(work, work.share(blocks), progress))
+        await self.lanes.run("disk", self._forget_headers, outline)
         manifest = known or attrs.evolve(outline.manifest(tokenizer, made), source_version=origin.version)
         for blocks in (own, *missing):
             fetch = partial(self._finish, manifest, origin.reference)
@@ -169,7 +173,8 @@ class Spreading:
                 aliases=outline.aliases,
                 sampled=known is None and bool(shares),
             )
-        await self.lanes.run("disk", self._forget, [work.own_share(own), *map(work.share, missing)])
+        with trio.CancelScope(shield=True):  # nobody would come back for it
+            await self.lanes.run("disk", self._forget, outline, tokenizer)
         return manifest, shares
 
     def _is_there(self, manifest: ModelManifest, shard: ShardDescriptor) -> bool:
@@ -184,11 +189,17 @@ class Spreading:
         places = {(each.kind, each.block) for each in known.shards if self._is_there(known, each)}
         return frozenset(shard for shard in outline.whole.shards if (shard.kind, shard.block) in places)
 
-    def _forget(self, shares: Sequence[HubShare | None]) -> None:
-        """Delete what is left of the shares that were made here: their records, and the headers."""
-        for share in shares:
-            if share is not None:
-                self.maker.records.drop(share)
+    def _forget_headers(self, outline: Outline) -> None:
+        """Delete what has come of the files, of which all that is wanted has been made. Raises FileError."""
+        for file in outline.whole.files:
+            forget_mirror(self.jobs.catalog.paths.transfers, file.oid)
+
+    def _forget(self, outline: Outline, tokenizer: HashedBytes) -> None:
+        """Delete what is left of shares that were made here, in this division of the model and in others. Raises FileError."""
+        for record in self.maker.records.all():
+            if record.share.files == outline.whole.files:
+                self.maker.records.drop(record.share)
+        forget_parts(self.jobs.catalog.paths.transfers, frozenset((tokenizer.id,)), 0.0)
 
     def _divide(self, outline: Outline, helpers: Mapping[PeerId, int]) -> tuple[BlockRange, dict[PeerId, BlockRange]]:
         count = outline.config.block_count

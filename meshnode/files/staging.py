@@ -4,8 +4,8 @@ Shards are written here and moved to their place when the catalog knows them, an
 So after a crash at any moment a shard file in this folder is either wanted by the catalog, and is moved (back) to its place, or
 garbage; and a shard file in its place is always wanted.
 
-What has come of a hub's files lies elsewhere, and links in the subfolder lead there. It is needed until the catalog keeps what was
-made of it, and a crash may fall between that and its deletion: so what the catalog is going to keep is noted beside the links.
+What has come of a hub's files lies elsewhere, and links in the subfolder lead there. It is needed until the catalog keeps what
+was made of it, and a crash may fall between that and its deletion: what the catalog is going to keep is noted beside the links.
 """
 
 import secrets
@@ -19,7 +19,7 @@ from meshnode.files.hub_mirror import forget_linked
 from meshnode.files.shard_file import is_shard_id, publish_shard, shard_file_name, shard_path
 from meshnode.types.ids import ShardId
 
-__all__ = ["delete_quarantined", "discard", "make_staging", "note_kept", "park", "publish", "tidy"]
+__all__ = ["delete_quarantined", "discard", "in_place", "make_staging", "note_kept", "park", "publish", "tidy"]
 
 _KEPT = "kept.ids"
 
@@ -85,7 +85,7 @@ def tidy(partial: Path, shards: Path, wanted: Set[ShardId]) -> int:
     moved = 0
     try:
         for note in partial.glob(f"*/{_KEPT}"):  # before shards are moved: a crash in between comes here again
-            if wanted.issuperset(note.read_text(encoding="ascii", errors="replace").split()):
+            if wanted >= set(note.read_text(encoding="ascii", errors="replace").split()):
                 forget_linked(note.parent)
         for path in sorted(partial.rglob("*.shard")):
             shard = ShardId(path.stem)
@@ -100,3 +100,8 @@ def tidy(partial: Path, shards: Path, wanted: Set[ShardId]) -> int:
     except OSError as error:
         raise FileError(f"cannot tidy {partial}: {error.strerror}") from error
     return moved
+
+
+def in_place(shards: Path, wanted: Iterable[ShardId]) -> frozenset[ShardId]:
+    """Return which of these shards are in their place, verified or not."""
+    return frozenset(shard for shard in wanted if shard_path(shards, shard).exists())

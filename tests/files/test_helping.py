@@ -10,10 +10,12 @@ from support.hub_server import run_hub
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.errors import Overloaded, RequestError, Unavailable
+from meshnode.files.acquisitions import AcquireModel
 from meshnode.files.hub_client import Hub
 from meshnode.files.hub_mirror import open_mirror
 from meshnode.files.hub_shares import HubShare, decode_made, decode_share, encode_made
 from meshnode.files.hub_source import HubSource
+from meshnode.files.local_gguf import LocalGGUF
 from meshnode.files.shard_file import HashedBytes, hash_pieces
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.share_records import Leftovers, ShareRecords
@@ -206,6 +208,27 @@ async def test_the_sweep_is_done_while_the_node_runs(data, share, monkeypatch):
         with trio.fail_after(10):
             while list(data.paths.transfers.iterdir()):  # noqa: ASYNC110  # nobody is told
                 await trio.sleep(0.02)
+
+
+async def test_what_was_made_and_taken_before_a_crash_is_forgotten_at_the_next_start(data, small, share):
+    data.sources = (LocalGGUF(),)
+    async with data.running() as node:
+        manifest = await node.mailbox.ask(AcquireModel(str(small), BlockRange(0, 2)))
+    said = {(each.kind, each.block): HashedBytes(each.id, each.chunks, each.nbytes) for each in manifest.shards}
+    kept = {}
+    for lent in (False, True):
+        records = ShareRecords(data.paths.transfers, lent)
+        for blocks in ((0, 1), (2, 3)):  # the latter are not here
+            shards = tuple(each for each in share.shards if each.block in blocks)
+            part = attrs.evolve(share, files=(attrs.evolve(share.files[0], oid=str(blocks)),), shards=shards)
+            records.put(part, made := tuple(said[each.kind, each.block] for each in shards))
+            for hashed in made:
+                records.part(hashed).write_bytes(b"made")
+            open_mirror(data.paths.transfers, records.mirror_key(part, part.files[0]), part.files[0].nbytes).close()
+        kept[records] = part
+    async with data.running():
+        assert [[each.share for each in records.all()] for records in kept] == [[part] for part in kept.values()]
+        assert len(data.files("transfers")) == 2 + 2 + 2 * 2, "records, parts of blocks 2 and 3, and mirrors"
 
 
 # What a peer may ask

@@ -240,6 +240,7 @@ async def test_what_was_interrupted_before_it_was_entrusted_is_finished(world, h
     manifest = await world.spread()
     assert world.whole(manifest)
     assert hub.sent_bytes - sent < wide.stat().st_size / 10  # the header, and samples
+    assert not list(world.asker.catalog.paths.transfers.iterdir())
     assert sorted(world.mesh.members[name].kept for name in "bcd") == [[("2:4", 8)], [("4:6", 8)], [("6:8", 8)]]
 
 
