@@ -119,7 +119,7 @@ class AcquisitionManager:
     async def _tidy(self) -> None:
         paths = self._catalog.paths
         try:
-            moved = await self._lanes.run("disk", tidy, paths.partial, paths.shards, self._catalog.wanted())
+            moved = await self._lanes.run("disk", tidy, paths, self._catalog.wanted())
             here = await self._lanes.run("disk", in_place, paths.shards, self._catalog.wanted())
             for lent in (False, True):
                 await self._lanes.run("disk", ShareRecords(paths.transfers, lent).drop_taken, here.__contains__)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Set
 from contextlib import suppress
 from pathlib import Path
 
+from meshnode.config.paths import DataPaths
 from meshnode.errors import FileError
 from meshnode.files.hub_mirror import forget_linked
 from meshnode.files.shard_file import is_shard_id, publish_shard, shard_file_name, shard_path
@@ -77,11 +78,12 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def tidy(partial: Path, shards: Path, wanted: Set[ShardId]) -> int:
+def tidy(paths: DataPaths, wanted: Set[ShardId]) -> int:
     """Finish or forget what an earlier process left behind. Returns how many shards were moved to their place.
 
     Raises FileError when the system does not let us; nothing wanted is lost then.
     """
+    partial, shards = paths.partial, paths.shards
     moved = 0
     try:
         for note in partial.glob(f"*/{_KEPT}"):  # before shards are moved: a crash in between comes here again
@@ -97,6 +99,7 @@ def tidy(partial: Path, shards: Path, wanted: Set[ShardId]) -> int:
                 discard(folder)
             else:
                 folder.unlink(missing_ok=True)
+        delete_quarantined(paths.quarantine, {ShardId(path.stem) for path in paths.quarantine.glob("*.shard")} - wanted)
     except OSError as error:
         raise FileError(f"cannot tidy {partial}: {error.strerror}") from error
     return moved

@@ -156,6 +156,8 @@ async def test_stale_temporary_files_are_swept_at_start(data, tiny):
     (stale / "shard.writing").write_bytes(bytes(1000))
     (stale / f"{'ab' * 32}.shard").write_bytes(bytes(1000))
     (data.paths.partial / "loose").write_bytes(b"x")
+    data.paths.quarantine.mkdir()
+    (data.paths.quarantine / f"{'cd' * 32}.shard").write_bytes(b"of a model that was being removed")
     async with data.running():
         assert data.files(".") == []
 
