@@ -161,6 +161,22 @@ class ModelJobs:
         count = manifest.config.block_count
         if part is not None and part.blocks is not None and part.blocks.end > count:
             raise RequestError(f"the model has blocks 0:{count}; {part.blocks} asks for more", param="blocks")
+        async with self.turns.of(
+            f"parts of {manifest.id}"
+        ):  # two would take them from each other, under whatever reference
+            return await self._adopt(manifest, origin, part, fetch, aliases, sampled=sampled)
+
+    async def _adopt(
+        self,
+        manifest: ModelManifest,
+        origin: Origin | None,
+        part: Part | None,
+        fetch: FetchShards,
+        aliases: tuple[str, ...],
+        *,
+        sampled: bool,
+    ) -> ModelManifest:
+        count = manifest.config.block_count
         entry, held = self.catalog.entry(manifest.id), self.catalog.held(manifest.id)
         before = () if entry is None else entry.wanted
         keeps = [] if part is None else [each for each in manifest.shards if part.keeps(each.kind, each.block, count)]

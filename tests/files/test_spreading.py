@@ -291,6 +291,31 @@ async def test_who_adds_what_members_have_has_it_from_them(world, hub, wide, wid
     assert not list(stranger.catalog.paths.transfers.iterdir())
 
 
+async def test_what_placement_fetches_at_the_same_time_is_not_taken_from_under_who_adds_it(
+    world, hub, wide, wide_id, monkeypatch
+):
+    await world.asker.mailbox.ask(AcquireModel(REFERENCE))
+    sent, node = hub.sent_bytes, world.mesh.members["b"].node
+    fetch, go = Helper.fetch, trio.Event()
+
+    async def held_up(*arguments):
+        await go.wait()
+        await fetch(*arguments)
+
+    monkeypatch.setattr(Helper, "fetch", held_up)
+    async with trio.open_nursery() as nursery:
+        for reference in (REFERENCE, f"{PREFIX}{wide_id}"):
+            nursery.start_soon(node.mailbox.ask, AcquireModel(reference))
+        with trio.fail_after(10):
+            while hub.sent_bytes == sent:  # noqa: ASYNC110  # nobody is told
+                await trio.sleep(0.02)
+        await trio.sleep(0.3)  # until both want the weights
+        go.set()
+    assert len(node.catalog.held(wide_id)) == len({shard.id for shard in node.catalog.entry(wide_id).manifest.shards})
+    assert hub.sent_bytes - sent < wide.stat().st_size / 10
+    assert not list(node.catalog.paths.transfers.iterdir())
+
+
 async def test_what_no_member_has_comes_from_the_hub(world, hub, wide, wide_id):
     await world.asker.mailbox.ask(AcquireModel(REFERENCE, BlockRange(0, 5)))
     sent, node = hub.sent_bytes, world.mesh.members["b"].node
