@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from meshnode.engine.executor import StageReservation, StageSpec
+from meshnode.engine.finite import is_finite
 from meshnode.engine.prefixes import PAGE
 from meshnode.engine.stage_model import Part
 from meshnode.engine.worker_messages import Step
@@ -15,7 +16,6 @@ from meshnode.types.generation import POOLINGS, SamplingParameters
 
 __all__ = ["check_sampling", "check_tokens", "part_for", "rows_of"]
 
-_EXPONENT = 0x7F80  # of a bfloat16
 _LONGEST_NAME = 64  # bytes
 
 
@@ -89,11 +89,9 @@ def rows_of(spec: StageSpec, part: Part, step: Step, body: bytes) -> torch.Tenso
     width = spec.config.hidden_size
     if step.tokens or not body or len(body) % (2 * width):
         raise BadRows(f"{len(body)} bytes are not rows of {width} bfloat16 activations")
-    bits = np.frombuffer(bytearray(body), dtype=np.uint16)
-    if (
-        bits & _EXPONENT
-    ).max() == _EXPONENT:  # infinite, or no number; torch would take three times as long for one row
+    if not is_finite(body):
         raise BadRows("the activations are not finite")
+    bits = np.frombuffer(bytearray(body), dtype=np.uint16)
     return torch.from_numpy(bits).view(torch.bfloat16).view(-1, width)
 
 

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from meshnode.engine.executor import ExecutorStats, Generation, StageReservation, StageResult, StageSpec, StageStep
+from meshnode.engine.finite import is_finite
 from meshnode.engine.ring_events import RingEvents
 from meshnode.engine.token_stream import TokenStream
 from meshnode.engine.worker_connection import Pending, WorkerConnection
@@ -154,11 +155,13 @@ class ProcessExecutor:
         return envelope.message.length
 
     async def step(self, step: StageStep) -> StageResult:
-        """Run one step; see StageExecutor.step."""
+        """Run one step; see StageExecutor.step. Raises EngineError when the weights or the machine make rows of no numbers."""
         message = Step(step.session, step.position, step.tokens, step.sample, step.return_from, step.number, step.until)
         envelope = await self._ask(message, step.activations)
         done = envelope.message
         assert isinstance(done, StepDone)
+        if not is_finite(envelope.body):
+            raise EngineError("this stage computed activations that are not finite; its model or its memory is broken")
         return StageResult(step.session, done.position, envelope.body, done.token, done.goes_round)
 
     async def open_door(self, session: SessionId, place: RingPlace) -> RingDoor:

@@ -13,6 +13,7 @@ from support.tiny_gguf import write_tiny_llama
 from meshnode.engine.executor import Generation, StageReservation, StageStep
 from meshnode.engine.process_executor import ProcessExecutor
 from meshnode.engine.stage_model import Rows, StageModel
+from meshnode.engine.worker_messages import Envelope, StepDone
 from meshnode.errors import EngineError, OutOfMemory, RequestError, SessionLost, WorkerLost
 from meshnode.types.blocks import BlockRange
 from meshnode.types.generation import SamplingParameters
@@ -204,3 +205,19 @@ async def test_two_stages_make_the_same_tokens_as_one(spec, tmp_path):
         await second.release(session)
         assert (await second.stats()).cache_bytes_used == 0
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("number", [b"\xc0\x7f", b"\x80\xff"], ids=["none", "infinite"])
+async def test_rows_that_a_broken_model_makes_are_not_handed_on_as_if_they_were_some(spec, monkeypatch, number):
+    """The next stage would hold them against us."""
+
+    async def ask(_executor, _message, _body=b""):
+        return Envelope(1, StepDone(0), body)
+
+    monkeypatch.setattr(ProcessExecutor, "_ask", ask)
+    executor, step = ProcessExecutor(spec), StageStep(SessionId("s"), 0, (1,))
+    for body in (b"", bytes(8)):
+        assert (await executor.step(step)).activations == body
+    body = bytes(6) + number
+    with pytest.raises(EngineError, match="not finite"):
+        await executor.step(step)
