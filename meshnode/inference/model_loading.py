@@ -51,7 +51,7 @@ class ModelLoader:
         async for wanted in tables.wanted.values():
             for model, loaded in list(tables.loaded.value.items()):
                 if model not in wanted:
-                    loaded.scope.cancel()
+                    loaded.end()
             for manifest in tables.catalog.manifests():
                 if manifest.id in wanted and manifest.id not in self._served:
                     self._served.add(manifest.id)  # here: the task may begin after the next value has come
@@ -66,7 +66,7 @@ class ModelLoader:
             for model in stale:
                 if not model.sessions:
                     _log.info("model loaded anew: other parts of it are here now", model=model.manifest.name)
-                    model.scope.cancel()
+                    model.end()
             with trio.move_on_after(_LOOK_AGAIN) if stale else contextlib.nullcontext():
                 await revision.changed(seen)
 
@@ -104,13 +104,17 @@ class ModelLoader:
         Raises NoRoute when no shard of weights is here, Unavailable when they cannot be loaded.
         """
         tables = self.tables
-        while manifest.id not in tables.loaded.value:
-            stage_spec(manifest, tables.catalog, self.settings)  # refuses at once what cannot be loaded
-            tables.wanted.set(tables.wanted.value | {manifest.id})
-            await tables.loaded.changed(tables.loaded.version)
-        model = tables.loaded.value[manifest.id]
-        await model.ready()
-        return model
+        while True:
+            version = tables.loaded.version
+            model = tables.loaded.value.get(manifest.id)
+            if model is None:
+                stage_spec(manifest, tables.catalog, self.settings)  # refuses at once what cannot be loaded
+                tables.wanted.set(tables.wanted.value | {manifest.id})
+            else:
+                await model.ready()
+                if not model.is_ending:
+                    return model
+            await tables.loaded.changed(version)  # one that is ending may be loaded anew, with more blocks
 
     async def _serve(self, manifest: ModelManifest) -> None:
         tables, model = self.tables, None
@@ -129,7 +133,7 @@ class ModelLoader:
         finally:
             self._served.discard(manifest.id)
             tables.loaded.set({key: value for key, value in tables.loaded.value.items() if key != manifest.id})
-            if model is not None and model.scope.cancel_called and manifest.id in tables.wanted.value:
+            if model is not None and model.is_ending and manifest.id in tables.wanted.value:
                 tables.wanted.set(tables.wanted.value)  # wanted again while it was being unloaded
 
 

@@ -151,8 +151,18 @@ class LoadedModel:
         self._seen = self.executor.incarnation
         self._problem.set(reason)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether its worker is being stopped, or has been, for good."""
+        return self.scope.cancel_called
+
+    def end(self) -> None:
+        """Stop the worker; whoever waits for it need not."""
+        self.scope.cancel()
+        self._problem.set(self._problem.value)
+
     async def ready(self) -> None:
-        """Wait until a worker can be used. Raises Unavailable with the reason when the load fails.
+        """Wait until a worker can be used, or never will. Raises Unavailable with the reason when the load fails.
 
         Cancellation changes nothing.
         """
@@ -232,7 +242,7 @@ class LoadedModel:
             self._problem.set(None)
 
     async def _cancel_at_problem(self, scope: trio.CancelScope) -> None:
-        while self.problem is None:
+        while self.problem is None and not self.is_ending:
             await self._problem.changed(self._problem.version)
         scope.cancel()
 

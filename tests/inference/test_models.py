@@ -70,6 +70,26 @@ async def test_requests_wait_for_a_model_that_is_loading(bench, autojump_clock):
         assert trio.current_time() >= 30
 
 
+async def test_who_waits_for_a_model_gets_the_one_that_is_loaded_anew_as_more_of_it_has_come(
+    bench, autojump_clock, monkeypatch
+):
+    async with bench(lambda _: Slow(30.0), wanted=()) as node:
+        catalog = node.resources.models.catalog
+        (manifest, *_) = catalog.manifests()
+        held = {shard.id for shard in manifest.shards if shard.block != 0}
+        monkeypatch.setattr(catalog, "held", lambda _: frozenset(held))
+
+        async def more_comes():
+            await trio.sleep(1)
+            held.update(shard.id for shard in manifest.shards)
+            catalog.revision.set(1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(more_comes)
+            with trio.fail_after(100):
+                assert await node.answer(max_tokens=3) != ""
+
+
 async def test_waiting_for_one_model_to_load_keeps_no_turn_from_another(bench, autojump_clock):
     async with bench(lambda number: Slow(500.0 if number else 0.0)) as node, trio.open_nursery() as nursery:
         for _ in range(4):
