@@ -1,7 +1,7 @@
 """Plans routes over what this node has loaded and what its peers offer, and waits when there is none yet."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 import trio
@@ -10,8 +10,9 @@ from meshnode.errors import NoRoute
 from meshnode.inference.planner import Candidate, RouteRequest, plan_route
 from meshnode.inference.ports import MeshView
 from meshnode.inference.privacy import Privacy, may_see, stricter
-from meshnode.types.ids import PeerId
-from meshnode.types.peers import Liveness, PeerInfo, StageOffer
+from meshnode.types.blocks import BlockRange
+from meshnode.types.ids import ModelId, PeerId
+from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
 from meshnode.types.routes import Route
 from meshnode.wire.stage_messages import MOST_PEERS
 
@@ -22,6 +23,7 @@ _SHUNNED = 60.0  # seconds: a peer that fails sessions in secret does so once a 
 # Seconds; doubled at each loss, so that six losses of one session at one peer last longer than it waits.
 _FIRST_BAR = 5.0
 _LOOK_AGAIN = 0.1  # seconds; a worker that comes back tells nobody
+_LOADING = 30.0  # seconds that are waited for a part that a node has on disk: it is loading it, alone or among others
 
 
 @attrs.frozen
@@ -105,17 +107,21 @@ class RouteFinder:
         """Plan, waiting up to `patience` seconds for somebody to come whose absence is why there is no route.
 
         A barred peer may be used again once its sequence differs, which is a new fact, or its bar has ended; as it is shunned
-        still, that is where there is no way past it. Raises NoRoute.
+        still, that is where there is no way past it. Who holds what lacks is loading it, anew for example because more of it has
+        come there, and is waited for longer. Raises NoRoute.
         """
-        deadline = trio.current_time() + patience
+        began = trio.current_time()
         while True:
             still = frozenset(peer for peer, bar in barred.items() if self._holds(bar, peer))
             version = self.mesh.changed.version
             try:
                 return self.plan(attrs.evolve(request, barred=still | busy))
-            except NoRoute:
-                if busy or trio.current_time() >= deadline:
+            except NoRoute as error:
+                waited = trio.current_time() - began
+                if busy or (waited >= patience and not self._is_loading(attrs.evolve(request, barred=still))):
                     raise
+                if waited >= max(patience, _LOADING):
+                    raise NoRoute(f"{error}; what lacks lies on disks, and was not loaded in {waited:.0f} s") from error
             with trio.move_on_after(_LOOK_AGAIN):
                 await self.mesh.changed.changed(version)
 
@@ -138,6 +144,24 @@ class RouteFinder:
                 del self._shunned[peer]
         return frozenset(self._shunned)
 
+    def _is_loading(self, request: RouteRequest) -> bool:
+        """Whether there will be a route as soon as the nodes have loaded what they hold."""
+        coming = [
+            Candidate(peer.peer, _once_loaded(holding, blocks, request), _UNKNOWN_ROUND_TRIP)
+            for peer in self._allowed(request)
+            if peer.offer is not None and peer.liveness is not Liveness.DEAD
+            for holding, blocks in _not_loaded(peer.offer, request.model)
+        ]
+        if not coming:
+            return False
+        if self.boomerang:
+            request = attrs.evolve(request, boomerang=self.own)
+        try:
+            plan_route(request, [*self._candidates(request), *coming])
+        except NoRoute:
+            return False
+        return True
+
     def _allowed(self, request: RouteRequest) -> list[PeerInfo]:
         rule = self.rule(request)
         return [peer for peer in self.mesh.peers() if may_see(peer, rule, request.peers)]
@@ -150,3 +174,32 @@ class RouteFinder:
             round_trip = _UNKNOWN_ROUND_TRIP if peer.round_trip is None else peer.round_trip
             found += (Candidate(peer.peer, stage, round_trip, peer.offer.sessions) for stage in peer.offer.stages)
         return found
+
+
+def _not_loaded(offer: Offer, model: ModelId) -> Iterator[tuple[Holding, BlockRange]]:
+    """Yield what a node keeps of a model and has not loaded yet: of a part the longest run, and a whole model if it is alone."""
+    alone = sum(holding.is_whole for holding in offer.holdings) <= 1
+    for holding in offer.holdings:
+        if holding.model == model and holding.blocks and (alone or not holding.is_whole):
+            blocks = max(holding.blocks, key=len)  # the first of equals
+            loaded = [stage.blocks for stage in offer.stages if stage.model == model]
+            if not any(each.start <= blocks.start and blocks.end <= each.end for each in loaded):
+                yield holding, blocks
+
+
+def _once_loaded(holding: Holding, blocks: BlockRange, request: RouteRequest) -> StageOffer:
+    """Return what may be offered of a holding, as far as a request minds."""
+    return StageOffer(
+        model=request.model,
+        name=holding.name,
+        block_count=holding.block_count,
+        hidden_size=0,
+        context_length=request.tokens,
+        blocks=blocks,
+        embedding=holding.embedding,
+        head=holding.head,
+        drift_class="",
+        block_seconds=0.0,
+        prefill_seconds=0.0,
+        free_tokens=request.tokens,
+    )

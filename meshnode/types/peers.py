@@ -61,6 +61,11 @@ class Holding:
         if not 0 <= self.block_count <= _MAX_BLOCKS or any(each.end > self.block_count for each in self.blocks):
             raise ValueError(f"blocks {', '.join(map(str, self.blocks))} of a model of {self.block_count}")
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the model lacks."""
+        return self.embedding and self.head and self.blocks == (BlockRange(0, self.block_count),)
+
     def has(self, block: int) -> bool:
         """Whether a block is held."""
         return any(block in each for each in self.blocks)

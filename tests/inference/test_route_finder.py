@@ -11,7 +11,7 @@ from meshnode.inference.privacy import Privacy
 from meshnode.inference.route_finder import Bar, RouteFinder
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
-from meshnode.types.peers import Liveness, Offer, PeerInfo, StageOffer
+from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
 
 OWN, PEER = PeerId("12D3a"), PeerId("12D3b")
 MODEL = ModelId("00" * 32)
@@ -71,9 +71,54 @@ async def test_a_bar_lasts_twice_as_long_each_time(autojump_clock):
         bar = Bar.after(bar, finder.sequence(PEER))
 
 
-async def _later(world, peer):
-    await trio.sleep(2)
+async def _later(world, peer, seconds=2):
+    await trio.sleep(seconds)
     world.become(peer)
+
+
+def holder(blocks, *stages, others=(), **changes):
+    """A peer with a part on disk, and what it has loaded."""
+    holding = Holding(MODEL, "tiny", 4, tuple(BlockRange(*each) for each in blocks), embedding=True, head=True)
+    offer = attrs.evolve(THERE.offer, stages=stages, holdings=(holding, *others))
+    return attrs.evolve(THERE, offer=offer, **changes)
+
+
+HALF, REST = attrs.evolve(WHOLE, blocks=BlockRange(0, 2)), attrs.evolve(WHOLE, blocks=BlockRange(2, 4))
+
+
+async def test_a_part_that_is_being_loaded_anew_is_waited_for(autojump_clock):
+    """More blocks have come to it: its worker ends, and the next one needs a while."""
+    world = World(
+        holder([(1, 4)]), (attrs.evolve(THERE, peer=PeerId("12D3c"), offer=attrs.evolve(THERE.offer, stages=(HALF,))),)
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_later, world, holder([(1, 4)], REST), 20)
+        assert (await new_finder(world).wait(WISH, {}, frozenset(), 5.0)).peers == {PEER, "12D3c"}
+    world.become(holder([(1, 4)]))
+    began = trio.current_time()
+    with pytest.raises(NoRoute, match=r"blocks 2:4 of 4; .*; what lacks lies on disks, and was not loaded in 30 s"):
+        await new_finder(world).wait(WISH, {}, frozenset(), 5.0)
+    assert trio.current_time() - began == pytest.approx(30, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        holder([(0, 3)]),
+        holder([(0, 4)], attrs.evolve(WHOLE, free_tokens=0)),
+        holder([(0, 4)], others=(Holding(ModelId("11" * 32), "other", 1, (BlockRange(0, 1),), True, True),)),
+        holder([(0, 4)], liveness=Liveness.DEAD),
+        THERE,
+    ],
+    ids=["not all of it", "loaded, and full", "two whole models, loaded when asked for", "dead", "barred"],
+)
+async def test_who_loads_nothing_that_helps_is_waited_for_no_longer(peer, autojump_clock):
+    finder = new_finder(World(peer))
+    bars = {PEER: Bar.after(None, finder.sequence(PEER), for_good=True)} if peer is THERE else {}
+    began = trio.current_time()
+    with pytest.raises(NoRoute):
+        await finder.wait(WISH, bars, frozenset(), 5.0)
+    assert trio.current_time() - began == pytest.approx(5, abs=0.2)
 
 
 @pytest.mark.parametrize(
