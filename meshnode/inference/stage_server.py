@@ -27,9 +27,8 @@ from meshnode.wire.stage_messages import CloseStage, JoinRing, OpenStage, StageS
 
 __all__ = ["StageServer"]
 
-_REMEMBERED = (
-    4096  # sessions that were closed; a wish that was overtaken comes within seconds, some hundred sessions later
-)
+_REMEMBERED = 4096
+"""Sessions that were closed. A wish that was overtaken comes within seconds, some hundred sessions later."""
 _log = structlog.get_logger(__name__)
 _Key = tuple[SessionId, int]
 
