@@ -161,9 +161,8 @@ class ModelJobs:
         count = manifest.config.block_count
         if part is not None and part.blocks is not None and part.blocks.end > count:
             raise RequestError(f"the model has blocks 0:{count}; {part.blocks} asks for more", param="blocks")
-        async with self.turns.of(
-            f"parts of {manifest.id}"
-        ):  # two would take them from each other, under whatever reference
+        # Two would take them from each other, under whatever reference.
+        async with self.turns.of(f"parts of {manifest.id}"):
             return await self._adopt(manifest, origin, part, fetch, aliases, sampled=sampled)
 
     async def _adopt(

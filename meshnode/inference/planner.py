@@ -13,7 +13,7 @@ import numpy as np
 
 from meshnode.errors import NoRoute
 from meshnode.inference.privacy import Privacy
-from meshnode.types.blocks import BlockRange
+from meshnode.types.blocks import BlockRange, runs_of
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.peers import StageOffer
 from meshnode.types.routes import Route, Stage
@@ -185,7 +185,7 @@ def _what_is_missing(request: RouteRequest, candidates: Iterable[Candidate]) -> 
     ranges = [offer.blocks for offer in offers]
     missing = [block for block in range(request.block_count) if not any(block in blocks for blocks in ranges)]
     if missing:
-        runs = _runs(missing)
+        runs = ", ".join(map(str, runs_of(missing)))
         return f"no reachable node that may be used holds blocks {runs} of {request.block_count}; start one that does"
     if request.boomerang is not None:
         return "embedding and head must stay on this node (inference.boomerang); run it with --model and --blocks of any block"
@@ -194,14 +194,3 @@ def _what_is_missing(request: RouteRequest, candidates: Iterable[Candidate]) -> 
     if not any(offer.head and offer.blocks.end == request.block_count for offer in offers):
         return "no reachable node that may be used holds the head with the last block"
     return "the node that should coordinate does not hold the embedding with block 0"
-
-
-def _runs(blocks: Sequence[int]) -> str:
-    """Write sorted blocks as half-open ranges: 3:7, 9:10."""
-    runs: list[BlockRange] = []
-    for block in blocks:
-        if runs and runs[-1].end == block:
-            runs[-1] = BlockRange(runs[-1].start, block + 1)
-        else:
-            runs.append(BlockRange(block, block + 1))
-    return ", ".join(map(str, runs))
