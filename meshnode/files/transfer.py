@@ -1,7 +1,8 @@
 """Fetches shards from several peers at once: rarest first, every chunk verified, a liar named and left out.
 
 Few are asked at once: who can give the rarest of what lacks, and between two runs one steps back for somebody who can give
-something rarer. Who has what is looked up again while it runs, as members come and get shards meanwhile.
+something rarer; beside those who are slow others are asked too. Who has what is looked up again while it runs, as members come
+and get shards meanwhile.
 Who has nothing left to do races those who are slow for what they are asked for; the chunk that is whole first is kept.
 """
 
@@ -26,10 +27,11 @@ from meshnode.types.manifest import ModelManifest, ShardDescriptor
 
 __all__ = ["ShardTransfer"]
 
-_PEERS = 4  # asked at once
+_PEERS = 4  # asked at once, besides those who are slow
+_MOST_PEERS = 8  # with those
 _TRIES = 3  # failures of one peer in a row that bring nothing, after which it is left out of this transfer
 _PAUSE = 0.5  # seconds after a failure, times their number
-_SLOW = 3.0  # seconds after which a run is one that others may race for
+_SLOW = 3.0  # seconds after which a run is one that others may race for, and beside which others are asked
 _FRESH = 5.0  # seconds for which it is believed who holds what
 
 _log = structlog.get_logger(__name__)
@@ -107,7 +109,7 @@ class ShardTransfer:
                 def whole(part: PartFile) -> None:
                     nursery.start_soon(self._sync, part)
 
-                for _ in range(_PEERS):
+                for _ in range(_MOST_PEERS):
                     nursery.start_soon(self._fill_place, whole)
         except* FileError as group:
             raise group.exceptions[0] from None
@@ -126,7 +128,7 @@ class ShardTransfer:
                 if peer is None:
                     return
             if peer is None:
-                await self._wait(_FRESH)
+                await self._wait(_SLOW)
                 continue
             self._busy.add(peer)
             try:
@@ -136,7 +138,9 @@ class ShardTransfer:
                 self._wake()
 
     def _choose(self) -> PeerId | None:
-        """Return who is not asked yet and can give the rarest, None for nobody."""
+        """Return who is not asked yet and can give the rarest, None for nobody, or where enough are asked."""
+        if len(self._busy) - len(self._slow()) >= _PEERS:
+            return None
         self._look_again()
         able = [peer for peer in self._waiting() if self._can_help(peer)]
         return min(able, key=lambda peer: (self._plan.rarity(peer), peer in self._overtaken, peer), default=None)
@@ -214,10 +218,13 @@ class ShardTransfer:
     def _race(self, peer: PeerId) -> Run | None:
         if peer in self._overtaken:
             return None
+        slow = self._slow()
+        brisk = [asked.run for asked in self._asked.values() if asked not in slow]
+        return self._plan.race(peer, [asked.run for asked in slow], brisk, lambda shard: self._parts[shard].held)
+
+    def _slow(self) -> list[_Asked]:
         long_ago = trio.current_time() - _SLOW
-        slow = [asked.run for asked in self._asked.values() if asked.since <= long_ago]
-        brisk = [asked.run for asked in self._asked.values() if asked.since > long_ago]
-        return self._plan.race(peer, slow, brisk, lambda shard: self._parts[shard].held)
+        return [asked for asked in self._asked.values() if asked.since <= long_ago]
 
     def _stop_overtaken(self) -> None:
         """Hang up on those who are asked for nothing that still lacks."""

@@ -51,6 +51,8 @@ class Peers:
     wholes: dict = attrs.field(factory=lambda: {SHARD.id: WHOLE})
     given: list = attrs.field(factory=list)
     lost: float = 0.0  # chunks of which the rest was not wanted any more
+    asked: int = 0
+    most_asked: int = 0  # at once
 
     def holders(self, model, block, *, embedding=False, head=False):
         has = self.has.get(block, dict.fromkeys(self.paces, 0.0))
@@ -73,7 +75,12 @@ class Peers:
                 take(number, self.wholes[shard][number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES])
                 self.given.append((peer, number))
 
-        yield SimpleNamespace(fetch=fetch)
+        self.asked += 1
+        self.most_asked = max(self.most_asked, self.asked)
+        try:
+            yield SimpleNamespace(fetch=fetch)
+        finally:
+            self.asked -= 1
 
     def accuse(self, peer, what):
         raise AssertionError(what)
@@ -85,6 +92,8 @@ class Peers:
         ({"a": 250.0, "b": 0.5}, 2 * 3 + 8 * 0.5, 0),  # one is asked for eight, the other for four
         ({"a": 2.0, "b": 0.5}, 2 * 3 + 8 * 0.5, 3),
         ({"a": 250.0, "b": 0.5, "c": 0.5, "d": 250.0}, 3 * 3 + 8 * 0.5, 0),
+        # It has a fifth place, and at the end waits until it may race those who have raced others.
+        (dict.fromkeys("abcd", 250.0) | {"e": 0.5}, 3 * 3 + 12 * 0.5, 0),
     ],
 )
 async def test_whoever_is_slow_is_overtaken_at_the_end(tmp_path, autojump_clock, paces, within, slow):
@@ -109,6 +118,13 @@ async def fetched(tmp_path, shards, peers):
     for shard in shards:
         assert (tmp_path / "staging" / shard_file_name(shard.id)).read_bytes() == peers.wholes[shard.id]
     return trio.current_time() - begun
+
+
+@pytest.mark.parametrize(("pace", "most"), [(0.2, 4), (250.0, 8)])
+async def test_few_are_asked_at_once_and_some_more_beside_those_who_are_slow(tmp_path, autojump_clock, pace, most):
+    peers = Peers(dict.fromkeys("abcdefghijkl", pace))
+    await fetched(tmp_path, [SHARD], peers)
+    assert peers.most_asked == most
 
 
 SMALL = [shard_of(block, bytes([block])) for block in range(1, 7)]
