@@ -1,17 +1,20 @@
 """A shard that comes in pieces, in any order, from anybody: `<data>/transfers/<shard>.part`.
 
 Every chunk is checked against the manifest before it is written, and again when the file is opened: what is there after a crash
-or a restart is known by its hash, not by a record that might lie. A file that is whole is moved into a staging folder.
+or a restart is known by its hash, not by a record that might lie. A file that is whole is moved into a staging folder. Models may
+have a shard in common, and come at the same time: whoever finds the file taken along has it open still, and copies it.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 from blake3 import blake3
 
 from meshnode.errors import FileError, ShardCorrupt
-from meshnode.files.shard_file import shard_file_name
+from meshnode.files.shard_file import shard_file_name, write_shard
 from meshnode.types.ids import ShardId, short
 from meshnode.types.manifest import CHUNK_BYTES, ShardDescriptor
 
@@ -71,13 +74,29 @@ class PartFile:
 
     def finish(self, staging: Path) -> None:
         """Move the whole shard into `staging`, durably, and close. Raises FileError."""
+        place = staging / shard_file_name(self.shard.id)
         try:
             os.fsync(self._descriptor)
-            self.path.replace(staging / shard_file_name(self.shard.id))
+            if self._is_at(self.path):
+                with suppress(FileNotFoundError):
+                    self.path.replace(place)
+            if not self._is_at(place):
+                write_shard(staging, self._pieces())
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         finally:
             self.close()
+
+    def _is_at(self, path: Path) -> bool:
+        """Whether the file at a path, if any, is the one that is open."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _pieces(self) -> Iterator[bytes]:
+        for start in range(0, self.shard.nbytes, CHUNK_BYTES):
+            yield self.read(start, min(start + CHUNK_BYTES, self.shard.nbytes))
 
     def close(self) -> None:
         """Close; what is there stays."""

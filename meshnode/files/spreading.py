@@ -29,10 +29,9 @@ from meshnode.files.hub_proof import fetch_sample, prove
 from meshnode.files.hub_shares import HubShare, SharedShard, decode_made
 from meshnode.files.importing import free_bytes
 from meshnode.files.jobs import ModelJobs, Part
-from meshnode.files.part_file import forget_parts
 from meshnode.files.peer_ports import PeerShards, holders_of
 from meshnode.files.samples import Sample
-from meshnode.files.shard_file import HashedBytes, write_shard
+from meshnode.files.shard_file import HashedBytes, hash_pieces, write_shard
 from meshnode.files.share_making import ShareMaker
 from meshnode.files.sources import Origin
 from meshnode.files.transfer import ShardTransfer
@@ -150,10 +149,6 @@ class Spreading:
         own, shares = await self.lanes.run("disk", self._divide, outline, helpers)
         if known is None and (had := await self.copies.acquire(origin, Part(own, both_ends=True), None)) is not None:
             return had, {}  # members have all of it
-        async with self.jobs.staging() as scratch:
-            tokenizer = await self.lanes.run(
-                "disk", _keep_tokenizer, outline, scratch, self.jobs.catalog.paths.transfers
-            )
         work = _Work(outline, shares, {} if known is None else outline.described(known), self._there(outline, known))
         progress = _Progress(origin.reference, self.jobs)
         made, missing = await self._make_all(work, own, progress)
@@ -162,9 +157,10 @@ class Spreading:
         for blocks in missing:
             made.update(await self._make_here(work, work.share(blocks), progress))
         await self.lanes.run("disk", self._forget_headers, outline)
+        tokenizer = await self.lanes.run("hashing", hash_pieces, [outline.tokenizer])
         manifest = known or attrs.evolve(outline.manifest(tokenizer, made), source_version=origin.version)
         for blocks in (own, *missing):
-            fetch = partial(self._finish, manifest, origin.reference)
+            fetch = partial(self._finish, manifest, origin.reference, outline.tokenizer)
             manifest = await self.jobs.adopt(
                 manifest,
                 origin,
@@ -174,7 +170,7 @@ class Spreading:
                 sampled=known is None and bool(shares),
             )
         with trio.CancelScope(shield=True):  # nobody would come back for it
-            await self.lanes.run("disk", self._forget, outline, tokenizer)
+            await self.lanes.run("disk", self._forget, outline)
         return manifest, shares
 
     def _is_there(self, manifest: ModelManifest, shard: ShardDescriptor) -> bool:
@@ -194,12 +190,11 @@ class Spreading:
         for file in outline.whole.files:
             forget_mirror(self.jobs.catalog.paths.transfers, file.oid)
 
-    def _forget(self, outline: Outline, tokenizer: HashedBytes) -> None:
+    def _forget(self, outline: Outline) -> None:
         """Delete what is left of shares that were made here, in this division of the model and in others. Raises FileError."""
         for record in self.maker.records.all():
             if record.share.files == outline.whole.files:
                 self.maker.records.drop(record.share)
-        forget_parts(self.jobs.catalog.paths.transfers, frozenset((tokenizer.id,)), 0.0)
 
     def _divide(self, outline: Outline, helpers: Mapping[PeerId, int]) -> tuple[BlockRange, dict[PeerId, BlockRange]]:
         count = outline.config.block_count
@@ -294,11 +289,18 @@ class Spreading:
         return False
 
     async def _finish(
-        self, manifest: ModelManifest, label: str, shards: tuple[ShardDescriptor, ...], staging: Path
+        self,
+        manifest: ModelManifest,
+        label: str,
+        tokenizer: bytes,
+        shards: tuple[ShardDescriptor, ...],
+        staging: Path,
     ) -> None:
-        """Take what was made from among the transfers."""
+        """Take what was made from among the transfers, and the tokenizer, which came with the headers, from memory."""
+        there = await self.lanes.run("disk", write_shard, staging, [tokenizer])
+        lacking = tuple(shard for shard in shards if shard.id != there.id)
         report = partial(self.jobs.board.report, label, "importing")
-        await ShardTransfer(manifest, shards, self.peers, self.jobs.catalog.paths.transfers, self.lanes, report).run(
+        await ShardTransfer(manifest, lacking, self.peers, self.jobs.catalog.paths.transfers, self.lanes, report).run(
             staging
         )
 
@@ -319,10 +321,3 @@ class Spreading:
                 nursery.start_soon(keep, peer, blocks)
         for blocks in failed:
             await self.jobs.acquire(self.copies.source, reference, Part(blocks))
-
-
-def _keep_tokenizer(outline: Outline, scratch: Path, folder: Path) -> HashedBytes:
-    """Put the tokenizer's shard among the transfers. Blocking. Raises FileError."""
-    hashed = write_shard(scratch, [outline.tokenizer])
-    (scratch / f"{hashed.id}.shard").replace(folder / f"{hashed.id}.part")
-    return hashed

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from blake3 import blake3
 from support.tiny_gguf import write_tiny_llama
 
 from meshnode.errors import (
@@ -25,15 +26,16 @@ from meshnode.files.acquisitions import AcquireModel, DropBlocks, ExportModel, R
 from meshnode.files.foreign_manifests import decode_manifest, encode_manifest
 from meshnode.files.jobs import ModelJobs, Part
 from meshnode.files.manifests import manifest_id
-from meshnode.files.part_file import forget_parts, open_part
+from meshnode.files.part_file import begun, forget_parts, open_part
 from meshnode.files.progress import ProgressBoard
+from meshnode.files.shard_file import shard_file_name
 from meshnode.files.shelf import CatalogShelf
 from meshnode.files.sources import Origin
 from meshnode.flow.lanes import Lanes
 from meshnode.flow.latest import Latest
 from meshnode.store.memory import MemoryStore
 from meshnode.types.blocks import BlockRange
-from meshnode.types.manifest import CHUNK_BYTES, ShardKind
+from meshnode.types.manifest import CHUNK_BYTES, ShardDescriptor, ShardKind
 from meshnode.types.model_names import ModelNames
 
 pytestmark = pytest.mark.timeout(60)
@@ -559,6 +561,21 @@ async def test_only_what_is_verified_is_given(world):
     with pytest.raises(Unavailable):
         shelf.manifest(world.manifest.id)
     assert CatalogShelf(world.giver.catalog).path(world.manifest.shards[0].id).exists()
+
+
+def test_a_part_that_another_model_has_taken_along_is_there_all_the_same(tmp_path):
+    data = b"what two models have in common"
+    digest = blake3(data).hexdigest()
+    shard = ShardDescriptor(digest, ShardKind.TOKENIZER, None, len(data), (digest,), ())
+    folders = [tmp_path / "first", tmp_path / "second"]
+    parts = [open_part(tmp_path, shard) for _ in folders]
+    for part, staging in zip(parts, folders, strict=True):
+        staging.mkdir()
+        part.write(0, data)
+        part.finish(staging)
+        open_part(tmp_path, shard).close()  # for one more model, of which nothing has come
+    assert [(staging / shard_file_name(shard.id)).read_bytes() for staging in folders] == [data, data]
+    assert begun(tmp_path, shard.id)
 
 
 async def test_parts_are_known_by_their_bytes_and_forgotten_when_they_are_old(world, tmp_path):

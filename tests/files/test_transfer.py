@@ -108,15 +108,14 @@ async def test_whoever_is_slow_is_overtaken_at_the_end(tmp_path, autojump_clock,
     assert len(peers.given) + peers.lost <= COUNT + list(paces.values()).count(paces["a"])  # one of each who is slow
 
 
-async def fetched(tmp_path, shards, peers):
-    (tmp_path / "staging").mkdir()
-    manifest = SimpleNamespace(id="model", name="a model")
+async def fetched(tmp_path, shards, peers, model="model"):
+    staging = tmp_path / model
+    staging.mkdir()
+    manifest = SimpleNamespace(id=model, name="a model")
     begun = trio.current_time()
-    await ShardTransfer(manifest, shards, peers, tmp_path, InlineLanes(), lambda done, total: None).run(
-        tmp_path / "staging"
-    )
+    await ShardTransfer(manifest, shards, peers, tmp_path, InlineLanes(), lambda done, total: None).run(staging)
     for shard in shards:
-        assert (tmp_path / "staging" / shard_file_name(shard.id)).read_bytes() == peers.wholes[shard.id]
+        assert (staging / shard_file_name(shard.id)).read_bytes() == peers.wholes[shard.id]
     return trio.current_time() - begun
 
 
@@ -158,6 +157,14 @@ async def test_who_has_come_just_before_it_would_be_given_up_is_asked(tmp_path, 
     peers = Peers({"a": None, "b": 0.5}, {0: {"a": 0, "b": 2.0}})
     await fetched(tmp_path, [SHARD], peers)
     assert len(peers.given) == COUNT
+
+
+async def test_two_models_that_have_a_shard_in_common_come_at_once(tmp_path, autojump_clock):
+    peers = Peers(dict.fromkeys("ab", 1.0), wholes={SHARD.id: WHOLE} | {each.id: bytes([each.block]) for each in SMALL})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetched, tmp_path, [SHARD, SMALL[0]], peers, "one")
+        nursery.start_soon(fetched, tmp_path, [SHARD, *SMALL[1:]], peers, "another")
+    assert list(tmp_path.glob("*.part")) == []
 
 
 async def test_without_room_for_what_is_missing_nobody_is_asked(tmp_path, autojump_clock, monkeypatch):
