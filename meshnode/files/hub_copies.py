@@ -34,13 +34,13 @@ from meshnode.flow.turns import Turns
 from meshnode.types.ids import ModelId, ShardId, short
 from meshnode.types.manifest import ModelManifest, ShardDescriptor
 
-__all__ = ["HubCopies"]
+__all__ = ["HubCopies", "NotTheSame"]
 
 _MOST_ASKED = 16  # manifests of models of one repository
 _log = structlog.get_logger(__name__)
 
 
-class _NotTheSame(MeshnodeError):
+class NotTheSame(MeshnodeError):
     """What peers have cannot be taken for what the hub has."""
 
 
@@ -61,10 +61,10 @@ class HubCopies:
         """
         if entry is not None:
             return await self._adopt(origin, part, entry.manifest, None)
-        for manifest, outline in await self._candidates(origin):
+        for manifest, outline in await self.candidates(origin):
             try:
                 return await self._adopt(origin, part, manifest, outline)
-            except _NotTheSame as error:
+            except NotTheSame as error:
                 _log.warning("not the hub's model", reference=origin.reference, id=short(manifest.id), why=str(error))
         return None
 
@@ -119,7 +119,7 @@ class HubCopies:
             await self.jobs.revise(adopted.id, _proved)
         return adopted
 
-    async def _candidates(self, origin: Origin) -> list[tuple[ModelManifest, Outline]]:
+    async def candidates(self, origin: Origin) -> list[tuple[ModelManifest, Outline]]:
         """Return manifests that are said to be of this version, and are as far as the headers tell."""
         said = await self._said_to_be(origin)
         if not said:
@@ -137,6 +137,17 @@ class HubCopies:
                 facts = attrs.evolve(manifest, name=outline.name, license=outline.license, source=outline.origin)
                 found.append((facts, outline))
         return found
+
+    async def compare(self, manifest: ModelManifest, outline: Outline) -> None:
+        """Test what is here or with peers of a model that is said to be the hub's.
+
+        Raises NotTheSame, SourceUnavailable, FileError.
+        """
+        held, peers = self.jobs.catalog.held(manifest.id), self.copies.peers
+        nowhere = [
+            shard.id for shard in manifest.shards if shard.id not in held and not holders_of(peers, manifest.id, shard)
+        ]
+        await self._prove(outline, manifest, {}, frozenset(nowhere))
 
     async def _said_to_be(self, origin: Origin) -> list[ModelManifest]:
         here = {entry.manifest.id: entry.manifest for entry in self.jobs.catalog.entries()}
@@ -180,7 +191,7 @@ class HubCopies:
                 except SourceUnavailable as error:  # has other bytes, or is not there, which is found out next
                     if outline is None:
                         raise
-                    raise _NotTheSame(str(error)) from error
+                    raise NotTheSame(str(error)) from error
                 await jobs.lanes.run("disk", forget_parts, folder, frozenset(shard.id for shard in rest), 0.0)
                 here = jobs.catalog.held(manifest.id) | came.keys() | {shard.id for shard in rest}
                 if outline is not None and here >= {
@@ -236,7 +247,7 @@ class HubCopies:
     ) -> bool:
         """Test all shards, also those that are not wanted here, but for those that are going to be made from the hub's bytes.
 
-        Where all are here, the hub's hashes of its files say it for certain: return whether they do. Raises _NotTheSame,
+        Where all are here, the hub's hashes of its files say it for certain: return whether they do. Raises NotTheSame,
         SourceUnavailable.
         """
         catalog = self.jobs.catalog
@@ -253,7 +264,7 @@ class HubCopies:
         if len(paths) == len(outline.whole.shards):
             different = await differences(self.maker, outline.whole, paths)
             if different:
-                raise _NotTheSame(f"{different[0]}, put together again, has another hash than the hub says")
+                raise NotTheSame(f"{different[0]}, put together again, has another hash than the hub says")
             if different is not None:
                 return True
         try:
@@ -261,7 +272,7 @@ class HubCopies:
         except SourceUnavailable:
             raise
         except MeshnodeError as error:
-            raise _NotTheSame(str(error)) from error
+            raise NotTheSame(str(error)) from error
         return False
 
     async def _ask(self, manifest: ModelManifest, shard: ShardDescriptor, sample: Sample) -> bytes:
@@ -272,7 +283,7 @@ class HubCopies:
                     return await fetch_sample(line, sample)
             except MeshnodeError as error:
                 _log.info("sample not had", peer=short(peer), why=str(error))
-        raise _NotTheSame(f"nobody gives {sample.shard.place} to compare it")
+        raise NotTheSame(f"nobody gives {sample.shard.place} to compare it")
 
 
 def _proved(entry: CatalogEntry) -> CatalogEntry:

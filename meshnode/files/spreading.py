@@ -22,7 +22,7 @@ from meshnode.errors import (
     SourceUnavailable,
 )
 from meshnode.files.division import divide
-from meshnode.files.hub_copies import HubCopies
+from meshnode.files.hub_copies import HubCopies, NotTheSame
 from meshnode.files.hub_mirror import forget_mirror
 from meshnode.files.hub_outline import Outline
 from meshnode.files.hub_proof import fetch_sample, prove
@@ -76,6 +76,7 @@ class _Work:
     shares: dict[PeerId, BlockRange]
     said: Mapping[SharedShard, HashedBytes]  # of a model that is known, what its manifest says
     there: frozenset[SharedShard]  # held by somebody
+    is_known: bool  # here, and not only to members, who may lie
 
     def own_share(self, blocks: BlockRange) -> HubShare | None:
         """Return what this node makes, or None."""
@@ -86,10 +87,14 @@ class _Work:
         return self.outline.share(blocks=blocks, besides=self.there)
 
     def checked(self, share: HubShare, made: Sequence[HashedBytes], who: str) -> _Made:
-        """Return what a share was made into. Raises PeerMisbehaved where that is not what the model's manifest says."""
+        """Return what a share was made into.
+
+        Raises PeerMisbehaved where that is not what the model's manifest says, NotTheSame where only members vouch for it.
+        """
         for shard, hashed in zip(share.shards, made, strict=True):
             if self.said.get(shard, hashed) != hashed:
-                raise PeerMisbehaved(f"{who} has other bytes of {shard.place} than the model's manifest says")
+                wrong = PeerMisbehaved if self.is_known else NotTheSame
+                raise wrong(f"{who} has other bytes of {shard.place} than the model's manifest says")
         return dict(zip(share.shards, made, strict=True))
 
 
@@ -130,26 +135,40 @@ class Spreading:
             known = self.jobs.known(origin)
             if known is not None and all(self._is_there(known.manifest, shard) for shard in known.manifest.shards):
                 return known.manifest  # where its parts should lie is what placement looks after
-            manifest, shares = await self._acquire(origin, None if known is None else known.manifest)
+            if not self.peers.helpers():
+                raise RequestError(
+                    "no other node gives room for a part of the model: set resources.disk_bytes on those that should, or "
+                    "leave out --spread"
+                )
+            if known is not None:
+                manifest, shares = await self._acquire(origin, known.manifest)
+            else:
+                manifest, shares = await self._acquire_unknown(origin)
         await self._entrust(reference, manifest, shares)
         return manifest
 
+    async def _acquire_unknown(self, origin: Origin) -> tuple[ModelManifest, Mapping[PeerId, BlockRange]]:
+        """Go by what members say the model is, as far as the hub bears it out; fetch all of it where they are of no use."""
+        for manifest, outline in await self.copies.candidates(origin):
+            try:
+                await self.copies.compare(manifest, outline)
+                return await self._acquire(origin, manifest, is_known=False)
+            except NotTheSame as error:
+                _log.warning("not the hub's model", reference=origin.reference, id=short(manifest.id), why=str(error))
+        return await self._acquire(origin, None, is_known=False)
+
     async def _acquire(
-        self, origin: Origin, known: ModelManifest | None
+        self, origin: Origin, known: ModelManifest | None, *, is_known: bool = True
     ) -> tuple[ModelManifest, Mapping[PeerId, BlockRange]]:
-        """Have everything made that nobody holds, and this node's part here; return who has made which of the others."""
-        helpers = self.peers.helpers()
-        if not helpers:
-            raise RequestError(
-                "no other node gives room for a part of the model: set resources.disk_bytes on those that should, or "
-                "leave out --spread"
-            )
+        """Have everything made that nobody holds, and this node's part here; return who has made which of the others.
+
+        `is_known` is false where only members vouch for a manifest: raises NotTheSame where what is made is something else.
+        """
         async with self.jobs.staging() as scratch:
             outline = await self.copies.source.outline(origin.exact, scratch)
-        own, shares = await self.lanes.run("disk", self._divide, outline, helpers)
-        if known is None and (had := await self.copies.acquire(origin, Part(own, both_ends=True), None)) is not None:
-            return had, {}  # members have all of it
-        work = _Work(outline, shares, {} if known is None else outline.described(known), self._there(outline, known))
+        own, shares = await self.lanes.run("disk", self._divide, outline, self.peers.helpers())
+        said = {} if known is None else outline.described(known)
+        work = _Work(outline, shares, said, self._there(outline, known), is_known)
         progress = _Progress(origin.reference, self.jobs)
         made, missing = await self._make_all(work, own, progress)
         for peer in [peer for peer in shares if await self._lied(peer, work, made)]:
@@ -167,7 +186,7 @@ class Spreading:
                 Part(blocks, both_ends=True),
                 fetch,
                 aliases=outline.aliases,
-                sampled=known is None and bool(shares),
+                sampled=not is_known and bool(shares or work.there),
             )
         with trio.CancelScope(shield=True):  # nobody would come back for it
             await self.lanes.run("disk", self._forget, outline)
@@ -214,6 +233,8 @@ class Spreading:
         async def there(peer: PeerId, blocks: BlockRange, share: HubShare) -> None:
             try:
                 made.update(work.checked(share, await self._ask(peer, share, progress), short(peer)))
+            except NotTheSame:
+                raise
             except MeshnodeError as error:
                 _log.warning("share not made", peer=short(peer), blocks=str(blocks), why=str(error))
                 if isinstance(error, PeerMisbehaved):

@@ -204,9 +204,8 @@ async def world(data, hub, tmp_path):
 
 
 async def test_every_byte_comes_once_from_outside_and_the_model_is_the_same(world, hub, tmp_path):
-    wide = write(
-        tmp_path / "wide-Q8_0.gguf", 2048
-    )  # 35 MB: what is fetched of the blocks at both sides of a cut is little
+    # 26 MB: what is fetched of the blocks at both sides of a cut is little.
+    wide = write(tmp_path / "wide-Q8_0.gguf", 1536)
     wide_id = import_gguf(wide, tmp_path / "shards").id
     hub.repositories["someone/wide-GGUF"] = {wide.name: wide.read_bytes()}
     manifest = await world.spread()
@@ -255,6 +254,27 @@ async def test_what_nobody_holds_of_a_known_model_is_divided_and_the_rest_left(w
     sent = hub.sent_bytes
     assert await world.spread() == manifest
     assert hub.sent_bytes == sent
+
+
+async def test_of_a_model_that_members_know_what_nobody_holds_is_divided_and_no_lie_of_it_is_believed(
+    world, data, hub, wide, wide_id, tmp_path
+):
+    other = tmp_path / "wide-Q8_0.gguf"
+    altered = bytearray(wide.read_bytes())
+    altered[-5000] ^= 1
+    other.write_bytes(altered)
+    await world.mesh.members["c"].node.mailbox.ask(AcquireModel(REFERENCE, BlockRange(0, 5)))
+    assert await lie_of(world, data, hub, other, BlockRange(0, 7)) < wide_id, "it is looked at first"
+    sent = hub.sent_bytes
+    assert (await world.spread()).id == wide_id
+    manifest = world.asker.catalog.entry(wide_id).manifest
+    assert world.whole(manifest)
+    assert {shard.block for shard in manifest.shards if world.asker.catalog.is_held(shard.id)} == {None, 0, 1}
+    assert hub.sent_bytes - sent < 0.8 * wide.stat().st_size  # of eight blocks the last, and then the last three
+    assert world.asker.catalog.entry(wide_id).sampled
+    assert len(world.asker.catalog.manifests()) == 1
+    assert world.mesh.accused == [], "the helper that made the last block is honest"
+    assert not list(world.asker.catalog.paths.transfers.iterdir())
 
 
 async def test_who_adds_what_members_have_has_it_from_them(world, hub, wide, wide_id, monkeypatch):
