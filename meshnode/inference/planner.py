@@ -50,6 +50,7 @@ class RouteRequest:
     boomerang: PeerId | None = None  # who alone may see tokens: embedding and head stay there
     privacy: Privacy = Privacy.ANYONE  # how far its asker lets it travel, for who chooses the candidates
     peers: frozenset[PeerId] | None = None  # whom its asker lets see it, for the same; None: as the rule has it
+    beginnings: tuple[bytes, ...] = ()  # names of those of its text, for who knows whose caches hold them
 
 
 def plan_route(request: RouteRequest, candidates: Sequence[Candidate]) -> Route:

@@ -17,6 +17,7 @@ from meshnode.inference.losses import StageLost
 from meshnode.inference.model_loading import ModelLoader
 from meshnode.inference.models import LoadedModel
 from meshnode.inference.planner import RouteRequest
+from meshnode.inference.recent_routes import beginnings_of
 from meshnode.inference.reply import Reply
 from meshnode.inference.request_record import RequestRecord
 from meshnode.inference.route_finder import Bar
@@ -108,6 +109,7 @@ class RequestRunner:
             answer_tokens=min(limit, _EXPECTED_ANSWER),
             privacy=call.delegated.privacy,
             peers=call.delegated.peers,
+            beginnings=beginnings_of(target.id, call.request, call.request.client if call.delegated.hops else ""),
         )
         if call.delegated.hops == 0:
             best = await self.coordinator.finder.wait(wish, {}, frozenset(), self.coordinator.patience.first_route)
@@ -158,6 +160,8 @@ class RequestRunner:
 
         if not answer.is_done:
             await self.coordinator.run(session, wish, take, route)
+            if session.route is not None:
+                self.coordinator.finder.remember(wish, session.route)
         rest, finished = answer.ending()
         usage = attrs.evolve(finished.usage, cached_tokens=session.cached_tokens or 0)
         finished = attrs.evolve(finished, usage=usage)
@@ -220,6 +224,7 @@ class RequestRunner:
                         if event.delta is not None:
                             reply.record.tokens_came(len(event.delta.tokens))
                         await reply.take(event.started, event.delta, event.finished)
+                finder.remember(wish, route)
             except StageLost as error:
                 if error.busy:
                     busy |= {peer}
@@ -246,6 +251,7 @@ class RequestRunner:
             min(answer, _EXPECTED_ANSWER),
             privacy=call.delegated.privacy,
             peers=call.delegated.peers,
+            beginnings=beginnings_of(target.id, request),
         )
 
     # Models

@@ -1,7 +1,7 @@
 """Plans routes over what this node has loaded and what its peers offer, and waits when there is none yet."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 import trio
@@ -10,6 +10,7 @@ from meshnode.errors import NoRoute
 from meshnode.inference.planner import Candidate, RouteRequest, plan_route
 from meshnode.inference.ports import MeshView
 from meshnode.inference.privacy import Privacy, may_see, stricter
+from meshnode.inference.recent_routes import RecentRoutes
 from meshnode.types.blocks import BlockRange
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
@@ -59,6 +60,7 @@ class RouteFinder:
     own_stages: Callable[[], tuple[OwnStage, ...]]  # whose worker is ready now
     privacy: Privacy
     boomerang: bool  # text and tokens stay here: embedding and head run on this node
+    _recent: RecentRoutes = attrs.field(factory=RecentRoutes, init=False)
     _shunned: dict[PeerId, tuple[int, float]] = attrs.field(
         factory=dict, init=False
     )  # sequence at the loss, until when
@@ -73,14 +75,32 @@ class RouteFinder:
         candidates = self._candidates(request)
         if shunned := self._shunned_now():
             try:
-                return plan_route(attrs.evolve(request, barred=request.barred | shunned), candidates)
+                return self._cheapest(attrs.evolve(request, barred=request.barred | shunned), candidates)
             except NoRoute:
                 pass  # better than nothing
-        return plan_route(request, candidates)
+        return self._cheapest(request, candidates)
+
+    def _cheapest(self, request: RouteRequest, candidates: Sequence[Candidate]) -> Route:
+        """Return the cheapest route, of whose price reading is a part: those who have read the beginning read only the rest."""
+        best = plan_route(request, candidates)
+        readers, share = self._recent.readers(request.beginnings)
+        if not readers or readers == best.peers:
+            return best
+        unread = attrs.evolve(request, prompt_tokens=round(request.prompt_tokens * (1 - share)))
+        try:
+            again = plan_route(unread, [each for each in candidates if each.peer in readers])
+        except NoRoute:
+            return best
+        is_better = again.step_seconds < best.step_seconds and again.drift_class == best.drift_class
+        return attrs.evolve(again, reason=f"{again.reason}, has read the beginning before") if is_better else best
 
     def shun(self, peer: PeerId, sequence: int) -> None:
         """Let new sessions go past a peer that one was lost at, for a while, or until its sequence differs."""
         self._shunned[peer] = (sequence, trio.current_time() + _SHUNNED)
+
+    def remember(self, request: RouteRequest, route: Route) -> None:
+        """Note who has read a request's text."""
+        self._recent.note(request.beginnings, route)
 
     def rule(self, request: RouteRequest) -> Privacy:
         """Return how far a request may travel: as its asker and this node both allow."""

@@ -49,6 +49,7 @@ class Finder:
 
     best: list
     mesh: object = None
+    remembered: list = attrs.field(factory=list)  # (who coordinated, how many beginnings)
 
     def plan(self, request):
         return route_from(OWN)
@@ -62,6 +63,9 @@ class Finder:
 
     def shun(self, peer, sequence):
         pass
+
+    def remember(self, request, route):
+        self.remembered.append((route.coordinator, len(request.beginnings)))
 
     def rule(self, request):
         return request.privacy
@@ -109,9 +113,9 @@ class Delegations:
         raise StageLost(peer, "its link ended")
 
 
-async def run(runner, model):
+async def run(runner, model, text="hi"):
     send, receive = trio.open_memory_channel(1000)
-    request = GenerationRequest(RequestId("r"), model, (ChatMessage("user", "hi"),), max_tokens=100)
+    request = GenerationRequest(RequestId("r"), model, (ChatMessage("user", text),), max_tokens=100)
     call = GenerationCall(request, 0, send, trio.Event())
     await runner.run(call, RequestRecord(request))
     send.close()
@@ -175,6 +179,16 @@ async def test_who_answers_here_has_lost_nothing(runner, autojump_clock):
     assert events[0].route == str(route_from(OWN))
     assert "".join(event.text for event in events if isinstance(event, Delta)) == ANSWER.decode()
     assert (events[-1].recoveries, events[-1].route, events[-1].pause) == (0, "", 0.0)
+
+
+async def test_who_has_read_a_text_is_remembered_by_who_coordinated_and_by_who_handed_it_on(runner, autojump_clock):
+    here, name = runner(OWN)
+    await run(here, name, "A" * 600)
+    assert here.coordinator.finder.remembered == [(OWN, 1)]
+    elsewhere, name = runner(OTHER)
+    delegations = SimpleNamespace(open=asynccontextmanager(_open_and_finish))
+    await run(attrs.evolve(elsewhere, delegations=delegations), name, "A" * 600)
+    assert elsewhere.coordinator.finder.remembered == [(OTHER, 1)]
 
 
 def offering(peer, model, blocks, *, name="named", causal=True):
@@ -243,3 +257,7 @@ async def _finish():
     await trio.lowlevel.checkpoint()
     yield DelegatedEvents("s", started=Started("named", 1, "elsewhere"))
     yield DelegatedEvents("s", finished=Finished(FinishReason.STOP, Usage(1, 1)))
+
+
+async def _open_and_finish(peer, model, request, delegated):
+    yield _finish()

@@ -8,10 +8,14 @@ from meshnode.errors import NoRoute
 from meshnode.flow.latest import Latest
 from meshnode.inference.planner import RouteRequest
 from meshnode.inference.privacy import Privacy
+from meshnode.inference.recent_routes import RecentRoutes, beginnings_of
 from meshnode.inference.route_finder import Bar, RouteFinder
 from meshnode.types.blocks import BlockRange
-from meshnode.types.ids import ModelId, PeerId
+from meshnode.types.conversation import ChatMessage
+from meshnode.types.generation import GenerationRequest
+from meshnode.types.ids import ModelId, PeerId, RequestId
 from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
+from meshnode.types.routes import Route, Stage
 
 OWN, PEER = PeerId("12D3a"), PeerId("12D3b")
 MODEL = ModelId("00" * 32)
@@ -158,3 +162,52 @@ async def test_who_goes_by_its_own_network_names_it_to_whoever_coordinates(autoj
     assert careful.named(WISH) == {OWN, PEER, *(f"n{number:03}" for number in range(254))}
     with pytest.raises(NoRoute):
         careful.plan(attrs.evolve(WISH, peers=frozenset({"n007"})))
+
+
+def asked(*texts, **changes):
+    request = GenerationRequest(RequestId("r"), "tiny", tuple(ChatMessage("user", text) for text in texts), **changes)
+    return attrs.evolve(WISH, prompt_tokens=1000, beginnings=beginnings_of(MODEL, request))
+
+
+@pytest.mark.parametrize(
+    ("later", "over"),
+    [
+        (asked("A" * 5000), "c"),
+        (asked("A" * 5000, "And then?"), "c"),
+        (asked("B" * 5000), "b"),
+        (WISH, "b"),
+        (asked("A" * 5000, embeds=True), "b"),
+    ],
+    ids=["the same again", "its next turn", "another text", "nothing known of it", "all of it is read each time"],
+)
+def test_who_has_read_the_beginning_of_a_text_gets_what_follows(later, over):
+    other = attrs.evolve(THERE, peer=PeerId("12D3c"), offer=attrs.evolve(THERE.offer, sessions=0))
+    finder = new_finder(World(others=(other,)))
+    assert finder.plan(asked("A" * 5000)).peers == {PEER}  # the first of equals
+    finder.remember(asked("A" * 5000), Route(MODEL, (Stage(other.peer, BlockRange(0, 4)),), "class"))
+    assert finder.plan(later).peers == {f"12D3{over}"}
+
+
+def test_who_has_read_it_and_is_busy_barred_or_gone_does_not_get_it():
+    wish, other = asked("A" * 5000), attrs.evolve(THERE, peer=PeerId("12D3c"))
+    world = World(others=(other,))
+    finder = new_finder(world)
+    finder.remember(wish, Route(MODEL, (Stage(other.peer, BlockRange(0, 4)),), "class"))
+    assert finder.plan(wish).peers == {other.peer}
+    assert finder.plan(attrs.evolve(wish, barred=frozenset({other.peer}))).peers == {PEER}
+    world.others = (attrs.evolve(other, offer=attrs.evolve(THERE.offer, sessions=9)),)
+    assert finder.plan(wish).peers == {PEER}
+    world.others = ()
+    assert finder.plan(wish).peers == {PEER}
+
+
+def test_the_texts_that_were_read_last_are_remembered():
+    recent, (first, *_), routes = RecentRoutes(), asked("A" * 600).beginnings, {}
+    for number in range(100):
+        peer = PeerId(str(number))
+        routes[peer] = asked("A" * 512 + f"{number:02}" * 51200).beginnings
+        recent.note(routes[peer], Route(MODEL, (Stage(peer, BlockRange(0, 4)),), "class"))
+    known = [peer for peer, names in routes.items() if recent.readers(names) == ({peer}, 1.0)]
+    assert known == list(map(str, range(100 - len(known), 100)))
+    assert 20 < len(known) < 80
+    assert recent.readers([first])[0] == {"99"}

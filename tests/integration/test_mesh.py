@@ -132,13 +132,12 @@ def test_every_interface_says_what_one_node_says_all_at_once(mesh, place):
 @pytest.mark.parametrize("place", ["asker", "a"], ids=["delegated", "split"])
 def test_what_was_read_before_is_not_read_again_and_changes_no_answer(mesh, place):
     http, long = mesh.nodes[place].http, ASKED["cut"]
-    told = [
-        chat(http, long, stream) for stream in (False, True, False, True, False)
-    ]  # there are four routes, so one comes twice
+    told = [chat(http, long, stream) for stream in (False, True, False, True)]
     assert told == [told[0]] * len(told)
     assert told[0].prompt_tokens > 256
+    # Who has read it gets it again; once elsewhere at most, where a node is seen to be busy.
     assert {each.cached_tokens for each in told} <= {0, 256}
-    assert 256 in {each.cached_tokens for each in told}
+    assert [each.cached_tokens for each in told].count(256) >= 2
 
 
 def test_the_openai_sdk_streams_from_a_node_that_holds_nothing(mesh):
