@@ -3,7 +3,6 @@
 import contextlib
 import socket
 from contextlib import asynccontextmanager
-from functools import partial
 
 import attrs
 import pytest
@@ -169,9 +168,15 @@ async def test_a_share_is_made_and_kept_and_its_progress_heard_of(opened, monkey
     monkeypatch.setattr("meshnode.network.bulk_work._EVERY", 0.02)
     async with opened() as door:
         heard, shelf = [], door.giving.shelf
-        shelf.work = partial(trio.sleep, 0.2)
+
+        async def until_heard():
+            while not heard:  # noqa: ASYNC110  # nobody is told
+                await trio.sleep(0.01)
+
+        shelf.work = until_heard
         async with door.open() as line:
-            assert await line.make_share(b"share", lambda *each: heard.append(each)) == b"erahs"
+            with trio.fail_after(10):
+                assert await line.make_share(b"share", lambda *each: heard.append(each)) == b"erahs"
             await line.keep_share(MODEL, BlockRange(2, 5), 9)
             with pytest.raises(Unavailable, match="no such model"):
                 await line.keep_share(OTHER, BlockRange(2, 5), 9)
