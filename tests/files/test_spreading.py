@@ -181,7 +181,7 @@ class World:
 @pytest.fixture
 async def world(data, hub, tmp_path):
     mesh = Mesh()
-    source = {"endpoint": hub.endpoint, "token": hub.token, "stall": 3.0}
+    source = {"endpoint": hub.endpoint, "token": hub.token, "stall": 30.0}
     folders = [attrs.evolve(data, root=tmp_path / name, store=MemoryStore(), peers=mesh) for name in "bcd"]
     data.peers = mesh
     async with trio.open_nursery() as nursery:
