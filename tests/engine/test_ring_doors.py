@@ -146,22 +146,28 @@ def test_a_stranger_is_sent_away_and_whoever_comes_after_gets_in(keeper, begin):
 
 
 def test_who_says_nothing_has_its_time_and_no_more_than_so_many_may_try_at_once(credentials, monkeypatch):
-    monkeypatch.setattr(ring_doors, "_PATIENCE", 0.4)
+    monkeypatch.setattr(ring_doors, "_PATIENCE", 60.0)  # more than this machine can need for what follows
     monkeypatch.setattr(ring_doors, "_STRANGERS", 2)
     keeper = Doorkeeper(credentials)
     silent = [plain(keeper.door), handshaken(keeper.door)]
-    third = plain(keeper.door)
-    try:
-        third.settimeout(0.2)
-        assert third.recv(1) == b"", "a third one is let in, though two have not said who they are"
-        assert all(map(has_ended, silent))
-    finally:
-        for each in (*silent, third):
-            each.close()
-    until = time.monotonic() + 20
-    while not keeper.lets_in():  # their threads end some moments after their connections
-        assert time.monotonic() < until
+    with plain(keeper.door) as third:
+        assert has_ended(third), "a third one is let in, though two have not said who they are"
+    for each in silent:
+        each.close()
+    let_in_at_last(keeper)
+    monkeypatch.setattr(ring_doors, "_PATIENCE", 0.4)
+    silent = [plain(keeper.door), handshaken(keeper.door)]
+    assert all(map(has_ended, silent))
+    for each in silent:
+        each.close()
+    let_in_at_last(keeper)
     shut(keeper.doors)
+
+
+def let_in_at_last(keeper):
+    until = time.monotonic() + 20
+    while not keeper.lets_in():  # the threads of strangers end some moments after their connections
+        assert time.monotonic() < until
 
 
 def test_a_stranger_has_no_more_time_for_its_token_where_tls_has_taken_it_all(credentials, monkeypatch):
