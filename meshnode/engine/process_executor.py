@@ -4,6 +4,7 @@ Each run of this subsystem is one worker, an incarnation. Exchanges with it live
 when the worker ends, every iteration and every step in hand raises WorkerLost at once.
 """
 
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -50,6 +51,7 @@ from meshnode.wire.ring_messages import RingDoor
 __all__ = ["ProcessExecutor"]
 
 _log = structlog.get_logger(__name__)
+_incarnations = itertools.count(1)
 _WINDOW = 64
 """Tokens a worker may be ahead of a generation's reader; then it pauses that session and no other."""
 
@@ -81,7 +83,7 @@ class ProcessExecutor:
 
     @property
     def incarnation(self) -> int:
-        """How many workers have become ready so far."""
+        """The number of the last worker that has become ready, of those of all executors of this process; 0 before."""
         return self._incarnation
 
     @property
@@ -201,7 +203,7 @@ class ProcessExecutor:
         """Load, then hand on what the worker says. Raises WorkerLost at the end of the stream."""
         await self._load(connection)
         self._connection = connection
-        self._incarnation += 1
+        self._incarnation = next(_incarnations)
         self._became_ready.set()
         task_status.started()
         while True:

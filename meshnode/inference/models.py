@@ -91,6 +91,7 @@ class LoadedModel:
     aliases: tuple[str, ...] = ()
     assets: ModelAssets | None = None
     sessions: int = attrs.field(default=0, init=False)  # sessions that hold memory of the worker
+    restarts: int = attrs.field(default=0, init=False)  # of the worker, after it has ended or could not load
     stats: ExecutorStats | None = attrs.field(default=None, init=False)  # the newest of this incarnation
     measured: Latest[int] = attrs.field(factory=lambda: Latest(0), init=False)  # how often `stats` has been looked at
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
@@ -235,6 +236,7 @@ class LoadedModel:
             await trio.sleep(_MEASURE_EVERY)
 
     def _crashed(self, supervisor: Supervisor) -> None:
+        self.restarts += 1
         if self.executor.incarnation == self._seen:  # it has not been ready since the crash before
             self.fail(supervisor.states()[0].last_error or "the worker process ended")
         else:

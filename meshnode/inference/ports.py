@@ -24,7 +24,7 @@ class SupervisedExecutor(StageExecutor, Subsystem, Protocol):
 
     @property
     def incarnation(self) -> int:
-        """How many times it has become ready."""
+        """A number that each time it becomes ready is one that no executor has had before; 0 until then."""
         ...
 
     @property

@@ -47,7 +47,7 @@ class OwnStage:
     """A stage loaded here."""
 
     offer: StageOffer
-    incarnation: int  # of its worker
+    incarnation: int  # of its worker; a later one has a larger number, of whatever model it is
     sessions: int
 
 
@@ -148,6 +148,7 @@ class RouteFinder:
     def sequence(self, peer: PeerId) -> int:
         """Return a number that changes when a node says something new about itself or is linked anew; -1: it is not there."""
         if peer == self.own:
+            # Of whichever model the newest is: one that comes back is newer than all that were there when it was lost.
             return max((stage.incarnation for stage in self.own_stages()), default=-1)
         for known in self.mesh.peers():
             if known.peer == peer:

@@ -264,7 +264,7 @@ class NodeView:
                     "blocks": str(model.spec.blocks),
                     "device": model.device,
                     "ready": model.is_ready,
-                    "restarts": max(0, model.executor.incarnation - 1),
+                    "restarts": model.restarts,
                 }
                 for model in self.models.loaded.value.values()
             ],

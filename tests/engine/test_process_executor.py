@@ -174,6 +174,7 @@ async def test_two_stages_make_the_same_tokens_as_one(spec, tmp_path):
     async with trio.open_nursery() as nursery:
         first = await started(nursery, stage_of(manifest, tmp_path / "shards", 0, 1))
         second = await started(nursery, stage_of(manifest, tmp_path / "shards", 1, 2))
+        assert second.incarnation > first.incarnation  # what is loaded anew is told from what was there before
         expected = greedy(stage_of(manifest, tmp_path / "shards"), (5, 6, 7), 12)
         tokens, found = [5, 6, 7], []
         session = SessionId("ring")

@@ -62,6 +62,7 @@ async def test_it_answers_once_a_later_try_has_succeeded(bench, autojump_clock):
         (model,) = node.resources.models.loaded.value.values()
         assert model.is_ready
         assert executor.runs == 3
+        assert model.restarts == 2
 
 
 async def test_requests_wait_for_a_model_that_is_loading(bench, autojump_clock):
@@ -127,6 +128,18 @@ async def test_a_model_that_is_no_longer_wanted_is_unloaded_and_can_come_back(be
         await trio.sleep(5)
         assert executor.runs == 2
         assert len(node.resources.models.loaded.value) == 1
+
+
+async def test_an_answer_goes_on_over_a_worker_that_comes_back_whatever_those_of_other_models_went_through(
+    bench, autojump_clock
+):
+    """The other one had crashed as often as this one now: nothing new was seen of this node, and the answer ended."""
+    losses = [5], [3]
+    async with bench(lambda number: FakeExecutor(b"abc", losses=losses[number]), wanted=(0, 1)) as node:
+        assert await node.answer(1, max_tokens=10) != ""
+        began = trio.current_time()
+        assert await node.answer(0, max_tokens=10) != ""
+        assert trio.current_time() - began < 5
 
 
 async def test_memory_that_others_hold_is_waited_for(bench, autojump_clock):

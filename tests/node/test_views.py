@@ -20,11 +20,6 @@ from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
 
 
 @attrs.define
-class Executor:
-    incarnation: int
-
-
-@attrs.define
 class Spec:
     blocks: BlockRange = attrs.field(factory=lambda: BlockRange(0, 2))
     device: str = "cpu"
@@ -38,12 +33,12 @@ class Loaded:
 
     manifest: object
     is_ready: bool
-    executor: Executor
     spec: Spec = attrs.field(factory=Spec)
     problem: str | None = None
     thinks: bool = False
     device: str = "cpu"
     memory_bytes: int = 0
+    restarts: int = 0
 
     @property
     def is_whole(self):
@@ -73,12 +68,12 @@ async def test_a_model_says_how_far_it_is(catalog, channels, views, make_entry):
     assert (model.shards_held, model.shards, model.copies, model.routes) == (2, 5, 0, 0)
     catalog.mark_held(entry.manifest.shards)
     assert views.served()[0].detail == "not loaded; the first request loads it"
-    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=False, executor=Executor(0))})
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=False)})
     assert (views.served()[0].loaded, views.served()[0].detail) == (False, "loading")
-    refused = Loaded(entry.manifest, is_ready=False, executor=Executor(0), problem="too little memory")
+    refused = Loaded(entry.manifest, is_ready=False, problem="too little memory")
     channels.loaded.set({entry.manifest.id: refused})
     assert views.served()[0].detail == "too little memory"
-    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True, executor=Executor(1))})
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True)})
     (model,) = views.served()
     assert (model.loaded, model.detail) == (True, "")
     assert (model.shards_held, model.shards, model.copies, model.routes) == (5, 5, 1, 1)
@@ -91,7 +86,7 @@ async def test_a_loaded_model_says_what_it_holds_of_memory_and_where(
     entry = make_entry("tiny")
     await catalog.put(entry)
     assert (views.served()[0].memory_bytes, views.served()[0].gpu_bytes) == (0, 0)
-    loaded = Loaded(entry.manifest, is_ready=True, executor=Executor(1), device=device, memory_bytes=7)
+    loaded = Loaded(entry.manifest, is_ready=True, device=device, memory_bytes=7)
     channels.loaded.set({entry.manifest.id: loaded})
     assert (views.served()[0].memory_bytes, views.served()[0].gpu_bytes) == (7, on_gpu)
 
@@ -119,16 +114,16 @@ async def test_models_to_be_served_are_late_until_they_are_loaded(catalog, chann
     channels.intent.set(Intent(("starter",), frozenset({entry.manifest.id})))
     assert views.unready() == ("model starter", "model tiny")
     channels.intent.set(Intent((), frozenset({entry.manifest.id})))
-    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=False, executor=Executor(0))})
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=False)})
     assert views.unready() == ("model tiny",)
-    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True, executor=Executor(1))})
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True)})
     assert views.unready() == ()
 
 
 async def test_the_status_is_complete_and_json(catalog, channels, views, make_entry, autojump_clock):
     entry = make_entry("tiny")
     await catalog.put(entry)
-    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True, executor=Executor(3))})
+    channels.loaded.set({entry.manifest.id: Loaded(entry.manifest, is_ready=True, restarts=2)})
     channels.progress.set((AcquisitionProgress("starter", "downloading", 5, 10),))
     health = HealthBoard()
     health.raise_condition("pulse_silent", "InferenceRouter", "silent")
@@ -250,13 +245,13 @@ async def test_a_part_of_a_model_is_usable_once_peers_have_the_rest(catalog, cha
     await catalog.put(entry)
     peers = Peers([])
     views = ModelViews(catalog, channels.loaded, channels.intent, peers, 0)
-    coming = Loaded(entry.manifest, is_ready=False, executor=Executor(1), spec=Spec(BlockRange(0, 1), head=False))
+    coming = Loaded(entry.manifest, is_ready=False, spec=Spec(BlockRange(0, 1), head=False))
     channels.loaded.set({entry.manifest.id: coming})
     assert (views.served()[0].loaded, views.served()[0].detail) == (
         False,
         "loading; blocks 0:1 here; blocks 1:2, the head on no reachable node",
     )
-    part = Loaded(entry.manifest, is_ready=True, executor=Executor(1), spec=Spec(BlockRange(0, 1), head=False))
+    part = Loaded(entry.manifest, is_ready=True, spec=Spec(BlockRange(0, 1), head=False))
     channels.loaded.set({entry.manifest.id: part})
     assert (views.served()[0].loaded, views.served()[0].detail) == (
         False,

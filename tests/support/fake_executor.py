@@ -1,5 +1,6 @@
 """An executor without weights: the next token is a function of position and seed, as with the real one."""
 
+import itertools
 from contextlib import asynccontextmanager
 
 import trio
@@ -9,6 +10,8 @@ from meshnode.errors import WorkerLost
 from meshnode.types.generation import TokenEvent
 
 __all__ = ["FakeExecutor"]
+
+_incarnations = itertools.count(1)
 
 
 class FakeExecutor:
@@ -21,7 +24,7 @@ class FakeExecutor:
 
     async def run(self, *, task_status):
         while True:
-            self.incarnation += 1
+            self.incarnation = next(_incarnations)
             self._lost = trio.Event()
             self._ready.set()
             task_status.started()
@@ -42,7 +45,7 @@ class FakeExecutor:
         return ExecutorStats(0, 0, 1, self.running, 0, 0, 0, self.pace, self.pace, 1 << 16, "fake")
 
     def come_back(self):
-        self.incarnation += 1
+        self.incarnation = next(_incarnations)
 
     @asynccontextmanager
     async def generate(self, request):

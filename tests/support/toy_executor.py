@@ -4,6 +4,7 @@ A block's output row is a hash of its input row and of the whole of its cache, a
 gives the same rows, and a token depends on every row of every block before it.
 """
 
+import itertools
 from contextlib import asynccontextmanager
 from hashlib import blake2b
 
@@ -20,6 +21,7 @@ from meshnode.wire.ring_messages import Lap
 __all__ = ["WIDTH", "ToyExecutor", "toy_answer"]
 
 WIDTH = 8  # bytes of a row
+_incarnations = itertools.count(1)
 
 
 def _hash(*parts):
@@ -66,7 +68,7 @@ class ToyExecutor:
         self._busy = trio.Lock()
 
     async def run(self, *, task_status=trio.TASK_STATUS_IGNORED):
-        self.incarnation += 1
+        self.incarnation = next(_incarnations)
         self.is_ready, self.sessions, self.kept, self._lost = True, {}, {}, trio.Event()
         self._ready.set()
         task_status.started()
