@@ -77,6 +77,7 @@ class Coordinator:
         accusers: set[PeerId] = set()
         attempt = 0
         route = first
+        session.id = new_session_id(self.own)
         try:
             while not session.is_complete:
                 # There was a route, and the reader has been told so: a worker that loads other blocks now will be back.

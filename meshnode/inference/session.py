@@ -12,7 +12,7 @@ import trio
 
 from meshnode.engine.prefixes import names_in
 from meshnode.types.generation import SamplingParameters, TokenEvent
-from meshnode.types.ids import PeerId, SessionId, new_session_id
+from meshnode.types.ids import PeerId, SessionId
 from meshnode.types.routes import Route, Stage
 
 __all__ = ["Session", "Take"]
@@ -31,7 +31,7 @@ class Session:
     end_tokens: frozenset[int]
     generated: list[int] = attrs.field(factory=list)
     vocabulary: int = 1 << 32  # token ids are below it
-    id: SessionId = attrs.field(factory=new_session_id)
+    id: SessionId = attrs.field(default=SessionId(""), init=False)  # given by its coordinator
     asker: str = ""  # another node whose request it is
     in_one_step: bool = False  # the model has to see the whole prompt at once
     rings: bool = attrs.field(

@@ -21,7 +21,7 @@ from meshnode.inference.losses import hangs_up
 from meshnode.inference.models import LoadedModel
 from meshnode.network.stage_links import StageLink, StageLinks
 from meshnode.types.evidence import Evidence
-from meshnode.types.ids import ModelId, PeerId, SessionId
+from meshnode.types.ids import ModelId, PeerId, SessionId, owner_of
 from meshnode.wire.failures import failure
 from meshnode.wire.stage_messages import CloseStage, JoinRing, OpenStage, StageStepMessage, TurnRing
 
@@ -55,10 +55,12 @@ class StageServer:
     def open(self, link: StageLink, exchange: int, message: OpenStage) -> bool:
         """Open a stage, or open it again under a higher attempt, and have `exchange` answered.
 
-        Return whether this was the sender's to ask. It is held against nobody: another may have taken the session's name
-        before, and what an honest coordinator sends over two links comes in any order.
+        Return whether this was the sender's to ask. It is held against nobody: what an honest coordinator sends over two links
+        comes in any order.
         """
         try:
+            if owner_of(message.session) != link.peer:
+                raise PeerMisbehaved("this session belongs to another coordinator")
             if message.attempt < self._closed.get((link.peer, message.session), message.attempt):
                 raise SessionLost("this attempt has been closed already")
             if message.head and message.next is not None:
@@ -111,8 +113,7 @@ class StageServer:
         if len(self._closed) > _REMEMBERED:
             self._closed.popitem(last=False)
         for key, stage in list(self._stages.items()):
-            mine = key[0] == message.session and stage.coordinator.peer == coordinator
-            if mine and stage.opened.attempt < message.below:
+            if name == (stage.coordinator.peer, key[0]) and stage.opened.attempt < message.below:
                 stage.scope.cancel()
 
     def _begin(self, link: StageLink, message: OpenStage, model: LoadedModel) -> HostedStage:
@@ -129,8 +130,6 @@ class StageServer:
         """Find the stage of an earlier attempt whose cache serves this one, and end what else is in its way."""
         there = [(key, stage) for key, stage in self._stages.items() if key[0] == message.session]
         for key, stage in there:
-            if stage.coordinator.peer != link.peer:
-                raise PeerMisbehaved("this session belongs to another coordinator")
             if stage.opened.attempt >= message.attempt and key[1] == message.index:
                 raise PeerMisbehaved("this stage is open already")
         found: HostedStage | None = None

@@ -398,7 +398,10 @@ async def test_nobody_but_its_coordinator_and_its_neighbour_reaches_a_session(me
     assert misdeeds(mesh) == set(), "whoever knows a session's name could have others refused so"
 
 
-WANTED = OpenStage(SessionId("s" * 24), 1, "model", 1, BlockRange(4, 9), False, False, 100, "reserve", None)
+WANTED = OpenStage(
+    SessionId("reserve/" + "s" * 24), 1, "model", 1, BlockRange(4, 9), False, False, 100, "reserve", None
+)
+OF_ANOTHER = attrs_of(WANTED, {"session": SessionId("spare/" + "s" * 24)})
 TOO_MUCH = {
     "blocks below those loaded": {"blocks": BlockRange(3, 9)},
     "blocks above those loaded": {"blocks": BlockRange(4, 10)},
@@ -415,6 +418,33 @@ TOO_MUCH = {
         "next": "a",
     },
 }
+
+
+async def test_a_stage_that_knows_a_session_cannot_open_it_first_where_it_may_go_next(nursery, autojump_clock):
+    """It would be refused to the coordinator by every spare, until too many were lost."""
+    mesh = Mesh(MemoryNetwork(nursery), nursery)
+    for name, start, end, pace in (("a", 0, 4, 1e-4), ("evil", 4, 9, 1e-4), ("spare", 4, 9, 1e-3), ("c", 9, 12, 1e-4)):
+        await mesh.add(name, start, end, pace=pace)
+    refused = []
+
+    async def open_first(wish):
+        link = await mesh.network.nodes["evil"].to("spare")
+        with pytest.raises(PeerMisbehaved, match="another coordinator") as caught:
+            await link.ask(attrs_of(wish, {"previous": "evil", "next": None}), timeout=5)
+        refused.append(caught.value)
+
+    def tamper(own, peer, message, body):
+        if isinstance(message, OpenStage) and (own, peer) == ("a", "evil"):
+            mesh.nursery.start_soon(open_first, message)
+        is_silent = own == "evil" and isinstance(message, StageStepMessage) and message.position > len(PROMPT) + AT
+        return [] if is_silent else [(0.0, message, body)]
+
+    mesh.network.tamper = tamper
+    session = new_session(COUNT)
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), COUNT)
+    assert await generate(mesh.nodes["a"], session) == expected
+    assert session.recoveries == 1
+    assert refused
 
 
 @pytest.mark.parametrize("what", TOO_MUCH)
@@ -437,11 +467,11 @@ async def test_one_coordinator_cannot_take_every_place_of_a_node(mesh, autojump_
     mesh.nodes["evil"].hosted.limit = 8
     greedy = await mesh.network.nodes["reserve"].to("evil")
     for number in range(4):
-        await greedy.ask(attrs_of(WANTED, {"session": SessionId(f"{number:024}")}), timeout=5)
+        await greedy.ask(attrs_of(WANTED, {"session": SessionId(f"reserve/{number:024}")}), timeout=5)
     with pytest.raises(Overloaded, match="4 of them for you"):
         await greedy.ask(WANTED, timeout=5)
     other = await mesh.network.nodes["spare"].to("evil")
-    assert (await other.ask(WANTED, timeout=5)).message == StageOpened(0)
+    assert (await other.ask(OF_ANOTHER, timeout=5)).message == StageOpened(0)
 
 
 async def test_steps_of_sessions_that_do_not_exist_are_counted(mesh, autojump_clock):
@@ -458,7 +488,7 @@ async def test_a_stage_that_is_closed_while_it_opens_holds_nothing(mesh, autojum
     mesh.network.dialling = 0.2
     for turn, pause in enumerate((0.0, 1e-3, 0.1, 0.3)):
         for number in range(30 * turn, 30 * turn + 30):
-            session = SessionId(f"{number:024}")
+            session = SessionId(f"reserve/{number:024}")
             await link.send(attrs_of(WANTED, {"session": session, "next": "c"}), exchange=1)
             await trio.sleep(pause)
             await link.send(CloseStage(session, 2))
@@ -477,11 +507,11 @@ async def test_a_wish_that_its_withdrawal_has_overtaken_opens_nothing(mesh, auto
         with pytest.raises(SessionLost, match="closed already"):
             await old.ask(attrs_of(WANTED, {"attempt": attempt}), timeout=5)
     assert mesh.held()["evil"] == 0
-    other = await mesh.network.nodes["spare"].to("evil")
-    assert (await other.ask(WANTED, timeout=5)).message == StageOpened(0), "nobody closes the sessions of others"
-    await other.send(CloseStage(WANTED.session, 2))
-    await trio.sleep(1)
     assert (await old.ask(attrs_of(WANTED, {"attempt": 3}), timeout=5)).message == StageOpened(0)
+    other = await mesh.network.nodes["spare"].to("evil")
+    await other.send(CloseStage(WANTED.session, 4))
+    await trio.sleep(1)
+    assert mesh.held()["evil"] > 0, "nobody closes the sessions of others"
 
 
 async def test_of_all_that_could_be_kept_for_a_new_attempt_one_is_and_the_others_end(mesh, autojump_clock):
@@ -525,15 +555,18 @@ async def test_a_probe_is_answered_whatever_is_going_on(mesh, autojump_clock):
 # A coordinator that tells two honest stages two different things
 
 
+LIARS = SessionId("liar/s")
+
+
 @pytest.mark.parametrize("how", ["another before us", "a gap", "twice", "too many", "of another model"])
 async def test_a_coordinator_has_no_honest_stage_accused_by_another(nursery, autojump_clock, how):
     mesh = Mesh(MemoryNetwork(nursery), nursery)
     for name, start, end in (("x", 0, 6), ("y", 6, 12), ("liar", 0, 12)):
         await mesh.add(name, start, end, pace=10.0 if (name, how) == ("y", "too many") else 1e-4)
     x, y = [await mesh.network.nodes["liar"].to(name) for name in ("x", "y")]
-    first = OpenStage(SessionId("s"), 1, "model", 0, BlockRange(0, 6), True, False, 100, "liar", "y")
+    first = OpenStage(LIARS, 1, "model", 0, BlockRange(0, 6), True, False, 100, "liar", "y")
     last = OpenStage(
-        SessionId("s"), 1, "model", 1, BlockRange(6, 12), False, True, 100, "x", None, sampling=SamplingParameters()
+        LIARS, 1, "model", 1, BlockRange(6, 12), False, True, 100, "x", None, sampling=SamplingParameters()
     )
     await x.ask(first, timeout=5)
     if how == "of another model":
@@ -543,13 +576,13 @@ async def test_a_coordinator_has_no_honest_stage_accused_by_another(nursery, aut
 
     async def steps(numbers):
         for number in numbers:
-            message = StageStepMessage(SessionId("s"), 1, 0, number, number - 1, 1, forward_from=forward_from)
+            message = StageStepMessage(LIARS, 1, 0, number, number - 1, 1, forward_from=forward_from)
             await x.send(message if number > 1 else attrs_of(message, {"forward_from": ()}), bytes(4))
             await trio.sleep(0.1)
 
     await steps(range(1, 30 if how == "too many" else 5))
     if how == "twice":
-        await x.send(CloseStage(SessionId("s"), 2))
+        await x.send(CloseStage(LIARS, 2))
         await trio.sleep(0.1)
         mesh.nodes["x"].hosted._closed.clear()  # as when it has been a while
         await x.ask(first, timeout=5)
