@@ -147,6 +147,8 @@ class Delegation:
     async def _probe(self) -> None:
         try:
             await self.link.ask(Probe(), timeout=_PROBE)
+        except Overloaded:
+            return  # that it is asked too often is a sign of life
         except MeshnodeError as error:
             raise StageLost(self.link.peer, f"no sign of life: {error}") from error
 

@@ -374,6 +374,8 @@ class Pipeline:
     async def _probe_one(self, each: _OpenStage) -> None:
         try:
             await each.link.ask(Probe(), timeout=self.times.probe)
+        except Overloaded:
+            return  # that it is asked too often is a sign of life
         except MeshnodeError as error:
             raise StageLost(each.stage.peer, f"no sign of life: {error}") from error
 

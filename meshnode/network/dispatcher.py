@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import msgspec
 import structlog
 import trio
 
 from meshnode.errors import Overloaded, PeerUnreachable
 from meshnode.flow.buckets import KeyedBuckets
 from meshnode.flow.mailbox import Mailbox
+from meshnode.network.ports import MessageLink
 from meshnode.network.stage_links import AnyReceived, ControlReceived, Received
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.subsystem import Pulse
@@ -33,18 +35,26 @@ from meshnode.wire.control_messages import (
     TicketRequest,
 )
 from meshnode.wire.failures import failure
-from meshnode.wire.stage_messages import Delegate, JoinRing, OpenStage, Probe, StageMessage, TurnRing
+from meshnode.wire.stage_messages import (
+    Delegate,
+    DelegationFailed,
+    JoinRing,
+    OpenStage,
+    Probe,
+    StageMessage,
+    TurnRing,
+)
 
 __all__ = ["DispatcherResources", "MessageDispatcher"]
 
 _RECIPIENT_PATIENCE = 1.0  # seconds a restarting subsystem may take before messages to it are dropped
-_REFUSALS = 4  # of one peer that may wait to be sent; one that does not read them has to do without
+_REFUSALS = 64  # of one peer that may wait until there is room for them on its link; beyond, it has to do without
 
 _LIMITS: Mapping[type, tuple[float, float]] = {  # per second on average, and at once
     OpenStage: (50, 200),
     JoinRing: (50, 200),  # one for each that was opened, at most
     TurnRing: (500, 2000),  # one in some 32 tokens; a ring whose turn is dropped stands still
-    Delegate: (20, 100),
+    Delegate: (50, 200),  # one for each text that a caller wants a vector of
     Probe: (20, 50),
     SignedRecord: (20, 100),
     Records: (20, 100),
@@ -129,7 +139,9 @@ class MessageDispatcher:
         bucket = self._buckets.get(kind)
         wait = None if bucket is None else bucket.try_take(received.link.peer)
         if wait is not None:
-            self._report(Evidence(received.link.peer, Misdeed.FLOOD, f"too many messages of kind {kind.__name__}"))
+            # Of what a session needs, honest nodes send as much as their callers bring about: see decision 015.
+            if not isinstance(received.message, StageMessage):
+                self._report(Evidence(received.link.peer, Misdeed.FLOOD, f"too many messages of kind {kind.__name__}"))
             self._refuse(nursery, received, f"too many at once; try again in {math.ceil(wait)} s")
             return
         with trio.move_on_after(_RECIPIENT_PATIENCE) as patience:
@@ -148,18 +160,33 @@ class MessageDispatcher:
             return  # as much is waiting already against somebody
 
     def _refuse(self, nursery: trio.Nursery, received: AnyReceived, reason: str) -> None:
-        """Tell a peer that asked; what is no question needs no answer."""
-        if received.exchange and self._refusing[received.link.peer] < _REFUSALS:
-            self._refusing[received.link.peer] += 1
-            nursery.start_soon(self._send_refusal, received, reason)
-
-    async def _send_refusal(self, received: AnyReceived, reason: str) -> None:
-        peer = received.link.peer
+        """Tell a peer that waits for an answer."""
+        refusal = _refusal(received, Overloaded(reason))
+        if refusal is None:
+            return
+        link: MessageLink[Any] = received.link
         try:
-            await received.link.send(failure(Overloaded(reason)), exchange=received.exchange)
+            link.send_nowait(refusal, exchange=received.exchange)
+        except PeerUnreachable:
+            return
+        except trio.WouldBlock:
+            if self._refusing[link.peer] < _REFUSALS:
+                self._refusing[link.peer] += 1
+                nursery.start_soon(self._send_refusal, link, received.exchange, refusal)
+
+    async def _send_refusal(self, link: MessageLink[Any], exchange: int, refusal: msgspec.Struct) -> None:
+        try:
+            await link.send(refusal, exchange=exchange)
         except PeerUnreachable:
             return
         finally:
-            self._refusing[peer] -= 1
-            if not self._refusing[peer]:
-                del self._refusing[peer]
+            self._refusing[link.peer] -= 1
+            if not self._refusing[link.peer]:
+                del self._refusing[link.peer]
+
+
+def _refusal(received: AnyReceived, error: Overloaded) -> msgspec.Struct | None:
+    """Return what whoever waits for an answer is told, None where nobody waits. A delegation is answered by its name."""
+    if isinstance(received.message, Delegate):
+        return DelegationFailed(received.message.session, error.code, str(error))
+    return failure(error) if received.exchange else None

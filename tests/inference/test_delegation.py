@@ -9,9 +9,14 @@ from support.fake_executor import FakeExecutor
 from support.router_mesh import PROMPT, open_routers, six_blocks
 
 from meshnode.errors import NoRoute
+from meshnode.flow.buckets import KeyedBuckets
+from meshnode.flow.mailbox import Mailbox
 from meshnode.inference.calls import open_generations
 from meshnode.inference.privacy import Privacy
+from meshnode.network.dispatcher import DispatcherResources, MessageDispatcher
+from meshnode.supervise.subsystem import Pulse
 from meshnode.types.generation import Delta
+from meshnode.wire.failures import Failed
 from meshnode.wire.protocols import STAGE_MESSAGES
 from meshnode.wire.stage_messages import (
     CancelDelegation,
@@ -21,6 +26,7 @@ from meshnode.wire.stage_messages import (
     GrantEvents,
     OpenStage,
     Probe,
+    ProbeReply,
     StageStepMessage,
 )
 
@@ -324,6 +330,64 @@ async def test_the_line_waits_instead_of_refusing_and_no_peer_fills_it_for_the_o
     assert len({answer.text for answer in (*answers, *modest)}) == 1
     earlier = sum(answer.at < modest[0].at for answer in answers)
     assert earlier <= 4, "two turns at once, and those that were running"
+
+
+async def behind_dispatcher(mesh, name, limit):
+    """Have all that comes to a node pass a dispatcher that takes so many delegations (per second, at once) of one peer."""
+    known = mesh.network.nodes[name]
+    boxes = [Mailbox("inbound", 256), known.received, Mailbox("control", 64), Mailbox("evidence", 64)]
+    resources = DispatcherResources(*boxes, mesh.nodes[name].resources.metrics)
+    dispatcher = MessageDispatcher(resources, Pulse())
+    dispatcher._buckets[Delegate] = KeyedBuckets(*limit)
+    known.received = resources.inbound_stages
+    await mesh.nursery.start(dispatcher.run)
+    return resources.evidence
+
+
+@pytest.mark.parametrize(("spare", "seconds"), [(False, 10), (True, 2)])
+async def test_more_than_a_coordinator_takes_goes_elsewhere_or_waits_and_is_held_against_nobody(
+    model, autojump_clock, spare, seconds
+):
+    """As vectors of many short texts are made: some at a time, each done within milliseconds."""
+    async with open_routers(model) as mesh:
+        await mesh.add("single", 0, 6, pace=1e-6)
+        await mesh.add("asker", max_concurrent=8)
+        if spare:
+            await mesh.add("spare", 0, 6, pace=1e-4)
+        evidence = await behind_dispatcher(mesh, "single", (10, 5))
+        answers = []
+
+        async def ask():
+            answers.append(await mesh.nodes["asker"].ask(count=2))
+
+        with trio.fail_after(seconds):
+            async with trio.open_nursery() as nursery:
+                for _ in range(24):
+                    nursery.start_soon(ask)
+        assert [(answer.error, answer.finished.recoveries) for answer in answers] == [(None, 0)] * 24
+        assert len({answer.text for answer in answers}) == 1
+        assert any(isinstance(message, DelegationFailed) for message in between(mesh, "asker", "single"))
+        assert evidence.waiting() == 0
+
+
+async def test_who_says_that_it_is_asked_too_often_whether_it_lives_does_live(model, autojump_clock):
+    """The coordinator to its asker, and a stage to the coordinator."""
+    async with open_routers(model) as mesh:
+        for name, start, end in (("b", 0, 3), ("c", 3, 6), ("asker", 0, 0)):
+            await mesh.add(name, start, end)
+        mesh.nodes["c"].executors[0].pace = 0.1  # a thousand times slower than it says
+        refused = []
+
+        def refuse(own, peer, message, body):
+            if isinstance(message, ProbeReply):
+                refused.append((own, peer))
+                message = Failed("overloaded", "too many at once; try again in 1 s")
+            return [(0.0, message, body)]
+
+        mesh.network.tamper = refuse
+        answer = await mesh.nodes["asker"].ask(count=2)
+        assert (answer.error, answer.finished.recoveries) == (None, 0)
+        assert {("b", "asker"), ("c", "b")} <= set(refused)
 
 
 # Privacy

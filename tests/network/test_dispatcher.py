@@ -19,9 +19,9 @@ from meshnode.supervise.subsystem import ChildSpec, Pulse
 from meshnode.supervise.supervisor import Supervisor
 from meshnode.types.evidence import Misdeed
 from meshnode.types.ids import PeerId, SessionId
-from meshnode.wire.control_messages import ControlMessage, Hello, IntroductionsWanted, Ping, Pong
+from meshnode.wire.control_messages import ControlMessage, Hello, IntroductionsWanted, Ping, Pong, TicketRequest
 from meshnode.wire.failures import Failed
-from meshnode.wire.stage_messages import Probe, StageMessage, StageStepMessage
+from meshnode.wire.stage_messages import DelegationFailed, Probe, StageMessage, StageStepMessage
 
 
 @pytest.fixture
@@ -39,8 +39,13 @@ class Link:
     async def send(self, message, body=b"", exchange=0):
         self.waiting += 1
         await trio.sleep(1e9 if self.mute else 0)
+        self.send_nowait(message, body, exchange)
+
+    def send_nowait(self, message, body=b"", exchange=0):
         if self.gone:
             raise PeerUnreachable("gone")
+        if self.mute:
+            raise trio.WouldBlock
         self.sent.append((message, exchange))
 
 
@@ -152,8 +157,11 @@ async def test_a_question_to_a_subsystem_that_takes_nothing_is_refused_not_left_
         for late in range(3):
             await trio.sleep(late * 0.37)  # whenever it comes in the dispatcher's round
             await desk.say(Probe(), link, exchange=3 + late)
+            await desk.say(EXAMPLES["stage/delegate"][1], link)
         await trio.sleep(10)
-    assert [(message.code, exchange) for message, exchange in link.sent] == [("overloaded", 3), ("overloaded", 4), ("overloaded", 5)]  # fmt: skip
+    delegations = [message for message, exchange in link.sent if exchange == 0]
+    assert [type(message) for message in delegations] == 3 * [DelegationFailed]
+    assert [(message.code, exchange) for message, exchange in link.sent if exchange] == [("overloaded", 3), ("overloaded", 4), ("overloaded", 5)]  # fmt: skip
 
 
 async def test_a_subsystem_that_comes_back_within_a_second_misses_nothing(desk, autojump_clock):
@@ -169,20 +177,20 @@ async def test_a_subsystem_that_comes_back_within_a_second_misses_nothing(desk, 
 async def test_who_asks_too_much_is_refused_and_noted_and_nobody_else_is(desk, autojump_clock):
     greedy, modest = Link("greedy"), Link("modest")
     async with desk.dispatching():
-        for number in range(60):
-            await desk.say(Probe(), greedy, exchange=2 * number + 1)
+        for number in range(30):
+            await desk.say(TicketRequest("bulk"), greedy, exchange=2 * number + 1)
             await trio.lowlevel.checkpoint()
-        await desk.say(Probe(), modest, exchange=1)
+        await desk.say(TicketRequest("bulk"), modest, exchange=1)
         await trio.lowlevel.checkpoint()
         await trio.sleep(0.001)
-        assert len(desk.stages) == 51
-        assert {message.code for message, _ in greedy.sent} == {"overloaded"}
+        assert len(desk.control) == 21
+        assert [(message.code, exchange) for message, exchange in greedy.sent] == [("overloaded", number) for number in range(41, 60, 2)]  # fmt: skip
         assert modest.sent == []
         assert {(each.peer, each.misdeed) for each in desk.evidence()} == {("greedy", Misdeed.FLOOD)}
         await trio.sleep(1)
-        await desk.say(Probe(), greedy, exchange=1001)
+        await desk.say(TicketRequest("bulk"), greedy, exchange=1001)
         await trio.sleep(0.1)
-        assert len(desk.stages) == 52, "later it may ask again"
+        assert len(desk.control) == 22, "later it may ask again"
 
 
 @pytest.mark.parametrize("name", ["record", "records", "introductions_wanted", "introductions", "ticket_request"])
@@ -195,22 +203,37 @@ async def test_what_makes_work_for_the_network_has_a_limit(desk, autojump_clock,
         assert {each.misdeed for each in desk.evidence()} == {Misdeed.FLOOD}
 
 
-@pytest.mark.parametrize(("name", "at_once"), [("open_stage", 200), ("join_ring", 200), ("turn_ring", 2000)])
-async def test_what_makes_work_for_stages_has_a_limit(desk, autojump_clock, name, at_once):
+@pytest.mark.parametrize(
+    ("name", "at_once", "told"),
+    [
+        ("open_stage", 200, Failed),
+        ("probe", 50, Failed),
+        ("delegate", 200, DelegationFailed),
+        ("join_ring", 200, None),
+        ("turn_ring", 2000, None),
+    ],
+)
+async def test_what_sessions_need_has_a_limit_and_is_held_against_nobody(desk, autojump_clock, name, at_once, told):
+    """Callers of an honest node make it send them. Whoever waits for an answer hears of each that is refused."""
+    message, busy = EXAMPLES[f"stage/{name}"][1], Link("busy")
     async with desk.dispatching():
-        for _ in range(at_once + 50):
-            await desk.say(EXAMPLES[f"stage/{name}"][1], Link("greedy"))
+        for number in range(at_once + 100):
+            await desk.say(message, busy, exchange=2 * number + 1 if told is Failed else 0)
         await trio.sleep(0.001)
         assert at_once - 9 <= len(desk.stages) < at_once + 9
-        assert {(each.peer, each.misdeed) for each in desk.evidence()} == {("greedy", Misdeed.FLOOD)}
+        assert desk.evidence() == []
+    refused = at_once + 100 - len(desk.stages)
+    assert {(type(each), each.code) for each, _ in busy.sent} == (set() if told is None else {(told, "overloaded")})
+    assert len(busy.sent) == (refused if told else 0)
+    assert all(each.session == message.session for each, _ in busy.sent if told is DelegationFailed)
 
 
 async def test_steps_have_no_limit_here_since_they_are_bounded_where_they_are_held(desk, autojump_clock):
     async with desk.dispatching():
-        for number in range(5000):
+        for number in range(2500):
             await desk.say(step(number))
         await trio.sleep(0.1)
-    assert len(desk.stages) == 5000
+    assert len(desk.stages) == 2500
     assert desk.evidence() == []
 
 
@@ -220,8 +243,8 @@ async def test_refusals_that_a_peer_does_not_read_are_not_piled_up(desk, autojum
         for number in range(2000):
             await desk.say(Probe(), mute, exchange=2 * number + 1)
         await trio.sleep(1)
-        assert mute.waiting <= 4
-        assert len(nursery.child_tasks) < 10
+        assert mute.waiting <= 64
+        assert len(nursery.child_tasks) < 70
         await desk.say(Probe(), Link("other"))
         await trio.sleep(1)
     assert desk.count("probe") == 2001
@@ -239,10 +262,10 @@ async def test_a_peer_that_leaves_before_its_refusal_disturbs_nobody(desk, autoj
 async def test_more_evidence_than_is_read_is_dropped_and_nothing_waits_for_it(desk, autojump_clock):
     async with desk.dispatching():
         for number in range(1000):
-            await desk.say(Probe(), Link("greedy"), exchange=2 * number + 1)
+            await desk.say(TicketRequest("bulk"), Link("greedy"), exchange=2 * number + 1)
         await desk.say(IntroductionsWanted(3))
         await trio.sleep(1)
-    assert desk.control == [IntroductionsWanted(3)]
+    assert desk.control[-1] == IntroductionsWanted(3)
     assert len(desk.evidence()) == 64
 
 
