@@ -22,6 +22,7 @@ from meshnode.inference.reply import Reply
 from meshnode.inference.request_record import RequestRecord
 from meshnode.inference.route_finder import Bar
 from meshnode.inference.session import Session
+from meshnode.inference.targets import Target, model_here, model_of_peers
 from meshnode.types.generation import (
     Finished,
     FinishReason,
@@ -33,8 +34,7 @@ from meshnode.types.generation import (
 )
 from meshnode.types.ids import ModelId, PeerId
 from meshnode.types.manifest import ModelConfig, ModelManifest
-from meshnode.types.model_names import AUTO, ModelNames, matching, meant_by, suited
-from meshnode.types.peers import StageOffer
+from meshnode.types.model_names import AUTO, meant_by
 from meshnode.types.routes import Route
 
 __all__ = ["RequestRunner"]
@@ -44,17 +44,6 @@ _BYTES_PER_TOKEN = 3  # guess, to ask for enough memory where there is no tokeni
 _MAX_HOPS = 2
 _MOST_SCORES = 10_000  # log-probabilities of a prompt, each some fifty bytes: they come in one frame
 _NO_CONTEXT = 1 << 40  # tokens, more than any prompt has
-
-
-@attrs.frozen
-class _Target:
-    """The model a request is for; `manifest` only if this node has it."""
-
-    id: ModelId
-    name: str
-    block_count: int
-    context_length: int
-    manifest: ModelManifest | None = None
 
 
 @attrs.frozen(eq=False)
@@ -131,7 +120,7 @@ class RequestRunner:
 
     # Here
 
-    async def _count(self, reply: "Reply", target: _Target, assets: ModelAssets) -> None:
+    async def _count(self, reply: "Reply", target: Target, assets: ModelAssets) -> None:
         """Say how long the prompt is, even one that no context has room for; no route is needed."""
         prompt = await self.lanes.run("template", assets.prompt, reply.call.request, _NO_CONTEXT)
         count = len(prompt.tokens)
@@ -189,7 +178,7 @@ class RequestRunner:
 
     # Elsewhere
 
-    async def _delegate(self, reply: "Reply", target: _Target, wish: RouteRequest) -> bool:
+    async def _delegate(self, reply: "Reply", target: Target, wish: RouteRequest) -> bool:
         """Have others coordinate until one finishes; return whether this node should go on instead.
 
         Raises NoRoute when nobody can, SessionLost after too many losses.
@@ -236,7 +225,7 @@ class RequestRunner:
                     raise SessionLost(f"{reply.losses_in_a_row} coordinators were lost at the same token") from error
         return False
 
-    def _guess(self, call: GenerationCall, target: _Target) -> RouteRequest:
+    def _guess(self, call: GenerationCall, target: Target) -> RouteRequest:
         """Say what a request needs, without its tokens."""
         request = call.request
         nbytes = sum(len(message.content) for message in request.messages) + len(request.prompt or "")
@@ -256,7 +245,7 @@ class RequestRunner:
 
     # Models
 
-    async def _loaded(self, target: _Target) -> LoadedModel | None:
+    async def _loaded(self, target: Target) -> LoadedModel | None:
         """Return the model if shards of its weights are here, loading it if need be."""
         if target.manifest is None:
             return None
@@ -265,8 +254,8 @@ class RequestRunner:
         except NoRoute:
             return None
 
-    def _resolve(self, request: GenerationRequest) -> _Target:
-        """Find a model here, or among what peers offer; `auto` is one that can do what is asked for. Raises UnknownModel."""
+    def _resolve(self, request: GenerationRequest) -> Target:
+        """Find a model here, or among those of peers; `auto` is one that can do what is asked for. Raises UnknownModel."""
         name, embeds = meant_by(request.model, self.aliases), request.embeds
         manifest = self.loader.any_loaded(embeds=embeds) if name == AUTO else None
         if manifest is None:
@@ -274,41 +263,12 @@ class RequestRunner:
                 manifest = self.loader.tables.catalog.resolve(name)
             except UnknownModel as error:
                 try:
-                    return self._offered(name, error, embeds=embeds)
+                    return model_of_peers(name, self.coordinator.finder.mesh.peers(), error, embeds=embeds)
                 except UnknownModel:
                     manifest = self.loader.any_whole(embeds=embeds) if name == AUTO else None
                     if manifest is None:
                         raise
-        config = manifest.config
-        return _Target(manifest.id, manifest.name, config.block_count, config.context_length, manifest)
-
-    def _offered(self, name: str, unknown: RequestError, *, embeds: bool) -> _Target:
-        offers = [
-            stage
-            for peer in self.coordinator.finder.mesh.peers()
-            if peer.offer is not None
-            for stage in peer.offer.stages
-        ]
-        known = {ModelNames(stage.model, stage.name, stage.aliases): stage for stage in offers}
-        meant = [] if name == AUTO else matching(name, known)
-        found = [stage for stage in offers if ModelNames(stage.model, stage.name, stage.aliases) in meant]
-        if name == AUTO:
-            found = suited(offers, lambda stage: stage.causal, embeds=embeds)
-        is_exact = name == AUTO or (bool(meant) and meant[0].rank(name) is not None)
-        if not found or (not is_exact and len({stage.name for stage in found}) > 1):
-            elsewhere = ", ".join(sorted({stage.name for stage in offers}))
-            also = f"; models of peers: {elsewhere}" if elsewhere else ""
-            raise UnknownModel(f"{unknown}{also}", param="model")
-        models = [stage.model for stage in found]
-
-        def preference(model: ModelId) -> tuple[int, int, ModelId]:
-            """Names do not identify weights: of several models under one, take that which most nodes mean by it."""
-            covered, holders = _covered(found, model), models.count(model)
-            return (covered, holders, model) if name == AUTO else (holders, covered, model)
-
-        best = max(models, key=preference)
-        stage = next(stage for stage in found if stage.model == best)
-        return _Target(stage.model, stage.name, stage.block_count, stage.context_length)
+        return model_here(manifest)
 
 
 def _check_purpose(request: GenerationRequest, model: ModelManifest) -> None:
@@ -341,8 +301,3 @@ def _check_biases(request: GenerationRequest, vocabulary: int) -> None:
         raise RequestError(
             f"'logit_bias' names token {beyond[0]}; the model's tokens are 0 to {vocabulary - 1}", param="logit_bias"
         )
-
-
-def _covered(offers: list[StageOffer], model: ModelId) -> int:
-    """Count the blocks of a model that somebody offers."""
-    return len({block for stage in offers if stage.model == model for block in stage.blocks})

@@ -12,12 +12,12 @@ from meshnode.inference.ports import MeshView
 from meshnode.inference.privacy import Privacy, may_see, stricter
 from meshnode.inference.recent_routes import RecentRoutes
 from meshnode.types.blocks import BlockRange
-from meshnode.types.ids import ModelId, PeerId
+from meshnode.types.ids import PeerId
 from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
 from meshnode.types.routes import Route
 from meshnode.wire.stage_messages import MOST_PEERS
 
-__all__ = ["Bar", "OwnStage", "RouteFinder"]
+__all__ = ["Bar", "OwnStage", "RouteFinder", "not_loaded", "once_loaded"]
 
 _UNKNOWN_ROUND_TRIP = 0.05  # seconds, for a peer known by hearsay
 _SHUNNED = 60.0  # seconds: a peer that fails sessions in secret does so once a minute
@@ -168,10 +168,11 @@ class RouteFinder:
     def _is_loading(self, request: RouteRequest) -> bool:
         """Whether there will be a route as soon as the nodes have loaded what they hold."""
         coming = [
-            Candidate(peer.peer, _once_loaded(holding, blocks, request), _UNKNOWN_ROUND_TRIP)
+            Candidate(peer.peer, once_loaded(holding, blocks, request.tokens), _UNKNOWN_ROUND_TRIP)
             for peer in self._allowed(request)
             if peer.offer is not None and peer.liveness is not Liveness.DEAD
-            for holding, blocks in _not_loaded(peer.offer, request.model)
+            for holding, blocks in not_loaded(peer.offer)
+            if holding.model == request.model
         ]
         if not coming:
             return False
@@ -197,30 +198,31 @@ class RouteFinder:
         return found
 
 
-def _not_loaded(offer: Offer, model: ModelId) -> Iterator[tuple[Holding, BlockRange]]:
-    """Yield what a node keeps of a model and has not loaded yet: of a part the longest run, and a whole model if it is alone."""
+def not_loaded(offer: Offer) -> Iterator[tuple[Holding, BlockRange]]:
+    """Yield what a node keeps and has not loaded yet: of parts of a model the longest run, and a whole model if it is alone."""
     alone = sum(holding.is_whole for holding in offer.holdings) <= 1
     for holding in offer.holdings:
-        if holding.model == model and holding.blocks and (alone or not holding.is_whole):
+        if holding.blocks and (alone or not holding.is_whole):
             blocks = max(holding.blocks, key=len)  # the first of equals
-            loaded = [stage.blocks for stage in offer.stages if stage.model == model]
+            loaded = [stage.blocks for stage in offer.stages if stage.model == holding.model]
             if not any(each.start <= blocks.start and blocks.end <= each.end for each in loaded):
                 yield holding, blocks
 
 
-def _once_loaded(holding: Holding, blocks: BlockRange, request: RouteRequest) -> StageOffer:
-    """Return what may be offered of a holding, as far as a request minds."""
+def once_loaded(holding: Holding, blocks: BlockRange, tokens: int) -> StageOffer:
+    """Return what may be offered of a holding, as far as a request for so many tokens minds."""
     return StageOffer(
-        model=request.model,
+        model=holding.model,
         name=holding.name,
         block_count=holding.block_count,
         hidden_size=0,
-        context_length=request.tokens,
+        context_length=tokens,
         blocks=blocks,
         embedding=holding.embedding,
         head=holding.head,
         drift_class="",
         block_seconds=0.0,
         prefill_seconds=0.0,
-        free_tokens=request.tokens,
+        free_tokens=tokens,
+        aliases=holding.aliases,
     )

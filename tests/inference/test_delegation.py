@@ -116,6 +116,29 @@ async def test_a_router_that_crashes_is_noticed_though_its_node_and_its_links_go
     assert answered.at - began < 60
 
 
+@pytest.mark.parametrize("name", ["six", "auto"])
+async def test_a_model_whose_only_holder_starts_its_worker_again_is_waited_for(model, autojump_clock, name):
+    """Nobody offers it meanwhile, and its name and its blocks are known still."""
+    async with open_routers(model) as mesh:
+        executor = (await mesh.add("single", 0, 6)).executors[0]
+        asker = await mesh.add("asker")
+        before, run = await asker.ask(name), executor.run
+
+        async def load_slowly(*, task_status):
+            await trio.sleep(8)
+            await run(task_status=task_status)
+
+        executor.run = load_slowly
+        executor.crash()
+        await trio.sleep(1)
+        assert mesh.network.nodes["single"].offer().stages == ()
+        answer = await asker.ask(name, count=10**6)  # more than it has room for, which nobody can say now
+        assert (answer.error, answer.started[0].model) == (None, model.manifest.name)
+        assert answer.text.startswith(before.text)
+        unknown = await asker.ask("seven")
+        assert unknown.error.code == "model_not_found"
+
+
 async def test_a_coordinator_and_a_stage_may_be_lost_in_one_answer(mesh, whole, autojump_clock):
     await mesh.add("c2", 3, 6, pace=1e-3)
     plans = {10: lambda: mesh.kill("b"), 30: lambda: mesh.kill("c")}
@@ -317,7 +340,7 @@ async def test_the_line_waits_instead_of_refusing_and_no_peer_fills_it_for_the_o
     answers, modest = [], []
 
     async def ask(name, into):
-        into.append(await mesh.nodes[name].ask(count=40))
+        into.append(await mesh.nodes[name].ask(count=15))
 
     for name in ("asker", "modest"):
         mesh.nodes[name].router._queue.max_active = 100

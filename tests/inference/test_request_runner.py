@@ -23,7 +23,7 @@ from meshnode.types.blocks import BlockRange
 from meshnode.types.conversation import ChatMessage
 from meshnode.types.generation import Delta, Finished, FinishReason, GenerationRequest, Started, TokenEvent, Usage
 from meshnode.types.ids import ModelId, PeerId, RequestId
-from meshnode.types.peers import Liveness, Offer, PeerInfo, StageOffer
+from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
 from meshnode.types.routes import Route, Stage
 from meshnode.wire.stage_messages import DelegatedEvents
 
@@ -220,6 +220,46 @@ async def test_a_name_stands_for_the_weights_that_most_nodes_mean(runner, autoju
     delegations = SimpleNamespace(open=opened)
     await run(attrs.evolve(runner, delegations=delegations, aliases={"gpt": "named"}), name)
     assert asked == [meant]
+
+
+def loading(peer, model, blocks, *, name="named"):
+    holding = Holding(ModelId(model), name, 30, (blocks,), aliases=(f"{name} for short",))
+    return PeerInfo(
+        PeerId(peer), Liveness.ALIVE, connected=True, offer=Offer(peer, 1, 0.0, "1", (), holdings=(holding,))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("other", "bb"),
+        ("other for short", "bb"),
+        ("bbbb", "bb"),
+        ("oth", "bb"),
+        ("named", "aa"),
+        ("named-2", "cc"),
+        ("nam", "aa"),
+        ("auto", "aa"),
+        ("o", None),
+    ],
+)
+def test_what_is_only_being_loaded_is_meant_where_nothing_that_is_loaded_is_meant_as_clearly(runner, name, meant):
+    runner, _ = runner(OTHER)
+    peers = (
+        offering("one", "aa", BlockRange(0, 10)),
+        loading("two", "bb" * 32, BlockRange(0, 30), name="other"),
+        loading("three", "bb" * 32, BlockRange(0, 10), name="other"),
+        loading("four", "cc", BlockRange(0, 30), name="named-2"),
+        loading("five", "dd", BlockRange(0, 30), name="named"),
+        loading("six", "ee", BlockRange(0, 30), name="owl"),
+    )
+    runner.coordinator.finder.mesh = SimpleNamespace(peers=lambda: peers)
+    runner.loader.any_loaded = runner.loader.any_whole = lambda embeds: None
+    if meant is None:
+        with pytest.raises(UnknownModel, match="models of peers: named, named-2, other, owl"):
+            runner._resolve(GenerationRequest(RequestId("r"), name))
+    else:
+        assert runner._resolve(GenerationRequest(RequestId("r"), name)).id[:2] == meant
 
 
 async def test_auto_is_what_is_here_when_nothing_is_loaded_or_offered(runner, autojump_clock):

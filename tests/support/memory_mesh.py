@@ -106,6 +106,7 @@ class MemoryNode:
     frozen: bool = False
     thawed: trio.Event = attrs.field(factory=trio.Event)
     stages: object = tuple  # called: its StageOffers
+    holdings: tuple = ()  # what it has on disk
     sequence: object = lambda: 1  # called: changes with what the node says of itself
 
     # MeshView
@@ -125,7 +126,7 @@ class MemoryNode:
         )
 
     def offer(self):
-        return Offer(self.peer, self.sequence(), 0.0, "1", (), tuple(self.stages()))
+        return Offer(self.peer, self.sequence(), 0.0, "1", (), tuple(self.stages()), holdings=self.holdings)
 
     # StageLinks
 

@@ -21,11 +21,12 @@ from meshnode.inference.router import InferenceRouter, MeshAccess, RouterResourc
 from meshnode.observe.metrics import Metrics
 from meshnode.supervise.health import HealthBoard
 from meshnode.supervise.subsystem import Pulse
+from meshnode.types.blocks import BlockRange
 from meshnode.types.conversation import ChatMessage
 from meshnode.types.generation import Delta, Finished, GenerationRequest, SamplingParameters, Started
 from meshnode.types.ids import PeerId, RequestId
 from meshnode.types.manifest import ShardKind
-from meshnode.types.peers import Offering
+from meshnode.types.peers import Holding, Offering
 
 __all__ = ["Answered", "RouterMesh", "SixBlocks", "six_blocks"]
 
@@ -38,6 +39,17 @@ class SixBlocks:
 
     manifest: object
     folder: object
+
+    def part(self, start, end, *, ends=False):
+        """What a node says that it has of it."""
+        model, count = self.manifest, self.manifest.config.block_count
+        if not end:
+            return ()
+        return (
+            Holding(
+                model.id, model.name, count, (BlockRange(start, end),), ends or start == 0, head=ends or end == count
+            ),
+        )
 
 
 def six_blocks(folder):
@@ -171,6 +183,7 @@ class RouterMesh:
         offering = Latest(Offering())
         known.stages = lambda: offering.value.stages
         known.sequence = lambda: offering.version
+        known.holdings = self.model.part(start, end, ends=ends)
         resources = RouterResources(
             Mailbox("router"),
             ModelTables(
