@@ -5,8 +5,7 @@ import attrs
 __all__ = ["Laps"]
 
 _WINDOW = 64
-"""Tokens that the workers may be ahead of the reader. A quarter of what the coordinator's channel holds, and enough for the end
-to be moved on in good time by way of the daemons."""
+"""Tokens that the workers may be ahead of the reader: enough for the end to be moved on in good time by way of the daemons."""
 
 
 @attrs.define(eq=False)
@@ -18,9 +17,11 @@ class Laps:
     until: int = attrs.field(default=0, init=False)  # rows before this position go round by themselves
     _joined: set[int] = attrs.field(factory=set, init=False)
 
-    def joined(self, index: int) -> None:
-        """Note that the worker of a stage is connected to both of its neighbours."""
+    def joined(self, index: int) -> bool:
+        """Note that the worker of a stage is connected to both of its neighbours; return whether that is new."""
+        is_new = index not in self._joined
         self._joined.add(index)
+        return is_new
 
     @property
     def is_whole(self) -> bool:

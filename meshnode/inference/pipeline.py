@@ -23,6 +23,7 @@ from meshnode.errors import (
     RequestError,
     RingBroken,
 )
+from meshnode.inference.attempt_inbox import AttemptInbox, SessionMessage
 from meshnode.inference.hosted_stage import STEP_BUFFER
 from meshnode.inference.laps import Laps
 from meshnode.inference.losses import RingLost, StageLost, cause_of
@@ -34,26 +35,20 @@ from meshnode.types.ids import PeerId, SessionId
 from meshnode.types.routes import Route, Stage
 from meshnode.wire.ring_messages import RingDoor
 from meshnode.wire.stage_messages import (
-    Acknowledged,
     Answered,
     CloseStage,
     JoinRing,
     OpenStage,
     Probe,
-    RingJoined,
     StageFailed,
     StageOpened,
     StageStepMessage,
     TurnRing,
 )
 
-__all__ = ["Pipeline", "PipelineTimes", "SessionMessage", "close_session"]
-
-SessionMessage = Acknowledged | Answered | RingJoined | StageFailed
+__all__ = ["Pipeline", "PipelineTimes", "close_session"]
 
 _WORTH_A_RING = 8  # tokens that are left
-_BUFFER = 256
-"""Messages of one session that may lie unread: an acknowledgement per stage and an answer for each step on its way."""
 
 
 @attrs.frozen
@@ -88,42 +83,19 @@ class Pipeline:
     times: PipelineTimes = PipelineTimes()
     attempt: int = 1
     before: frozenset[PeerId] = frozenset()  # peers of earlier attempts
-    _send: trio.MemorySendChannel[SessionMessage | StageLost] = attrs.field(init=False)
-    _receive: trio.MemoryReceiveChannel[SessionMessage | StageLost] = attrs.field(init=False)
     _stages: list[_OpenStage] = attrs.field(factory=list, init=False)
-    _step: int = attrs.field(default=0, init=False)
     _sampling: int = attrs.field(default=0, init=False)  # the step that a token is wanted of
-    _reached: dict[int, int] = attrs.field(factory=dict, init=False)  # steps on their way: the last stage that has each
     _patience: float = attrs.field(default=0.0, init=False)  # seconds the steps on their way should take at most
     _laps: Laps = attrs.field(init=False)
+    _inbox: AttemptInbox = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[SessionMessage | StageLost](_BUFFER)
         self._laps = Laps(len(self.route.stages), self.session.capacity - 1)
+        self._inbox = AttemptInbox(self.own, self.route, self.attempt, self._laps)
 
     def push(self, sender: PeerId, message: SessionMessage) -> bool:
-        """Take what a peer says about this session, unless it is of another attempt, or not the sender's to say."""
-        if message.attempt != self.attempt or not self._may_say(sender, message):
-            return False
-        try:
-            self._send.send_nowait(message)
-        except trio.WouldBlock:
-            return False  # a flood: the quiet limit ends the attempt
-        return True
-
-    def _may_say(self, sender: PeerId, message: SessionMessage) -> bool:
-        """Each stage speaks for itself, and about steps that are on their way; tokens come from the head alone."""
-        stages = self.route.stages
-        if isinstance(message, Answered):
-            is_last = message.token is not None or message.step >= self._sampling > 0
-            speaks = sender == stages[-1].peer or (sender == self.own and self._tells_itself)
-            known = speaks if is_last else sender in self.route.peers
-            return known and message.step in self._reached
-        if not 0 <= message.index < len(stages) or stages[message.index].peer != sender:
-            return False
-        return isinstance(message, StageFailed | RingJoined) or message.index > self._reached.get(
-            message.step, message.index
-        )
+        """Take what a peer says about this session; return whether it was its to say, and new."""
+        return self._inbox.push(sender, message)
 
     async def run(self, take: Take) -> None:
         """Generate until the end, handing each token to `take` once.
@@ -167,7 +139,7 @@ class Pipeline:
             if position < self._laps.until:  # it goes round already
                 self._sampling += 1
                 if more := self._laps.move_on(position):
-                    self._expect(more)
+                    self._inbox.expect_laps(more)
                     await self._tell_first(TurnRing(self.session.id, self.attempt, self._laps.until))
             else:
                 await self._send_rows(position, position + 1, sample=True, until=self._laps.begin(position))
@@ -187,7 +159,7 @@ class Pipeline:
         chunks = [(begin, min(begin + self.chunk, length)) for begin in range(starts[0], length, self.chunk)]
         window = min(len(self._stages) + 1, STEP_BUFFER // 2)
         while True:
-            while chunks and len(self._reached) < window:
+            while chunks and len(self._inbox) < window:
                 begin, end = chunks.pop(0)
                 await self._send_rows(begin, end, sample=end == length, forward_from=forward_from)
             answer = await self._answer()
@@ -198,8 +170,11 @@ class Pipeline:
         self, begin: int, end: int, *, sample: bool, forward_from: Sequence[int] = (), until: int = 0
     ) -> None:
         rows = np.asarray(self.session.tokens(begin, end), dtype="<u4").tobytes()
-        step = self._step + 1
-        self._expect(max(1, until - begin))
+        last = len(self._stages) - 1
+        # Behind this stage nobody lacks any of these rows, unless it is the last.
+        by = next((index for index, start in enumerate(forward_from[:last]) if start >= end), last)
+        step = self._inbox.expect(self._inbox.teller if until else by)
+        self._inbox.expect_laps(max(0, until - end))
         message = StageStepMessage(
             session=self.session.id,
             attempt=self.attempt,
@@ -215,12 +190,6 @@ class Pipeline:
         await self._tell_first(message, rows)
         self._patience = self.times.quiet + 4 * self.route.step_seconds * max(1, (end - begin) / 8)
 
-    def _expect(self, steps: int) -> None:
-        """Note that so many more steps are on their way."""
-        for _ in range(steps):
-            self._step += 1
-            self._reached[self._step] = -1
-
     async def _tell_first(self, message: StageStepMessage | TurnRing, rows: bytes = b"") -> None:
         first = self._stages[0]
         try:
@@ -233,45 +202,42 @@ class Pipeline:
 
     async def _token(self) -> TokenEvent:
         answer = await self._answer()
-        while answer.step < self._sampling and answer.token is None:  # of a chunk that only a stage in front lacked
+        while answer.step < self._sampling:  # of a chunk that only a stage in front lacked
             answer = await self._answer()
-        if answer.step != self._sampling:
-            reason = f"it answered step {answer.step} where {self._sampling} is the next"
-            raise StageLost(self.route.stages[-1].peer, reason, misdeed=Misdeed.WRONG_ROWS)
+        if (
+            answer.step != self._sampling
+        ):  # any stage in front of the last can have it do so, with a step of its own making
+            raise RingLost(f"step {answer.step} was answered where {self._sampling} is the next")
         return self._sampled(answer)
 
     def _sampled(self, answer: Answered) -> TokenEvent:
-        if answer.token is None:
-            raise StageLost(self.route.stages[-1].peer, "it answered the last row without a token")
-        if not self.session.is_possible(answer.token):
-            reason = "it answered with what is no token of this model"
-            raise StageLost(self.route.stages[-1].peer, reason, misdeed=Misdeed.WRONG_ROWS)
-        return answer.token
+        peer, token = self.route.stages[-1].peer, answer.token
+        if token is None:
+            raise StageLost(peer, "it answered the last row without a token")
+        if not self.session.knows(token):
+            raise StageLost(peer, "it answered with what is no token of this model", misdeed=Misdeed.WRONG_ROWS)
+        if not self.session.is_possible(
+            token
+        ):  # which rows that are too few or far too large make of an honest head, too
+            raise StageLost(peer, "it answered with more or less than was asked for, or with numbers that are none")
+        return token
 
     async def _answer(self) -> Answered:
         """Return the next answer. Raises StageLost for a stage that failed, fell silent, or takes too long, and RingLost."""
-        until = trio.current_time() + self.times.step
-        while trio.current_time() < until:
-            with trio.move_on_after(self._patience):
-                message = await self._receive.receive()
-                if isinstance(message, StageLost):
-                    raise message
-                if isinstance(message, StageFailed):
-                    raise self._loss(message)
-                if isinstance(message, RingJoined):
-                    self._laps.joined(message.index)
-                    continue
-                if message.step not in self._reached:
-                    continue  # said twice
-                if isinstance(message, Answered):
-                    del self._reached[message.step]
-                    return message
-                self._reached[message.step] = max(self._reached[message.step], message.index)
-                continue
-            await self._probe()
+        with trio.move_on_after(self.times.step):
+            while True:
+                match await self._inbox.next(self._patience):
+                    case None:
+                        await self._probe()
+                    case StageLost() as loss:
+                        raise loss
+                    case StageFailed() as failed:
+                        raise self._loss(failed)
+                    case answer:
+                        return answer
         if self._laps.until:  # of what goes round nobody acknowledges anything, so nobody can be named
             raise RingLost(f"no token for {self.times.step:.0f} s")
-        oldest = self._stages[max(0, self._reached[min(self._reached)])]
+        oldest = self._stages[self._inbox.oldest]
         raise StageLost(oldest.stage.peer, f"no result for {self.times.step:.0f} s")
 
     def _loss(self, message: StageFailed) -> StageLost | RingLost:
@@ -345,25 +311,19 @@ class Pipeline:
     async def _form_ring(self) -> None:
         """Have each worker connect to the next. Not waited for: the ring turns as soon as all are there, if ever."""
         doors = [each.door for each in self._stages]
-        teller = 0 if self._tells_itself else len(doors) - 1
         for index, each in enumerate(self._stages):
             door = doors[(index + 1) % len(doors)]
             if door is None or None in doors:
                 return
             try:
-                await each.link.send(JoinRing(self.session.id, self.attempt, index, door, index == teller))
+                await each.link.send(JoinRing(self.session.id, self.attempt, index, door, index == self._inbox.teller))
             except MeshnodeError:
                 return  # it speaks of no rings, a door is a mile wide, or a loss is noticed elsewhere
-
-    @property
-    def _tells_itself(self) -> bool:
-        """Whether the ring's tokens come back to a worker of ours, which is the quickest way to hear of them."""
-        return self.route.stages[0].peer == self.own
 
     async def _watch(self, each: _OpenStage) -> None:
         """Tell of a link that ended: after what came before, and without cutting off who hands a token to the reader."""
         await each.link.closed.wait()
-        await self._send.send(StageLost(each.stage.peer, "its link ended"))
+        await self._inbox.lost(StageLost(each.stage.peer, "its link ended"))
 
     async def _probe(self) -> None:
         """Ask every stage for a sign of life. Raises StageLost for one that gives none."""

@@ -68,8 +68,14 @@ class Session:
         ended = bool(self.generated) and self.generated[-1] in self.end_tokens
         return ended or len(self.generated) >= self.max_tokens
 
+    def knows(self, event: TokenEvent) -> bool:
+        """Whether all tokens that `event` names are some of the model, whatever rows they were sampled from."""
+        scored = (event, *event.prompt)
+        named = [each.token for each in scored] + [token for each in scored for token, _ in each.top]
+        return all(0 <= token < self.vocabulary for token in named)
+
     def is_possible(self, event: TokenEvent) -> bool:
-        """Whether an honest head may have sampled `event`."""
+        """Whether an honest head may have sampled `event` from rows that are right; its tokens are known."""
         if self.sampling.pooling or event.vector:
             return bool(self.sampling.pooling) and _is_vector(event.vector)
         scored = () if self.generated else self.sampling.scored[1:]
@@ -78,8 +84,6 @@ class Session:
         return all(map(self._is_scored, (event, *event.prompt)))
 
     def _is_scored(self, event: TokenEvent) -> bool:
-        if not all(0 <= token < self.vocabulary for token in (event.token, *(token for token, _ in event.top))):
-            return False
         if self.sampling.top_logprobs is None:
             return True
         numbers = (event.logprob, *(logprob for _, logprob in event.top))

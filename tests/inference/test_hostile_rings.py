@@ -4,12 +4,20 @@ import pytest
 import trio
 from support.ring_mesh import COUNT, THREE, expected, open_ring_mesh
 from support.toy_executor import WIDTH
-from support.toy_mesh import PROMPT, generate, new_session
+from support.toy_mesh import PROMPT, WISH, generate, new_session
 
 from meshnode.types.evidence import Misdeed
 from meshnode.types.generation import TokenEvent
 from meshnode.wire.ring_messages import Lap, RingDoor
-from meshnode.wire.stage_messages import Answered, JoinRing, RingJoined, StageFailed, StageStepMessage, TurnRing
+from meshnode.wire.stage_messages import (
+    Acknowledged,
+    Answered,
+    JoinRing,
+    RingJoined,
+    StageFailed,
+    StageStepMessage,
+    TurnRing,
+)
 
 AT = len(PROMPT) + 10  # position from which on a liar lies
 
@@ -35,9 +43,9 @@ def instead(sender, kind, make, position=AT):
     return tamper
 
 
-async def tell(mesh, sender, receiver, message):
+async def tell(mesh, sender, receiver, message, body=b""):
     link = await mesh.network.nodes[sender].to(receiver)
-    await link.send(message)
+    await link.send(message, body)
 
 
 # Rows that go round
@@ -106,8 +114,8 @@ async def test_a_last_stage_that_answers_with_what_cannot_be_is_replaced(mesh, a
     assert await generate(mesh.nodes["b"], session) == await expected()  # whose first stage is another's
     assert session.recoveries == 1
     assert "spare" in session.route.peers
-    if what != "no token":
-        assert {(each.peer, each.misdeed) for each in mesh.evidence} == {("c", Misdeed.WRONG_ROWS)}
+    accused = {("c", Misdeed.WRONG_ROWS)} if what == "a token that does not exist" else set()
+    assert {(each.peer, each.misdeed) for each in mesh.evidence} == accused
     await mesh.assert_all_is_free()
 
 
@@ -154,6 +162,47 @@ async def test_a_stage_in_the_middle_does_not_answer_for_the_last(mesh, autojump
     assert (session.recoveries, mesh.evidence) == (0, [])
     assert len(forged) > COUNT - 12
     assert mesh.stray("answered") >= len(forged) - 1
+
+
+@pytest.mark.parametrize("asker", ["a", "c"])
+async def test_what_is_said_again_and_again_pushes_out_nothing_that_others_say(mesh, autojump_clock, asker):
+    """While the reader takes nothing, tokens lie unread: were one pushed out, the one after it would be out of turn."""
+    await mesh.add_all(*THREE)
+    session = new_session(COUNT)
+
+    async def take(_event):
+        if len(session.generated) == 20:
+            step = mesh.rings.laps[-1][2].step + 8
+            for message in (Acknowledged(session.id, 1, step, 1), RingJoined(session.id, 1, 1)):
+                for _ in range(300):
+                    await tell(mesh, "b", asker, message)
+            await trio.sleep(1)
+        return True
+
+    await mesh.nodes[asker].coordinator.run(session, WISH, take)
+    assert session.generated == await expected()
+    assert (session.recoveries, mesh.evidence) == (0, [])
+    assert (mesh.stray("acknowledged"), mesh.stray("ring_joined")) == (300, 300)
+
+
+async def test_a_step_that_the_middle_makes_up_has_nobody_accused(mesh, autojump_clock):
+    """The last stage takes it for the next one, as it comes from the stage before, and so it answers out of turn."""
+    await mesh.add_all(*THREE)
+    await mesh.add("asker", 2, 3, pace=1e-2)
+    session = new_session(COUNT)
+
+    def make_up():
+        last = [message for message in mesh.sent(StageStepMessage) if message.index == 2][-1]
+        position, step = last.position + last.rows, mesh.rings.laps[-1][2].step + 8
+        row = next(body for own, _, lap, body in mesh.rings.laps if (own, lap.position) == ("b", position))
+        made_up = changed(last, step=step, position=position, rows=1, sample=True)
+        mesh.nursery.start_soon(tell, mesh, "b", "c", made_up, row)
+
+    assert await generate(mesh.nodes["asker"], session, {20: make_up}) == await expected()
+    assert (session.recoveries, mesh.evidence) == (0, [])
+    assert {"b", "c"} < session.route.peers
+    assert len(mesh.rings.laps) < 3 * 40, "without a ring from there on"
+    await mesh.assert_all_is_free()
 
 
 async def test_who_rightly_tells_of_two_liars_is_not_taken_for_one(mesh, autojump_clock):

@@ -1,12 +1,14 @@
 """Stages that do what no honest stage does: the session goes on without them with the right text, and they are noted."""
 
+import attrs
 import pytest
 import trio
 from support.memory_mesh import MemoryNetwork
 from support.toy_executor import WIDTH, toy_answer
-from support.toy_mesh import BLOCKS, PROMPT, Mesh, generate, new_session
+from support.toy_mesh import BLOCKS, PROMPT, WISH, Mesh, generate, new_session
 
 from meshnode.errors import MeshnodeError, Overloaded, PeerMisbehaved, SessionLost
+from meshnode.inference.session import Session
 from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Misdeed
 from meshnode.types.generation import SamplingParameters, TokenEvent
@@ -233,6 +235,8 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize("what", IMPOSSIBLE)
 async def test_a_token_that_cannot_be_is_the_heads_last(mesh, autojump_clock, what):
+    """It is accused only of tokens that the model does not have: numbers that are none may come of the rows it was sent."""
+
     def lie(_peer, message, body):
         return [(0.0, attrs_of(message, {"token": IMPOSSIBLE[what]}), body)]
 
@@ -241,6 +245,31 @@ async def test_a_token_that_cannot_be_is_the_heads_last(mesh, autojump_clock, wh
     session = await answer_of(mesh, **({"top_logprobs": 2} if wants_logprobs else {}))
     assert session.recoveries == 1
     assert "c" not in session.route.peers
+    is_unknown = what in ("negative", "outside the vocabulary", "with an alternative that is no token")
+    assert misdeeds(mesh) == ({("c", Misdeed.WRONG_ROWS)} if is_unknown else set())
+
+
+async def test_a_middle_stage_that_answers_chunks_for_others_has_nobody_flooded(nursery, autojump_clock):
+    """Each answer would let the coordinator send one more chunk, until its first stage has more than it takes."""
+    mesh = Mesh(MemoryNetwork(nursery), nursery)
+    for name, start, end, pace in (("a", 0, 4, 1e-3), ("evil", 4, 9, 1e-4), ("c", 9, 12, 1e-4)):
+        await mesh.add(name, start, end, pace=pace)
+    prompt = tuple(n % 64 for n in range(16 * 40))
+
+    def tamper(own, _peer, message, body):
+        told = [(0.0, message, body)]
+        if own == "evil" and isinstance(message, Acknowledged):
+            steps = range(message.step, message.step + 20)
+            told += [(0.0, Answered(message.session, message.attempt, step, 0), b"") for step in steps]
+        return told
+
+    mesh.network.tamper = tamper
+    session = Session(prompt, 2, SamplingParameters(), frozenset(), vocabulary=64)
+    wish = attrs.evolve(WISH, tokens=700, prompt_tokens=len(prompt))
+    expected = await toy_answer(BLOCKS, prompt, SamplingParameters(), 2)
+    assert await generate(mesh.nodes["a"], session, wish=wish) == expected
+    assert (session.recoveries, misdeeds(mesh)) == (0, set())
+    assert stray(mesh, "answered") >= 40 * 20
 
 
 # Silence
