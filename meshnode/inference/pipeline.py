@@ -245,7 +245,7 @@ class Pipeline:
 
         Raises GrammarRefused, which no other node would help with.
         """
-        if message.code == GrammarRefused.code:
+        if message.code == GrammarRefused.code and self._has_grammar(self.route.stages[message.index]):
             raise GrammarRefused(message.message[:500])
         if message.code == RingBroken.code and self.session.rings:
             return RingLost(message.message[:500])
@@ -258,6 +258,10 @@ class Pipeline:
         if blamed == self.own:  # nobody tells us what we do
             return StageLost(accuser, message.message)
         return StageLost(blamed, message.message, accuser=None if accuser in (blamed, self.own) else accuser)
+
+    def _has_grammar(self, stage: Stage) -> bool:
+        """Whether a stage enforces a grammar, and so may refuse it: the one that samples, of a session that has one."""
+        return stage.head and self.session.sampling.grammar is not None
 
     # Stages
 
@@ -292,9 +296,9 @@ class Pipeline:
         try:
             link = await self.links.to(stage.peer)
             reply = await link.ask(message, timeout=self.times.open)
-        except GrammarRefused:
-            raise  # by any other node too
         except MeshnodeError as error:
+            if isinstance(error, GrammarRefused) and self._has_grammar(stage):
+                raise  # by any other node too
             busy = isinstance(error, OutOfMemory | Overloaded)
             raise StageLost(stage.peer, f"the stage did not open: {error}", busy=busy) from error
         if not isinstance(reply.message, StageOpened) or not reply.message.length >= 0:

@@ -7,12 +7,13 @@ from support.memory_mesh import MemoryNetwork
 from support.toy_executor import WIDTH, toy_answer
 from support.toy_mesh import BLOCKS, PROMPT, WISH, Mesh, generate, new_session
 
-from meshnode.errors import MeshnodeError, Overloaded, PeerMisbehaved, SessionLost
+from meshnode.errors import GrammarRefused, MeshnodeError, Overloaded, PeerMisbehaved, SessionLost
 from meshnode.inference.session import Session
 from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Misdeed
 from meshnode.types.generation import SamplingParameters, TokenEvent
 from meshnode.types.ids import SessionId
+from meshnode.wire.failures import failure
 from meshnode.wire.stage_messages import (
     Acknowledged,
     Answered,
@@ -324,7 +325,7 @@ def failed(code, blames=None):
     return change
 
 
-@pytest.mark.parametrize("code", ["bad_rows", "invalid_request"])
+@pytest.mark.parametrize("code", ["bad_rows", "invalid_request", "grammar_refused"])
 async def test_who_refuses_what_this_node_made_is_replaced_itself(mesh, autojump_clock, code):
     mesh.network.tamper = tampering("evil", failed(code))
     session = await answer_of(mesh)
@@ -358,12 +359,34 @@ async def test_a_failure_in_the_name_of_another_stage_is_not_heard(mesh, autojum
     assert stray(mesh, "stage_failed") >= COUNT - AT
 
 
+@pytest.mark.parametrize("when", ["step", "open"])
+@pytest.mark.parametrize("liar", ["evil", "c"])
+async def test_a_grammar_is_refused_by_the_stage_that_samples(mesh, autojump_clock, liar, when):
+    """That ends the answer, since any other node would refuse it too; of another stage it is a lie."""
+    refuse = failed("grammar_refused")
+
+    def tamper(own, peer, message, body):
+        if own == liar and when == "open" and isinstance(message, StageOpened):
+            return [(0.0, failure(GrammarRefused("no")), body)]
+        return refuse(peer, message, body) if own == liar and when == "step" else [(0.0, message, body)]
+
+    mesh.network.tamper = tamper
+    if liar == "c":
+        with pytest.raises(GrammarRefused):
+            await generate(mesh.nodes["a"], new_session(COUNT, grammar="start: /.*/"))
+    else:
+        session = await answer_of(mesh, grammar="start: /.*/")
+        assert session.recoveries == 1
+        assert "evil" not in session.route.peers
+
+
 # Opening
 
 
 OPENINGS = {
     "a negative length": StageOpened(-1),
     "something else": ProbeReply(),
+    "that the grammar is refused of who wants none": failure(GrammarRefused("no")),
 }
 
 
