@@ -1,6 +1,5 @@
 """All stages that this node runs for coordinators, itself among them: who may open one, and which message is for which."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import attrs
@@ -16,6 +15,7 @@ from meshnode.errors import (
     RequestError,
     SessionLost,
 )
+from meshnode.inference.closed_sessions import ClosedSessions
 from meshnode.inference.hosted_stage import HostedStage, ReceivedStep
 from meshnode.inference.losses import hangs_up
 from meshnode.inference.models import LoadedModel
@@ -27,8 +27,6 @@ from meshnode.wire.stage_messages import CloseStage, JoinRing, OpenStage, StageS
 
 __all__ = ["StageServer"]
 
-_REMEMBERED = 4096
-"""Sessions that were closed. A wish that was overtaken comes within seconds, some hundred sessions later."""
 _log = structlog.get_logger(__name__)
 _Key = tuple[SessionId, int]
 
@@ -46,8 +44,7 @@ class StageServer:
     nursery: trio.Nursery
     report: Callable[[Evidence], None]
     _stages: dict[_Key, HostedStage] = attrs.field(factory=dict, init=False)
-    # Below which attempt each coordinator has closed a session; the newest comes last.
-    _closed: OrderedDict[tuple[PeerId, SessionId], int] = attrs.field(factory=OrderedDict, init=False)
+    _closed: ClosedSessions = attrs.field(factory=ClosedSessions, init=False)
 
     def __len__(self) -> int:
         return len(self._stages)
@@ -61,7 +58,7 @@ class StageServer:
         try:
             if owner_of(message.session) != link.peer:
                 raise PeerMisbehaved("this session belongs to another coordinator")
-            if message.attempt < self._closed.get((link.peer, message.session), message.attempt):
+            if self._closed.has(link.peer, message.session, message.attempt):
                 raise SessionLost("this attempt has been closed already")
             if message.head and message.next is not None:
                 raise RequestError("the stage with the head is the last one; nothing comes after it")
@@ -108,12 +105,10 @@ class StageServer:
 
         A coordinator closes over the link that it has now, which may overtake a wish on the one before.
         """
-        name = coordinator, message.session
-        self._closed[name] = max(message.below, self._closed.pop(name, message.below))
-        if len(self._closed) > _REMEMBERED:
-            self._closed.popitem(last=False)
+        self._closed.close(coordinator, message.session, message.below)
         for key, stage in list(self._stages.items()):
-            if name == (stage.coordinator.peer, key[0]) and stage.opened.attempt < message.below:
+            mine = key[0] == message.session and stage.coordinator.peer == coordinator
+            if mine and stage.opened.attempt < message.below:
                 stage.scope.cancel()
 
     def _begin(self, link: StageLink, message: OpenStage, model: LoadedModel) -> HostedStage:

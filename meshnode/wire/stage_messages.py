@@ -52,11 +52,14 @@ __all__ = [
 MOST_PEERS = 256
 """That a request may be kept among: some 14 KB of names."""
 
+_Session = Annotated[SessionId, msgspec.Meta(max_length=128)]
+"""One that we make has 77 characters, and names of sessions are remembered, sent on and sent back."""
+
 
 class OpenStage(msgspec.Struct, frozen=True, tag="open_stage", omit_defaults=True):
     """Reserve what a session needs at one stage, or go on with what is there from an earlier attempt."""
 
-    session: SessionId
+    session: _Session
     attempt: int  # 1, and one more after each loss; messages of lower attempts are dropped
     model: ModelId
     index: int  # of the stage in the route
@@ -85,7 +88,7 @@ class StageOpened(msgspec.Struct, frozen=True, tag="stage_opened", omit_defaults
 class JoinRing(msgspec.Struct, frozen=True, tag="join_ring"):
     """Connect the worker of this stage to the next one's, or the last one's to the first's. RingJoined says that it is done."""
 
-    session: SessionId
+    session: _Session
     attempt: int
     index: int
     door: RingDoor  # the next worker's
@@ -95,7 +98,7 @@ class JoinRing(msgspec.Struct, frozen=True, tag="join_ring"):
 class RingJoined(msgspec.Struct, frozen=True, tag="ring_joined"):
     """The worker of this stage is connected to those before and behind it."""
 
-    session: SessionId
+    session: _Session
     attempt: int
     index: int
 
@@ -103,7 +106,7 @@ class RingJoined(msgspec.Struct, frozen=True, tag="ring_joined"):
 class TurnRing(msgspec.Struct, frozen=True, tag="turn_ring", gc=False):
     """To the first stage: the ring may turn up to the row before position `until`."""
 
-    session: SessionId
+    session: _Session
     attempt: int
     until: int
 
@@ -111,7 +114,7 @@ class TurnRing(msgspec.Struct, frozen=True, tag="turn_ring", gc=False):
 class StageStepMessage(msgspec.Struct, frozen=True, tag="step", omit_defaults=True, gc=False):
     """Rows to compute: the body is u32 token ids for a stage with the embedding, else bfloat16 [rows, hidden] (little-endian)."""
 
-    session: SessionId
+    session: _Session
     attempt: int
     index: int  # of the stage that is to compute
     step: int  # counts up within an attempt
@@ -125,7 +128,7 @@ class StageStepMessage(msgspec.Struct, frozen=True, tag="step", omit_defaults=Tr
 class Acknowledged(msgspec.Struct, frozen=True, tag="acknowledged", gc=False):
     """A stage has received a step and not yet computed it."""
 
-    session: SessionId
+    session: _Session
     attempt: int
     step: int
     index: int
@@ -134,7 +137,7 @@ class Acknowledged(msgspec.Struct, frozen=True, tag="acknowledged", gc=False):
 class Answered(msgspec.Struct, frozen=True, tag="answered", omit_defaults=True):
     """A step is done: by the last stage, or by one whose rows nobody behind it lacks."""
 
-    session: SessionId
+    session: _Session
     attempt: int
     step: int
     position: int
@@ -144,7 +147,7 @@ class Answered(msgspec.Struct, frozen=True, tag="answered", omit_defaults=True):
 class StageFailed(msgspec.Struct, frozen=True, tag="stage_failed", omit_defaults=True):
     """A stage cannot go on with a session; `blames` is the peer it could not reach, if that is why."""
 
-    session: SessionId
+    session: _Session
     attempt: int
     index: int
     code: str
@@ -155,7 +158,7 @@ class StageFailed(msgspec.Struct, frozen=True, tag="stage_failed", omit_defaults
 class CloseStage(msgspec.Struct, frozen=True, tag="close_stage"):
     """Free what attempts below this one hold of a session. Not answered; unknown sessions are fine."""
 
-    session: SessionId
+    session: _Session
     below: int
 
 
@@ -173,7 +176,7 @@ class Delegate(msgspec.Struct, frozen=True, tag="delegate", omit_defaults=True):
     It ends early with CancelDelegation, and with the link.
     """
 
-    session: SessionId  # names the delegation between these two nodes
+    session: _Session  # names the delegation between these two nodes
     request: GenerationRequest  # its model is a ModelId
     window: int  # messages that may be sent before more are granted
     resume: tuple[
@@ -188,7 +191,7 @@ class Delegate(msgspec.Struct, frozen=True, tag="delegate", omit_defaults=True):
 class DelegatedEvents(msgspec.Struct, frozen=True, tag="delegated_events", omit_defaults=True):
     """What became certain since the last one."""
 
-    session: SessionId
+    session: _Session
     started: Started | None = None
     delta: Delta | None = None
     finished: Finished | None = None
@@ -197,20 +200,20 @@ class DelegatedEvents(msgspec.Struct, frozen=True, tag="delegated_events", omit_
 class GrantEvents(msgspec.Struct, frozen=True, tag="grant_events"):
     """The asker has taken messages; `count` more may be sent."""
 
-    session: SessionId
+    session: _Session
     count: int
 
 
 class CancelDelegation(msgspec.Struct, frozen=True, tag="cancel_delegation"):
     """Nobody waits for this delegation any more."""
 
-    session: SessionId
+    session: _Session
 
 
 class DelegationFailed(msgspec.Struct, frozen=True, tag="delegation_failed"):
     """The coordinator could not finish it."""
 
-    session: SessionId
+    session: _Session
     code: str
     message: str
 

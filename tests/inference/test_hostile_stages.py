@@ -8,6 +8,7 @@ from support.toy_executor import WIDTH, toy_answer
 from support.toy_mesh import BLOCKS, PROMPT, WISH, Mesh, generate, new_session
 
 from meshnode.errors import GrammarRefused, MeshnodeError, Overloaded, PeerMisbehaved, SessionLost
+from meshnode.inference.closed_sessions import ClosedSessions
 from meshnode.inference.session import Session
 from meshnode.types.blocks import BlockRange
 from meshnode.types.evidence import Misdeed
@@ -566,6 +567,19 @@ async def test_a_wish_that_its_withdrawal_has_overtaken_opens_nothing(mesh, auto
     assert mesh.held()["evil"] > 0, "nobody closes the sessions of others"
 
 
+async def test_who_closes_more_than_there_is_has_nothing_of_others_forgotten(mesh, autojump_clock):
+    honest, flooding = [await mesh.network.nodes[name].to("evil") for name in ("reserve", "spare")]
+    await honest.send(CloseStage(WANTED.session, 2))
+    for number in range(4200):
+        await flooding.send(CloseStage(SessionId(f"spare/{number:024}"), 2))
+        if number % 100 == 0:
+            await trio.sleep(0.01)
+    with pytest.raises(SessionLost, match="closed already"):
+        await honest.ask(WANTED, timeout=5)
+    with pytest.raises(SessionLost, match="closed already"):
+        await flooding.ask(attrs_of(OF_ANOTHER, {"session": SessionId(f"spare/{4190:024}")}), timeout=5)
+
+
 async def test_of_all_that_could_be_kept_for_a_new_attempt_one_is_and_the_others_end(mesh, autojump_clock):
     """A coordinator that opens the same work many times has no more stages here than are counted."""
     node = mesh.nodes["evil"]
@@ -636,7 +650,7 @@ async def test_a_coordinator_has_no_honest_stage_accused_by_another(nursery, aut
     if how == "twice":
         await x.send(CloseStage(LIARS, 2))
         await trio.sleep(0.1)
-        mesh.nodes["x"].hosted._closed.clear()  # as when it has been a while
+        mesh.nodes["x"].hosted._closed = ClosedSessions()  # as when it has been a while
         await x.ask(first, timeout=5)
         await steps(range(1, 5))
     await trio.sleep(1)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.messages import EXAMPLES, SETS
 
 from meshnode.errors import FrameTooLarge, WireError
+from meshnode.types.ids import PeerId, SessionId, new_session_id
 from meshnode.wire.envelopes import Envelope, EnvelopeCodec
 from meshnode.wire.failures import Failed
 from meshnode.wire.frames import Frame
@@ -32,6 +33,21 @@ def test_a_message_has_the_bytes_it_has_always_had(name):
 def test_bytes_of_old_mean_what_they_have_always_meant(name):
     messages, message, body = EXAMPLES[name.partition("@")[0]]
     assert list(EnvelopeCodec(messages, messages).feed(GOLDEN[name])) == [Envelope(41, message, body)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, (_, message, _) in EXAMPLES.items() if name.startswith("stage/") and hasattr(message, "session")],
+)
+def test_a_session_with_a_name_that_nobody_gives_one_is_refused_before_anybody_remembers_it(name):
+    messages, message, body = EXAMPLES[name]
+    longest = new_session_id(PeerId("12D3KooW" + 44 * "a"))
+    for session, is_good in ((longest, True), (SessionId(2 * longest), False)):
+        named = msgspec.structs.replace(message, session=session)
+        with contextlib.nullcontext() if is_good else pytest.raises(WireError, match="malformed"):
+            assert list(EnvelopeCodec(messages, messages).feed(messages.to_frame(named, body))) == [
+                Envelope(0, named, body)
+            ]
 
 
 @pytest.mark.parametrize("name", SETS)
