@@ -2,6 +2,8 @@
 
 An answer is taken from the one stage that gives it, an acknowledgement once for each stage and step, a failure once from each
 stage. So no more lies unread than is on its way, and nobody pushes out what another says by saying something again and again.
+That a chunk of a prompt is done is heard when all stages in front have acknowledged it: who said so too early would have more
+sent to them than they take.
 """
 
 import attrs
@@ -26,8 +28,15 @@ class _Step:
     """A step on its way."""
 
     by: int  # the stage that answers it
-    reached: int  # the last stage that has it
-    is_answered: bool = False  # and the answer has not been read
+    lacking: set[int]  # stages that have not acknowledged it
+    is_answered: bool = False  # though the answer has not been read
+    early: Answered | None = None  # waits until stages in front have acknowledged
+
+    @property
+    def reached(self) -> int:
+        """The stage that has it: the one before the first that has not acknowledged it, or that one if others behind it have."""
+        first = min(self.lacking, default=self.by + 1)
+        return max(0, first - 1) if self.lacking.issuperset(range(first, self.by + 1)) else first
 
 
 @attrs.define(eq=False)
@@ -61,17 +70,17 @@ class AttemptInbox:
 
     @property
     def oldest(self) -> int:
-        """The last stage that has the oldest step on its way."""
-        return max(0, self._steps[min(self._steps)].reached)
+        """The stage that has the oldest step on its way."""
+        return self._steps[min(self._steps)].reached
 
     def expect(self, by: int) -> int:
         """Note that one more step is on its way, which stage `by` is to answer; return its number."""
-        return self._expect(_Step(by, -1))
+        return self._expect(_Step(by, set(range(by + 1))))
 
     def expect_laps(self, count: int) -> None:
         """Note that so many more steps go round by themselves. Nobody acknowledges those."""
         for _ in range(count):
-            self._expect(_Step(self.teller, len(self.route.stages)))
+            self._expect(_Step(self.teller, set()))
 
     def _expect(self, step: _Step) -> int:
         self._newest += 1
@@ -99,10 +108,13 @@ class AttemptInbox:
 
     def _acknowledged(self, message: Acknowledged) -> bool:
         step = self._steps.get(message.step)
-        if step is None or message.index <= step.reached:
+        if step is None or message.index not in step.lacking:
             return False
-        step.reached = message.index
+        step.lacking.discard(message.index)
         self._heard_at = trio.current_time()
+        if step.early is not None and not step.lacking:
+            self._put(step.early)
+            step.early = None
         return True
 
     def _answered(self, sender: PeerId, message: Answered) -> bool:
@@ -112,8 +124,12 @@ class AttemptInbox:
             return False
         if message.token is not None and step.by not in (self.teller, len(self.route.stages) - 1):
             return False
-        step.is_answered = self._put(message)
-        return step.is_answered
+        step.is_answered = True
+        step.lacking.discard(step.by)
+        if message.token is None and step.lacking:
+            step.early = message
+            return True
+        return self._put(message)
 
     def _put(self, message: Answered | StageFailed) -> bool:
         try:

@@ -36,6 +36,8 @@ async def test_a_chunk_is_answered_by_the_stage_behind_which_nobody_lacks_it():
     one = inbox()
     for by in (0, 1, 2):
         step = one.expect(by)
+        for index in range(by):
+            assert one.push("abc"[index], acknowledged(step, index))
         assert [sender for sender in ("asker", "c", "b", "a", "d") if one.push(sender, answered(step))] == ["abc"[by]]
         assert await one.next(1) == answered(step)
         assert len(one) == 0
@@ -56,9 +58,8 @@ async def test_nothing_is_taken_twice_or_of_what_is_not_on_its_way():
     one = inbox()
     step = one.expect(2)
     one.expect_laps(3)
-    for index, sender in ((0, "a"), (2, "c"), (1, "b")):  # that of the stage in the middle has nothing new any more
-        taken = [one.push(sender, acknowledged(step, index)) for _ in range(3)]
-        assert taken == [index != 1, False, False]
+    for index, sender in ((0, "a"), (2, "c"), (1, "b")):
+        assert [one.push(sender, acknowledged(step, index)) for _ in range(3)] == [True, False, False]
         assert not one.push(sender, acknowledged(step + 1, index)), "nobody acknowledges what goes round"
         for news in (RingJoined(NAME, ATTEMPT, index), StageFailed(NAME, ATTEMPT, index, "engine", "")):
             assert [one.push(sender, news) for _ in range(3)] == [True, False, False]
@@ -66,6 +67,29 @@ async def test_nothing_is_taken_twice_or_of_what_is_not_on_its_way():
     assert one.laps.is_whole
     assert [one.push("c", answered(step, TOKEN)) for _ in range(3)] == [True, False, False]
     assert not any(one.push("c", answered(other, TOKEN)) for other in (-1, 0, 5, 10**9))
+
+
+async def test_a_chunk_is_done_when_all_in_front_have_acknowledged_it(autojump_clock):
+    one = inbox()
+    step = one.expect(2)
+    assert one.push("c", answered(step))
+    assert not one.push("c", answered(step))
+    for index, sender in enumerate("ab"):
+        assert await one.next(1) is None
+        assert one.push(sender, acknowledged(step, index))
+    assert await one.next(1) == answered(step)
+    assert len(one) == 0
+
+
+@pytest.mark.parametrize(
+    ("acknowledging", "blamed"), [((), 0), ((0,), 0), ((0, 1), 1), ((0, 1, 2), 2), ((0, 2), 1), ((1, 2), 0)]
+)
+async def test_a_step_is_where_it_was_acknowledged_last_or_passed_without_a_word(acknowledging, blamed):
+    one = inbox()
+    step = one.expect(2)
+    for index in acknowledging:
+        one.push("abc"[index], acknowledged(step, index))
+    assert one.oldest == blamed
 
 
 async def test_all_that_can_be_said_has_room_and_comes_in_order():
