@@ -32,4 +32,5 @@ class ClosedSessions:
 
     def has(self, coordinator: PeerId, session: SessionId, attempt: int) -> bool:
         """Whether an attempt has been closed."""
-        return attempt < self._closed.get(coordinator, {}).get(session, attempt)
+        theirs = self._closed.get(coordinator)
+        return theirs is not None and attempt < theirs.get(session, attempt)
