@@ -37,6 +37,9 @@ class Patience:
 
     first_route: float = 5.0
     new_route: float = 60.0  # after a loss: a worker that reloads a large model needs that long
+    # A node that has on disk what lacks is loading it, alone or among others. Some never do: no turn is held for them before
+    # there is an answer.
+    loading: float = 30.0
     busy: float = 0.5  # before a peer without room is asked again
     losses_in_a_row: int = 5  # without a token between them: the request itself may be what kills workers
     pipeline: PipelineTimes = attrs.field(factory=PipelineTimes)
@@ -84,7 +87,8 @@ class Coordinator:
                 comes_back = session.recoveries and self.is_wanted(request.model)
                 patience = self.patience.new_route if comes_back else self.patience.first_route
                 try:
-                    route = route or await self.finder.wait(request, barred, busy, patience)
+                    loading = self.patience.loading if session.recoveries else 0.0
+                    route = route or await self.finder.wait(request, barred, busy, patience, loading)
                 except NoRoute as error:
                     if not busy and session.recoveries:
                         raise SessionLost(

@@ -57,12 +57,18 @@ class RequestRunner:
     demand: FadingRates[ModelId]
     aliases: Mapping[str, str] = attrs.field(factory=dict)  # the settings': name -> name
 
-    async def prepare(self, request: GenerationRequest) -> None:
-        """Have the model loaded if it is here and not loaded: not on a turn that a request for another could have.
+    async def prepare(self, call: GenerationCall) -> None:
+        """Have the model loaded, what is here of it and the rest elsewhere: not on a turn that a request for another could have.
 
-        Raises UnknownModel, and Unavailable when it cannot be loaded.
+        Raises UnknownModel, Unavailable when it cannot be loaded here, and NoRoute.
         """
-        await self._loaded(self._resolve(request))
+        target = self._resolve(call.request)
+        model = await self._loaded(target)
+        if model is None or not (model.is_whole or call.request.only_counts):
+            rule, named = call.delegated.privacy, call.delegated.peers
+            wish = RouteRequest(target.id, target.block_count, tokens=1, privacy=rule, peers=named)
+            patience = self.coordinator.patience
+            await self.coordinator.finder.line_up(wish, patience.first_route, patience.loading)
 
     async def run(self, call: GenerationCall, record: RequestRecord) -> None:
         """Generate. Cancellation frees everything, on every node.
@@ -193,8 +199,9 @@ class RequestRunner:
         busy: frozenset[PeerId] = frozenset()
         while not reply.is_over:
             waits = patience.new_route if reply.losses else patience.first_route
+            loading = patience.loading if reply.losses else 0.0
             try:
-                route = await finder.wait(wish, lost, busy, waits)
+                route = await finder.wait(wish, lost, busy, waits, loading)
             except NoRoute:
                 if not busy:
                     raise

@@ -1,6 +1,7 @@
 """Plans routes over what this node has loaded and what its peers offer, and waits when there is none yet."""
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
@@ -24,7 +25,6 @@ _SHUNNED = 60.0  # seconds: a peer that fails sessions in secret does so once a 
 # Seconds; doubled at each loss, so that six losses of one session at one peer last longer than it waits.
 _FIRST_BAR = 5.0
 _LOOK_AGAIN = 0.1  # seconds; a worker that comes back tells nobody
-_LOADING = 30.0  # seconds that are waited for a part that a node has on disk: it is loading it, alone or among others
 
 
 @attrs.frozen
@@ -64,6 +64,10 @@ class RouteFinder:
     _shunned: dict[PeerId, tuple[int, float]] = attrs.field(
         factory=dict, init=False
     )  # sequence at the loss, until when
+    # Of requests for a first route, by what they want; a line that nobody stands in is gone.
+    _lines: weakref.WeakValueDictionary[RouteRequest, trio.Lock] = attrs.field(
+        factory=weakref.WeakValueDictionary, init=False
+    )
 
     def plan(self, request: RouteRequest) -> Route:
         """Return the cheapest route that the privacy rule allows, past those who failed lately if it can be done.
@@ -121,14 +125,29 @@ class RouteFinder:
         best = sorted(self._allowed(request), key=usefulness)[: MOST_PEERS - 1]
         return frozenset({self.own, *(peer.peer for peer in best)})
 
+    async def line_up(self, request: RouteRequest, patience: float, loading: float) -> None:
+        """Wait as `wait` does until there is a route. Raises NoRoute.
+
+        Of all who want the same only the first in line looks: there may be hundreds, and each look is a plan.
+        """
+        came = trio.current_time()
+        async with self._lines.setdefault(request, trio.Lock()):
+            waited = trio.current_time() - came
+            await self.wait(request, {}, frozenset(), patience - waited, loading - waited)
+
     async def wait(
-        self, request: RouteRequest, barred: Mapping[PeerId, Bar], busy: frozenset[PeerId], patience: float
+        self,
+        request: RouteRequest,
+        barred: Mapping[PeerId, Bar],
+        busy: frozenset[PeerId],
+        patience: float,
+        loading: float = 0.0,
     ) -> Route:
         """Plan, waiting up to `patience` seconds for somebody to come whose absence is why there is no route.
 
         A barred peer may be used again once its sequence differs, which is a new fact, or its bar has ended; as it is shunned
         still, that is where there is no way past it. Who holds what lacks is loading it, anew for example because more of it has
-        come there, and is waited for longer. Raises NoRoute.
+        come there, and may be waited for longer, up to `loading` seconds. Raises NoRoute.
         """
         began = trio.current_time()
         while True:
@@ -138,10 +157,13 @@ class RouteFinder:
                 return self.plan(attrs.evolve(request, barred=still | busy))
             except NoRoute as error:
                 waited = trio.current_time() - began
-                if busy or (waited >= patience and not self._is_loading(attrs.evolve(request, barred=still))):
+                if busy:
                     raise
-                if waited >= max(patience, _LOADING):
-                    raise NoRoute(f"{error}; what lacks lies on disks, and was not loaded in {waited:.0f} s") from error
+                if waited >= patience:
+                    if not loading or not self._is_loading(attrs.evolve(request, barred=still)):
+                        raise
+                    if waited >= loading:
+                        raise NoRoute(f"{error}; what lacks lies on disks, and was not loaded in time") from error
             with trio.move_on_after(_LOOK_AGAIN):
                 await self.mesh.changed.changed(version)
 

@@ -210,7 +210,7 @@ class InferenceRouter:
         if self._in_hand > settings.max_concurrent + settings.queue_length:
             raise Overloaded(f"{self._in_hand - 1} requests are in hand already; try again later", retry_after=5.0)
         with trio.move_on_after(settings.request_timeout) as deadline:
-            await runner.prepare(call.request)
+            await runner.prepare(call)
             if call.request.only_counts:  # no turn: nothing is computed
                 await runner.run(call, record)
                 return

@@ -74,6 +74,9 @@ class Bench:
 
     async def answer(self, model=0, **options):
         request = GenerationRequest(RequestId("r"), self.names[model], (ChatMessage("user", "hi"),), **options)
+        return await self.run(request)
+
+    async def run(self, request):
         async with open_generations(self.mailbox, [request]) as events:
             found = [event async for _, event in events]
         return "".join(event.text for event in found if isinstance(event, Delta))
@@ -90,24 +93,27 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def bench(models):
-    """Open a router; `build` makes the executor of a model by its number."""
+    """Open a router; `build` makes the executor of a model by its number, `changes` are to its settings."""
     folder, manifests = models
 
     @asynccontextmanager
-    async def opened(build, wanted=(0,), settings=SETTINGS):
+    async def opened(build, wanted=(0,), peers=None, **changes):
         numbers = {manifest.id: number for number, manifest in enumerate(manifests)}
         mailbox = Mailbox("router")
+        alone = solitary_mesh(PeerId("me"), Mailbox("stages", 64))
         resources = RouterResources(
             mailbox,
             ModelTables(
                 Catalog(folder, *manifests), Latest(frozenset(manifests[number].id for number in wanted)), Latest({})
             ),
-            solitary_mesh(PeerId("me"), Mailbox("stages", 64)),
+            alone if peers is None else attrs.evolve(alone, peers=peers),
             InlineLanes(),
             Metrics(),
             HealthBoard(),
         )
-        router = InferenceRouter(resources, settings, lambda spec: build(numbers[spec.model]), Pulse())
+        router = InferenceRouter(
+            resources, attrs.evolve(SETTINGS, **changes), lambda spec: build(numbers[spec.model]), Pulse()
+        )
         async with trio.open_nursery() as nursery:
             await nursery.start(router.run)
             yield Bench(mailbox, resources, tuple(manifest.name for manifest in manifests))

@@ -1,13 +1,21 @@
 """Loading and unloading: what callers see of it, in virtual time."""
 
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 import trio
 from support.fake_executor import FakeExecutor
 from trio.testing import wait_all_tasks_blocked
 
-from meshnode.errors import OutOfMemory, Unavailable
+from meshnode.errors import NoRoute, OutOfMemory, Unavailable
+from meshnode.flow.latest import Latest
+from meshnode.inference.coordination import Patience
+from meshnode.types.blocks import BlockRange
+from meshnode.types.conversation import ChatMessage
+from meshnode.types.generation import GenerationRequest
+from meshnode.types.ids import ModelId, PeerId, RequestId
+from meshnode.types.peers import Holding, Liveness, Offer, PeerInfo, StageOffer
 
 
 class Slow(FakeExecutor):
@@ -99,6 +107,33 @@ async def test_waiting_for_one_model_to_load_keeps_no_turn_from_another(bench, a
         with trio.fail_after(10):
             assert await node.answer(0, max_tokens=3) != ""
         nursery.cancel_scope.cancel()
+
+
+async def test_waiting_for_what_others_do_not_load_keeps_no_turn_either(bench, autojump_clock):
+    """Somebody has the rest of it on disk, or says so: each request for it held its turn for half a minute."""
+    half = StageOffer(
+        ModelId("77" * 32), "elsewhere", 4, 8, 1000, BlockRange(0, 2), True, False, "class", 0.1, 0.1, 1000
+    )
+    rest = Holding(half.model, half.name, 4, (BlockRange(2, 4),), head=True)
+    offer = Offer(PeerId("p"), 7, 0.0, "1", (), (half,), holdings=(rest,))
+    peer = PeerInfo(offer.peer, Liveness.ALIVE, connected=True, offer=offer, links=1)
+    peers = SimpleNamespace(changed=Latest(0), peers=lambda: (peer,))
+    patience = Patience(loading=8.0)
+    async with (
+        bench(lambda _: FakeExecutor(b"abc"), peers=peers, patience=patience) as node,
+        trio.open_nursery() as nursery,
+    ):
+        request = GenerationRequest(RequestId("r"), half.name, (ChatMessage("user", "hi"),))
+
+        async def ask():
+            with pytest.raises(NoRoute, match=r"blocks 2:4 of 4; .* was not loaded in time"):
+                await node.run(request)
+
+        for _ in range(4):
+            nursery.start_soon(ask)
+        await trio.sleep(6)
+        with trio.fail_after(1):
+            assert await node.answer(0, max_tokens=3) != ""
 
 
 async def test_a_model_that_is_wanted_twice_is_loaded_once(bench, autojump_clock):

@@ -11,6 +11,7 @@ from support.toy_rings import ToyRings
 from meshnode.errors import SessionLost
 from meshnode.inference.session import Session
 from meshnode.types.generation import SamplingParameters
+from meshnode.types.peers import Holding
 from meshnode.wire.stage_messages import Answered, OpenStage, StageStepMessage
 
 
@@ -78,13 +79,19 @@ async def test_a_stage_that_comes_back_is_waited_for(mesh, autojump_clock):
     assert session.recoveries >= 1
 
 
-async def test_a_stage_that_loads_anew_before_the_first_token_is_waited_for(mesh, autojump_clock):
-    """Placement brings it other blocks just as it is asked: nobody else has these, and a first load takes a while."""
+@pytest.mark.parametrize(("here", "seconds"), [(True, 30.0), (False, 10.0)])
+async def test_a_stage_that_loads_anew_before_the_first_token_is_waited_for(mesh, autojump_clock, here, seconds):
+    """Placement brings it other blocks just as it is asked: nobody else has these, and a first load takes a while.
+
+    Who coordinates has a part of the model, too, or goes by what the other says that it has on disk.
+    """
     for name, start, end in (("a", 0, 6), ("b", 6, 12)):
         await mesh.add(name, start, end)
     expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), 60)
     session, worker = new_session(), mesh.nodes["b"].executor
-    worker.restart = 30.0
+    worker.restart = seconds
+    mesh.network.nodes["b"].holdings = (Holding("model", "toy", BLOCKS, (worker.blocks,), head=True),)
+    mesh.nodes["a"].coordinator.is_wanted = lambda _: here
 
     def crash_when_asked(own, peer, message, body):
         if isinstance(message, OpenStage) and peer == "b" and message.attempt == 1:

@@ -49,12 +49,14 @@ class Finder:
 
     best: list
     mesh: object = None
+    waits: list = attrs.field(factory=list)  # (for anybody, for who loads)
     remembered: list = attrs.field(factory=list)  # (who coordinated, how many beginnings)
 
     def plan(self, request):
         return route_from(OWN)
 
-    async def wait(self, request, barred, busy, patience):
+    async def wait(self, request, barred, busy, patience, loading=0.0):
+        self.waits.append((patience, loading))
         await trio.sleep(2)
         return route_from(self.best.pop(0) if len(self.best) > 1 else self.best[0])
 
@@ -162,6 +164,7 @@ async def test_a_request_that_was_handed_on_comes_back_when_its_coordinator_dies
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert (finished.recoveries, finished.pause) == (1, 2.0)
+    assert runner.coordinator.finder.waits == [(5.0, 0.0), (5.0, 0.0), (60.0, 30.0)]
     assert finished.route == str(route_from(OWN))
     assert finished.usage.completion_tokens == len(ANSWER)
 

@@ -29,9 +29,11 @@ GONE = PeerInfo(PEER, Liveness.DEAD, connected=False, links=1)
 class World:
     peer: PeerInfo = THERE
     others: tuple = ()
+    looks: int = 0
     changed: Latest = attrs.field(factory=lambda: Latest(0))
 
     def peers(self):
+        self.looks += 1
         return (self.peer, *self.others)
 
     def become(self, peer):
@@ -90,19 +92,49 @@ def holder(blocks, *stages, others=(), **changes):
 HALF, REST = attrs.evolve(WHOLE, blocks=BlockRange(0, 2)), attrs.evolve(WHOLE, blocks=BlockRange(2, 4))
 
 
-async def test_a_part_that_is_being_loaded_anew_is_waited_for(autojump_clock):
+async def test_a_part_that_is_being_loaded_anew_is_waited_for_where_no_turn_is_held(autojump_clock):
     """More blocks have come to it: its worker ends, and the next one needs a while."""
     world = World(
         holder([(1, 4)]), (attrs.evolve(THERE, peer=PeerId("12D3c"), offer=attrs.evolve(THERE.offer, stages=(HALF,))),)
     )
+    finder = new_finder(world)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_later, world, holder([(1, 4)], REST), 20)
-        assert (await new_finder(world).wait(WISH, {}, frozenset(), 5.0)).peers == {PEER, "12D3c"}
+        nursery.start_soon(_later, world, holder([(1, 4)], REST), 7)
+        assert (await finder.wait(WISH, {}, frozenset(), 5.0, 30.0)).peers == {PEER, "12D3c"}
     world.become(holder([(1, 4)]))
-    began = trio.current_time()
-    with pytest.raises(NoRoute, match=r"blocks 2:4 of 4; .*; what lacks lies on disks, and was not loaded in 30 s"):
-        await new_finder(world).wait(WISH, {}, frozenset(), 5.0)
-    assert trio.current_time() - began == pytest.approx(30, abs=0.2)
+    for loading, seconds, end in (
+        (0.0, 5, "start one that does"),
+        (8.0, 8, "lies on disks, and was not loaded in time"),
+    ):
+        began = trio.current_time()
+        with pytest.raises(NoRoute, match=f"blocks 2:4 of 4; .*{end}$"):
+            await finder.wait(WISH, {}, frozenset(), 5.0, loading)
+        assert trio.current_time() - began == pytest.approx(seconds, abs=0.2)
+
+
+async def test_of_all_who_line_up_for_the_same_only_the_first_looks_and_each_is_told_in_its_time(autojump_clock):
+    world, told = World(GONE), []
+    finder = new_finder(world)
+
+    async def ask(came):
+        await trio.sleep(came)
+        try:
+            await finder.line_up(WISH, 5.0, 30.0)
+        except NoRoute:
+            told.append(trio.current_time() - began - came)
+
+    async with trio.open_nursery() as nursery:
+        began = trio.current_time()
+        for came in range(3):
+            nursery.start_soon(ask, came)
+    assert told == pytest.approx([5, 5, 5], abs=0.2)
+    world.looks = 0
+    async with trio.open_nursery() as nursery:
+        for _ in range(30):
+            nursery.start_soon(ask, 0)
+        nursery.start_soon(_later, world, THERE)
+    assert len(told) == 3
+    assert world.looks < 60
 
 
 @pytest.mark.parametrize(
@@ -121,7 +153,7 @@ async def test_who_loads_nothing_that_helps_is_waited_for_no_longer(peer, autoju
     bars = {PEER: Bar.after(None, finder.sequence(PEER), for_good=True)} if peer is THERE else {}
     began = trio.current_time()
     with pytest.raises(NoRoute):
-        await finder.wait(WISH, bars, frozenset(), 5.0)
+        await finder.wait(WISH, bars, frozenset(), 5.0, 30.0)
     assert trio.current_time() - began == pytest.approx(5, abs=0.2)
 
 
