@@ -299,6 +299,9 @@ class Pipeline:
         except MeshnodeError as error:
             if isinstance(error, GrammarRefused) and self._has_grammar(stage):
                 raise  # by any other node too
+            if stage.peer == self.own and isinstance(error, PeerUnreachable) and index + 1 < len(stages):
+                # We always reach ourselves. Our stage waits for a link to the next one, which may be frozen.
+                raise StageLost(stages[index + 1].peer, f"our stage has no link to it: {error}") from error
             busy = isinstance(error, OutOfMemory | Overloaded)
             raise StageLost(stage.peer, f"the stage did not open: {error}", busy=busy) from error
         if not isinstance(reply.message, StageOpened) or not reply.message.length >= 0:

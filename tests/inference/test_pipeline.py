@@ -8,7 +8,7 @@ from support.toy_executor import toy_answer
 from support.toy_mesh import BLOCKS, PROMPT, WISH, Mesh, generate, new_session
 from support.toy_rings import ToyRings
 
-from meshnode.errors import SessionLost
+from meshnode.errors import PeerUnreachable, SessionLost
 from meshnode.inference.session import Session
 from meshnode.types.generation import SamplingParameters
 from meshnode.types.peers import Holding
@@ -55,6 +55,26 @@ async def test_a_lost_stage_costs_a_pause_not_the_answer(mesh, autojump_clock, v
     if how == "freeze":
         left.pop(victim)
     assert set(left.values()) == {0}
+
+
+async def test_who_cannot_be_linked_with_costs_a_pause_and_nobody_else_is_blamed(mesh, autojump_clock, monkeypatch):
+    """It has just been frozen, and nobody here knows; the stage of our own that is to send it rows waits for a link to it."""
+    for name, start, end in (("a", 0, 4), ("b", 4, 9), ("c", 9, 12), ("spare", 4, 9)):
+        await mesh.add(name, start, end, pace=1e-3 if name == "spare" else 1e-4)
+    known = type(mesh.network.nodes["a"])
+
+    async def dial(self, peer, to=known.to):
+        if peer == "b":
+            await trio.sleep(10)
+            raise PeerUnreachable("b did not answer within 10 s")
+        return await to(self, peer)
+
+    monkeypatch.setattr(known, "to", dial)
+    session = new_session()
+    expected = await toy_answer(BLOCKS, PROMPT, SamplingParameters(), 60)
+    with trio.fail_after(10):
+        assert await generate(mesh.nodes["a"], session) == expected
+    assert session.recoveries == 1
 
 
 @in_rings_too
