@@ -111,7 +111,7 @@ def _resumed(mesh: Mesh, rounds: int) -> list[Row]:
         if answer.text != calm.text:
             raise SystemExit(f"a resumed answer of {LONG} tokens differs from the calm one")
         pauses.append(pause)
-        question = chat(calm.text, 4)
+        question = chat(f"{index}. {calm.text}", 4)  # another beginning each time: nothing of it has been read before
         prefills.append(ask(mesh.nodes["first"], question))
     seconds = statistics.median(answer.to_first for answer in prefills)
     tokens = statistics.median(answer.prompt_tokens for answer in prefills) / (calm.prompt_tokens + LONG)
