@@ -204,9 +204,8 @@ class Pipeline:
         answer = await self._answer()
         while answer.step < self._sampling:  # of a chunk that only a stage in front lacked
             answer = await self._answer()
-        if (
-            answer.step != self._sampling
-        ):  # any stage in front of the last can have it do so, with a step of its own making
+        # Any stage in front of the last can have it do so, with a step of its own making.
+        if answer.step != self._sampling:
             raise RingLost(f"step {answer.step} was answered where {self._sampling} is the next")
         return self._sampled(answer)
 
@@ -216,9 +215,8 @@ class Pipeline:
             raise StageLost(peer, "it answered the last row without a token")
         if not self.session.knows(token):
             raise StageLost(peer, "it answered with what is no token of this model", misdeed=Misdeed.WRONG_ROWS)
-        if not self.session.is_possible(
-            token
-        ):  # which rows that are too few or far too large make of an honest head, too
+        # Rows that are too few or far too large have an honest head do so, too.
+        if not self.session.is_possible(token):
             raise StageLost(peer, "it answered with more or less than was asked for, or with numbers that are none")
         return token
 

@@ -61,9 +61,8 @@ class RouteFinder:
     privacy: Privacy
     boomerang: bool  # text and tokens stay here: embedding and head run on this node
     _recent: RecentRoutes = attrs.field(factory=RecentRoutes, init=False)
-    _shunned: dict[PeerId, tuple[int, float]] = attrs.field(
-        factory=dict, init=False
-    )  # sequence at the loss, until when
+    # Sequence at the loss, until when.
+    _shunned: dict[PeerId, tuple[int, float]] = attrs.field(factory=dict, init=False)
     # Of requests for a first route, by what they want; a line that nobody stands in is gone.
     _lines: weakref.WeakValueDictionary[RouteRequest, trio.Lock] = attrs.field(
         factory=weakref.WeakValueDictionary, init=False
